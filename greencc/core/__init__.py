@@ -1,0 +1,1 @@
+"""Types and services everything else is built on: errors, models, passes, pipeline, protocols."""

@@ -1,0 +1,104 @@
+"""Engines (what was built, able to run) and targets (what can build them)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from greencc.core.capabilities import Capabilities
+from greencc.core.data import Array, Feeds, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time one node of the built graph takes: `microseconds` is the median over the profiled runs."""
+
+    name: str
+    op_type: str
+    microseconds: float
+
+
+class Engine(Protocol):
+    """A built model. `run` takes and returns arrays keyed by the model's input and output names."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]: ...
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; `outputs` names the outputs wanted (default: all).
+
+        Raises:
+            InputError: An input is missing, unknown, or has the wrong dtype, rank or shape.
+        """
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Device:
+    """Facts about the machine an engine runs on; `fingerprint` is a digest of them."""
+
+    name: str
+    facts: Mapping[str, str]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """Something models are compiled for. A subclass's fields are its options."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this target cannot run here and how to get it, or None when it can."""
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the target's kernels can do, read from the machine."""
+
+    @abstractmethod
+    def device(self) -> Device: ...
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the runtime packages an artifact depends on."""
+
+    @abstractmethod
+    def lower(self, model: ir.Model) -> ir.Model:
+        """Return the model in the form the target's builder wants (a clone, or the model itself)."""
+
+    @abstractmethod
+    def build(self, model: ir.Model, folder: Path) -> Path:
+        """Write the artifact files of `model` into `folder` and return the main one."""
+
+    @abstractmethod
+    def open(self, artifact: Path) -> Engine:
+        """Load an artifact written by `build`, as a deployment would run it."""
+
+    @abstractmethod
+    def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
+        """Return an engine that runs `model` node by node as written, without the runtime's own rewrites.
+
+        `outputs` names the values wanted; inner values may be named as well. Default: the model's outputs.
+        """
+
+    @abstractmethod
+    def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
+        """Per-node times of an artifact."""
+
+
+class EngineBuilder(Protocol):
+    """The signature of `Target.reference`: what passes get to see activations with."""
+
+    def __call__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine: ...

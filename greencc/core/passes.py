@@ -1,0 +1,102 @@
+"""The pass interface: frozen dataclasses whose fields are their options.
+
+A pass edits the clone it is given and returns an `Outcome`: how many rewrites it applied and what it found
+or refused. Every rewrite is announced to `Context.rewrites` first, which is what lets the pipeline bisect a
+pass that changes the outputs down to one rewrite and one node (the idea of LLVM's ``-opt-bisect-limit``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from greencc.core.capabilities import Capabilities
+from greencc.core.data import DataSource, Feeds
+from greencc.core.engine import EngineBuilder
+from greencc.core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FindingKind = Literal["refused", "rolled-back", "left-in-float", "note", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a pass saw or refused, for the report."""
+
+    kind: FindingKind
+    message: str
+    node: str | None = None
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One applied change: the rule and the name of the node it started from."""
+
+    rule: str
+    node: str
+
+
+@dataclass
+class RewriteLog:
+    """Counts rewrites and, when bisecting, stops allowing them after `limit`."""
+
+    limit: int | None = None
+    applied: list[Rewrite] = field(default_factory=list)
+
+    def allow(self, rule: str, node: str) -> bool:
+        """Announce a rewrite; the caller must not apply it when this returns False."""
+        if self.limit is not None and len(self.applied) >= self.limit:
+            return False
+        self.applied.append(Rewrite(rule, node))
+        return True
+
+
+@dataclass
+class Outcome:
+    """What a pass did. `changed` counts applied rewrites."""
+
+    changed: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may use besides the model.
+
+    Attributes:
+        capabilities: Facts about the target.
+        build: Makes a reference engine of a model, to see activations with.
+        samples: A few feeds, each one batch, for passes that probe the model.
+        calibration: The calibration split, or None when there is none.
+        rewrites: The log every rewrite is announced to.
+        progress: Where long passes report how far they are.
+    """
+
+    capabilities: Capabilities
+    build: EngineBuilder
+    samples: Sequence[Feeds]
+    calibration: DataSource | None = None
+    rewrites: RewriteLog = field(default_factory=RewriteLog)
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A step of a recipe. Subclass fields must have defaults and be str, bool, int, float, Enum or a tuple of str."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    lossy: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        """Edit `model` in place.
+
+        Raises:
+            GreenccError: The pass cannot run at all (e.g. it needs calibration data and there is none).
+        """

@@ -1,0 +1,186 @@
+"""Run passes one after another, each behind a gate.
+
+After every pass the shapes are inferred again and the full ONNX check runs. A pass that claims to preserve
+the function must reproduce the reference outputs on the sample inputs; one that does not is rolled back with
+a finding that names the rewrite and the node. Lossy passes report their output error and become the new
+reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.data import Array, Feeds
+from greencc.core.engine import EngineBuilder
+from greencc.core.errors import GreenccError
+from greencc.core.model import check_model, infer_shapes
+from greencc.core.passes import Context, Finding, Outcome, Pass, RewriteLog
+from greencc.core.recipe import options_of
+from greencc.core.report import PassRecord
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far the outputs of a function-preserving pass may move.
+
+    The error of a float output is max|a - b| / max|a| over all samples; integer, boolean and string outputs
+    must be equal. 1e-4 is about a hundred times the rounding that folding a BatchNormalization causes
+    in float32 and a hundredth of what an 8-bit step changes (docs/adr/0004-tolerances.md).
+    """
+
+    relative: float = 1e-4
+    absolute: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Applies passes to clones of a model.
+
+    Args:
+        ctx: What the passes may use; its `rewrites` is replaced for every pass.
+        tolerance: The bound of the equivalence gate.
+    """
+
+    ctx: Context
+    tolerance: Tolerance = Tolerance()
+
+    def run(self, model: ir.Model, passes: Sequence[Pass]) -> tuple[ir.Model, list[PassRecord]]:
+        """Return the rewritten model and what each pass did; `model` itself is left unchanged."""
+        records: list[PassRecord] = []
+        reference: list[dict[str, Array]] | None = None
+        for step in self.ctx.progress(passes, label="Passes", total=len(passes)):
+            if reference is None:
+                reference = run_samples(self.ctx.build, model, self.ctx.samples)
+            start = time.perf_counter()
+            candidate, outcome, rewrites = self._apply(model, step, limit=None)
+            error: float | None = None
+            rolled_back = False
+            findings = list(outcome.findings)
+            if outcome.changed:
+                problem, error = self._judge(candidate, step, reference)
+                if problem is None:
+                    model = candidate
+                    if step.lossy:
+                        reference = None
+                else:
+                    rolled_back = True
+                    findings.append(self._blame(model, step, reference, problem, rewrites))
+            records.append(
+                PassRecord(
+                    name=step.name,
+                    options=options_of(step),
+                    changed=0 if rolled_back else outcome.changed,
+                    error=error,
+                    rolled_back=rolled_back,
+                    findings=tuple(findings),
+                    seconds=time.perf_counter() - start,
+                )
+            )
+        return model, records
+
+    def _apply(
+        self, model: ir.Model, step: Pass, limit: int | None
+    ) -> tuple[ir.Model, Outcome, RewriteLog]:
+        rewrites = RewriteLog(limit)
+        candidate = model.clone()
+        outcome = step.apply(candidate, replace(self.ctx, rewrites=rewrites))
+        return candidate, outcome, rewrites
+
+    def _judge(
+        self, candidate: ir.Model, step: Pass, reference: list[dict[str, Array]]
+    ) -> tuple[str | None, float | None]:
+        """Return (what is wrong or None, the relative output error or None)."""
+        try:
+            infer_shapes(candidate)
+            check_model(candidate)
+            outputs = run_samples(self.ctx.build, candidate, self.ctx.samples)
+        except GreenccError as error:
+            return error.message, None
+        error = output_error(reference, outputs, self.tolerance.absolute)
+        if not step.lossy and not error <= self.tolerance.relative:
+            return (
+                f"outputs moved by {error:.2g} of their range, more than the tolerance {self.tolerance.relative:g}",
+                error,
+            )
+        if step.lossy and not np.isfinite(error):
+            return "outputs are no longer finite", error
+        return None, error
+
+    def _blame(
+        self,
+        model: ir.Model,
+        step: Pass,
+        reference: list[dict[str, Array]],
+        problem: str,
+        rewrites: RewriteLog,
+    ) -> Finding:
+        """Bisect for the first rewrite after which the gate fails."""
+        low, high = 0, len(rewrites.applied)
+        while high - low > 1:
+            middle = (low + high) // 2
+            candidate, _, _ = self._apply(model, step, limit=middle)
+            if self._judge(candidate, step, reference)[0] is None:
+                low = middle
+            else:
+                high = middle
+        if not rewrites.applied:
+            return Finding("rolled-back", f"{step.name} was rolled back: {problem}")
+        culprit = rewrites.applied[high - 1]
+        return Finding(
+            "rolled-back",
+            f"{step.name} was rolled back: {problem}; "
+            f"the first rewrite at fault is {culprit.rule} at node {culprit.node!r}",
+            node=culprit.node,
+            rule=culprit.rule,
+        )
+
+
+def run_samples(
+    build: EngineBuilder, model: ir.Model, samples: Sequence[Feeds]
+) -> list[dict[str, Array]]:
+    """Outputs of `model` for each of the sample feeds."""
+    engine = build(model)
+    try:
+        return [engine.run(feeds) for feeds in samples]
+    finally:
+        engine.close()
+
+
+def output_error(
+    reference: Sequence[dict[str, Array]], outputs: Sequence[dict[str, Array]], absolute: float
+) -> float:
+    """Largest error of any output, relative to the largest magnitude of that output in the reference.
+
+    Returns inf where shapes, names or integer values differ, or where a finite value became non-finite.
+    """
+    worst = 0.0
+    for name in reference[0] if reference else ():
+        scale = max((_magnitude(run[name]) for run in reference), default=0.0)
+        for expected, got in zip(reference, outputs, strict=True):
+            if name not in got or got[name].shape != expected[name].shape:
+                return float("inf")
+            a, b = expected[name], got[name]
+            if not np.issubdtype(a.dtype, np.floating):
+                if not np.array_equal(a, b):
+                    return float("inf")
+                continue
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            finite = np.isfinite(a)
+            if not np.array_equal(finite, np.isfinite(b)):
+                return float("inf")
+            distance = float(np.max(np.abs(a - b), where=finite, initial=0.0))
+            if distance > absolute:
+                worst = max(worst, distance / max(scale, absolute))
+    return worst
+
+
+def _magnitude(values: Array) -> float:
+    if not np.issubdtype(values.dtype, np.floating):
+        return 0.0
+    wide = np.abs(values.astype(np.float64))
+    return float(np.max(wide, where=np.isfinite(wide), initial=0.0))

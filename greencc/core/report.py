@@ -1,0 +1,211 @@
+"""The report as plain data. Field names are the stable keys of `report.json`.
+
+Figures that were not measured are None, never 0. Energy never stands without its grade, boundary and interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from greencc.core.passes import Finding
+
+SCHEMA = "greencc.report/1"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its two-sided confidence interval (or plausible range, for grade C and D energy)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Net energy per inference in millijoules."""
+
+    value: float
+    low: float
+    high: float
+    grade: str
+    boundary: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per inference; `samples` are the single runs, thinned for plotting."""
+
+    median: float
+    p95: float
+    p99: float
+    runs: int
+    samples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Measured figures of one variant. `accuracy` is None without labels."""
+
+    latency_ms: Latency
+    energy_mj: Energy | None
+    size_bytes: int
+    peak_memory_mb: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """baseline / artifact: above 1 the artifact is better. None: not available."""
+
+    latency: Interval
+    energy: Interval | None
+    size: Interval
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output of the artifact is from the baseline's, over all held-out samples."""
+
+    name: str
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The task metric on the certification split.
+
+    `drop` is baseline - artifact with its paired interval [low, high] at `confidence`; without labels it is
+    None. `agreement` is the share of samples with the same decision (top-1, or all outputs within tolerance).
+    `certified` says that with probability `confidence` the true drop is at most `epsilon`; `failures` of `n`
+    samples counted against it; `n_needed` is how many samples would certify when `n` is too small.
+    """
+
+    metric: str
+    baseline: float | None
+    artifact: float | None
+    drop: float | None
+    low: float | None
+    high: float | None
+    agreement: float | None
+    n: int
+    certified: bool
+    epsilon: float
+    confidence: float
+    failures: int | None
+    p_value: float | None
+    n_needed: int | None
+    reason: str
+    outputs: tuple[OutputError, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass as it ran. `error` is the relative output error it introduced, None when it was not checked."""
+
+    name: str
+    options: dict[str, Any]
+    changed: int
+    error: float | None
+    rolled_back: bool
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form the compile considered: its planning-split accuracy drop and quick latency, and why it was (not) kept."""
+
+    name: str
+    latency_ms: float | None
+    drop: float | None
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one layer before and after, matched by its origin in the source model; None where it is fused away."""
+
+    name: str
+    op_type: str
+    baseline_us: float | None
+    artifact_us: float | None
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """SQNR in dB of one activation of the artifact against the float model."""
+
+    name: str
+    op_type: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    name: str
+    sha256: str
+    params: int
+    macs: int | None
+    opset: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class CalibrationInfo:
+    source: str
+    digest: str
+    n: int
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked (`--max-drop`, `--precision`, ...) and whether the artifact meets it."""
+
+    asked: dict[str, Any]
+    met: bool
+
+
+@dataclass(frozen=True)
+class CompileInfo:
+    seconds: float
+    peak_rss_mb: float | None
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `report.json` holds."""
+
+    greencc: str
+    created: str
+    verdict: str
+    precision: str
+    model: ModelInfo
+    target: str
+    device: dict[str, Any]
+    conditions: dict[str, Any]
+    versions: dict[str, str]
+    baseline: Figures
+    artifact: Figures
+    ratio: Ratio
+    accuracy: Accuracy
+    budget: Budget
+    candidates: tuple[Candidate, ...]
+    passes: tuple[PassRecord, ...]
+    calibration: CalibrationInfo | None
+    layers: tuple[LayerTime, ...]
+    layer_errors: tuple[LayerError, ...]
+    warnings: tuple[str, ...]
+    compile: CompileInfo
+    schema: str = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries, lists and numbers."""
+        return asdict(self)
