@@ -39,9 +39,7 @@ def translated_os_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "choose an output folder on a writable file system",
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(
-            f"cannot write {path}: {reason}", hint=hints.get(error.errno or 0)
-        ) from error
+        raise InputError(f"cannot write {path}: {reason}", hint=hints.get(error.errno or 0)) from error
 
 
 @contextmanager

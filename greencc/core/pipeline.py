@@ -83,9 +83,7 @@ class Pipeline:
             )
         return model, records
 
-    def _apply(
-        self, model: ir.Model, step: Pass, limit: int | None
-    ) -> tuple[ir.Model, Outcome, RewriteLog]:
+    def _apply(self, model: ir.Model, step: Pass, limit: int | None) -> tuple[ir.Model, Outcome, RewriteLog]:
         rewrites = RewriteLog(limit)
         candidate = model.clone()
         outcome = step.apply(candidate, replace(self.ctx, rewrites=rewrites))
@@ -99,8 +97,8 @@ class Pipeline:
             infer_shapes(candidate)
             check_model(candidate)
             outputs = run_samples(self.ctx.build, candidate, self.ctx.samples)
-        except GreenccError as error:
-            return error.message, None
+        except GreenccError as failure:
+            return failure.message, None
         error = output_error(reference, outputs, self.tolerance.absolute)
         if not step.lossy and not error <= self.tolerance.relative:
             return (
@@ -140,9 +138,7 @@ class Pipeline:
         )
 
 
-def run_samples(
-    build: EngineBuilder, model: ir.Model, samples: Sequence[Feeds]
-) -> list[dict[str, Array]]:
+def run_samples(build: EngineBuilder, model: ir.Model, samples: Sequence[Feeds]) -> list[dict[str, Array]]:
     """Outputs of `model` for each of the sample feeds."""
     engine = build(model)
     try:

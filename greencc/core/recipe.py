@@ -58,7 +58,9 @@ def parse_recipe(text: str, known: Sequence[type[Pass]], where: str = "recipe") 
     entries = data.get("pass", [])
     extra = sorted(set(data) - {"schema", "pass"})
     if extra or not isinstance(entries, list):
-        raise UsageError(f"{where}: unexpected key {extra[0] if extra else 'pass'!r}", hint="write [[pass]] tables")
+        raise UsageError(
+            f"{where}: unexpected key {extra[0] if extra else 'pass'!r}", hint="write [[pass]] tables"
+        )
     return tuple(make_pass(entry, known, where) for entry in entries)
 
 
