@@ -31,6 +31,8 @@ class Int8Support:
         ops: Operators with integer kernels that consume quantized inputs.
         quantize_outputs: Operators only run as integers when their output is quantized too.
         reason: The fact behind the choice, for reports ("AVX512-VNNI: ...").
+        float_output: Operators that run as integers even when their output stays float (with
+            `quantize_outputs`, the exceptions to it; ONNX Runtime: Gemm and MatMul).
     """
 
     activation: ElementType
@@ -41,6 +43,7 @@ class Int8Support:
     ops: frozenset[str]
     quantize_outputs: bool
     reason: str
+    float_output: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Context:
         calibration: The calibration split, or None when there is none.
         rewrites: The log every rewrite is announced to.
         progress: Where long passes report how far they are.
+        observe: Makes an engine that sees activations over many samples: the runtime's own fusions may be on
+            as long as the outputs asked for are right. None: `build`.
     """
 
     capabilities: Capabilities
@@ -83,6 +85,7 @@ class Context:
     calibration: DataSource | None = None
     rewrites: RewriteLog = field(default_factory=RewriteLog)
     progress: Progress = silent
+    observe: EngineBuilder | None = None
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,20 @@ class Ratio:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output of the artifact is from the baseline's, over all held-out samples."""
+    """How far one output of the artifact is from the baseline's, over all held-out samples.
+
+    Float outputs have `sqnr_db` (None when the outputs are identical or the signal is zero), `cosine` and
+    `max_abs`; integer, boolean and string outputs have `differing`, the share of elements that differ.
+    `broken` counts samples whose shape changed or where finite values became non-finite; they are left out
+    of the other figures.
+    """
 
     name: str
     sqnr_db: float | None
     cosine: float | None
-    max_abs: float
+    max_abs: float | None
+    differing: float | None = None
+    broken: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ class Accuracy:
     `drop` is baseline - artifact with its paired interval [low, high] at `confidence`; without labels it is
     None. `agreement` is the share of samples with the same decision (top-1, or all outputs within tolerance).
     `certified` says that with probability `confidence` the true drop is at most `epsilon`; `failures` of `n`
-    samples counted against it; `n_needed` is how many samples would certify when `n` is too small.
+    samples counted against it; `n_needed` is how many samples would certify when `n` is too small (None when
+    no number would at the failure rate seen). `improved` counts the samples that the artifact alone got right.
+    `broken` counts samples for which the artifact gave a wrong shape or non-finite values; they are failures.
     """
 
     metric: str
@@ -101,6 +111,8 @@ class Accuracy:
     n_needed: int | None
     reason: str
     outputs: tuple[OutputError, ...] = ()
+    improved: int | None = None
+    broken: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class LayerError:
-    """SQNR in dB of one activation of the artifact against the float model."""
+    """SQNR in dB of one activation of the artifact against the float model, clipped to [-50, 150]."""
 
     name: str
     op_type: str

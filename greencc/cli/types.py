@@ -1,0 +1,32 @@
+"""Parameter types shared by commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from greencc.core.errors import UsageError
+
+
+class Share(click.ParamType[float]):
+    """A share such as ``1%`` or ``0.01``."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        from greencc.compiler.options import parse_share
+
+        try:
+            return parse_share(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SHARE = Share()
+EFFORTS = ("quick", "standard", "full")
+"""Values of greencc.compiler.options.Effort, repeated so that --help imports nothing; a test compares them."""
+PRECISIONS = ("auto", "fp32", "fp16", "int8")
+"""Values of greencc.compiler.options.Precision, likewise."""

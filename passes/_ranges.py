@@ -1,0 +1,117 @@
+"""Streaming observers: the range of an activation over any number of samples, in constant memory.
+
+`Histogram` counts values in bins whose width is a power of two. When a value falls outside, the range doubles
+and neighbouring bins are merged, which is exact: the counts are those that the final grid would have given
+from the start, whatever the order of the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greencc.core.data import Array
+
+BINS = 4096
+_HALF = BINS // 2
+# Elements binned at a time: the temporaries stay in the L2 cache.
+_CHUNK = 1 << 15
+# 2**-100 keeps the reciprocal of the bin width finite in float32.
+_MIN_EXPONENT = -100
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval of the values an activation takes; both ends are finite and low <= high."""
+
+    low: float
+    high: float
+
+    def union(self, other: Range) -> Range:
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+    def clamp(self, other: Range) -> Range:
+        """The part of `other` inside this range."""
+        return Range(max(self.low, min(other.low, self.high)), min(self.high, max(other.high, self.low)))
+
+
+@dataclass
+class Histogram:
+    """Counts of values on the grid [-2**e, 2**e) of `BINS` equal bins, e growing as needed.
+
+    Attributes:
+        counts: int64, shape (BINS,): how many values fell into each bin.
+        exponent: e, or None before the first value.
+        low: Smallest value seen (exact, not a bin edge).
+        high: Largest value seen.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    exponent: int | None = None
+    low: float = math.inf
+    high: float = -math.inf
+
+    def update(self, values: Array) -> bool:
+        """Count the values of an array of any shape.
+
+        Returns:
+            False, and nothing is counted, when the array holds a NaN or an infinity.
+        """
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        if not flat.size:
+            return True
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._grow(math.frexp(max(-low, high, 0.0))[1])
+        assert self.exponent is not None
+        inverse_width = np.float32(math.ldexp(_HALF, -self.exponent))
+        for start in range(0, flat.size, _CHUNK):
+            # Multiplying by a power of two and flooring are exact, so a bin never depends on the order.
+            scaled = flat[start : start + _CHUNK] * inverse_width
+            bins = np.floor(scaled, out=scaled).astype(np.intp)
+            bins += _HALF
+            self.counts += np.bincount(bins, minlength=BINS)
+        return True
+
+    def percentile(self, percent: float) -> Range:
+        """The range left when (100 - percent) / 2 % of the values are cut off at each end.
+
+        Each end lies within one bin width of the exact quantile, inside the values seen.
+        """
+        assert self.exponent is not None
+        if percent >= 100:
+            return Range(self.low, self.high)
+        cumulative = np.cumsum(self.counts)
+        total = int(cumulative[-1])
+        tail = (100.0 - percent) / 200.0 * total
+        ends = [self._quantile(cumulative, tail), self._quantile(cumulative, total - tail)]
+        return Range(self.low, self.high).clamp(Range(min(ends), max(ends)))
+
+    @property
+    def width(self) -> float:
+        """Width of one bin."""
+        assert self.exponent is not None
+        return math.ldexp(1.0, self.exponent) / _HALF
+
+    def _quantile(self, cumulative: NDArray[np.int64], mass: float) -> float:
+        """The value below which `mass` values lie, interpolated inside its bin."""
+        index = min(int(np.searchsorted(cumulative, mass)), BINS - 1)
+        before = float(cumulative[index] - self.counts[index])
+        inside = (mass - before) / max(float(self.counts[index]), 1.0)
+        return (index - _HALF + min(max(inside, 0.0), 1.0)) * self.width
+
+    def _grow(self, exponent: int) -> None:
+        exponent = max(exponent, _MIN_EXPONENT)
+        if self.exponent is None:
+            self.exponent = exponent
+        # After log2(BINS) doublings all mass sits in the two middle bins, and stays there.
+        for _ in range(min(max(exponent - self.exponent, 0), _HALF.bit_length() + 1)):
+            merged = self.counts.reshape(_HALF, 2).sum(axis=1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[_HALF // 2 : _HALF // 2 + _HALF] = merged
+        self.exponent = max(exponent, self.exponent)

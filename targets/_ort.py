@@ -1,0 +1,246 @@
+"""Engines on ONNX Runtime's CPU execution provider.
+
+Session options, and why:
+
+* Threads are set explicitly, so ONNX Runtime sets no thread affinity: two engines measured in turns would
+  otherwise be pinned onto each other's cores.
+* Idle threads spin *within* a run, as by default, for that is what a deployment does; they stop spinning when the
+  run ends (`session.force_spinning_stop`). Spinning on after a run burns energy between requests and would steal the
+  core from the other engine of an A B B A comparison.
+* `use_deterministic_compute` asks for kernels that give the same bits each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from greencc.core.data import Array, Feeds, TensorSpec
+from greencc.core.errors import GreenccError, InputError, did_you_mean
+from greencc.targets._batching import plan_chunks, run_chunks
+from greencc.targets._ort_errors import translate
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+PROVIDERS = ["CPUExecutionProvider"]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
+    "int16": np.dtype(np.int16),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "uint8": np.dtype(np.uint8),
+    "uint16": np.dtype(np.uint16),
+    "uint32": np.dtype(np.uint32),
+    "uint64": np.dtype(np.uint64),
+    "bool": np.dtype(np.bool_),
+    "string": np.dtype(object),
+}
+
+
+class Optimization(Enum):
+    """How far ONNX Runtime rewrites the graph when it loads it."""
+
+    NONE = "none"
+    BASIC = "basic"
+    EXTENDED = "extended"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What differs between the sessions greencc opens."""
+
+    threads: int
+    optimization: Optimization
+    profile_prefix: Path | None = None
+
+
+def session_options(config: SessionConfig) -> ort.SessionOptions:
+    """ONNX Runtime's options for a configuration (see the module's docstring for the reasons)."""
+    import onnxruntime as ort
+
+    levels = {
+        Optimization.NONE: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        Optimization.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        Optimization.EXTENDED: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        Optimization.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }
+    options = ort.SessionOptions()
+    options.graph_optimization_level = levels[config.optimization]
+    options.intra_op_num_threads = config.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Problems reach the user as exceptions; a log line beside them would only break `--json` and progress bars.
+    options.log_severity_level = 4
+    if config.profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(config.profile_prefix)
+    return options
+
+
+class OrtEngine:
+    """A model loaded in ONNX Runtime; implements `greencc.core.engine.Engine`.
+
+    A model whose batch (first axis) is fixed runs with any number of samples: they are split, the last part is padded
+    with its last sample, and the outputs are trimmed and joined. `run` refuses that for a model output that does not
+    have the batch as its first axis.
+
+    Args:
+        source: Path of a model file, or the serialised model.
+        config: Threads, optimisation and profiling.
+        name: How messages call the model.
+        options: Session options prepared by `session_options`, with what was added to them.
+        keep: Objects the session points into (weights shared with it).
+        inner: Outputs that are inner values of the model, exempt from the check of the batch axis.
+
+    Raises:
+        InputError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        config: SessionConfig,
+        *,
+        name: str,
+        options: ort.SessionOptions | None = None,
+        keep: Sequence[object] = (),
+        inner: frozenset[str] = frozenset(),
+    ) -> None:
+        import onnxruntime as ort
+
+        self._name = name
+        self._inner = inner
+        self._keep = tuple(keep)
+        what = str(source) if isinstance(source, Path) else source
+        try:
+            self._session: ort.InferenceSession | None = ort.InferenceSession(
+                what, options or session_options(config), providers=PROVIDERS
+            )
+        except Exception as error:
+            raise _translated(error, f"loading {name}") from error
+        self._inputs = tuple(_spec(value, "input") for value in self._session.get_inputs())
+        self._outputs = tuple(_spec(value, "output") for value in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        return self._outputs
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; see `Engine.run`."""
+        wanted = [spec.name for spec in self._outputs] if outputs is None else list(outputs)
+        known = {spec.name for spec in self._outputs}
+        for output in wanted:
+            if output not in known:
+                raise InputError(f"{self._name} has no output {output!r}", hint=did_you_mean(output, known))
+        ready = self._checked(feeds)
+        plan = plan_chunks(ready, self._inputs)
+        if plan is None:
+            return self._run(ready, wanted)
+        batched = {output: output not in self._inner for output in wanted}
+        return run_chunks(plan, ready, lambda chunk: self._run(chunk, wanted), batched)
+
+    def close(self) -> None:
+        """Free the session and what it points into."""
+        self._session = None
+        self._keep = ()
+
+    def end_profiling(self) -> Path:
+        """Stop profiling and return the file the runtime wrote."""
+        return Path(self._open().end_profiling())
+
+    def _open(self) -> ort.InferenceSession:
+        if self._session is None:
+            raise RuntimeError(f"the engine of {self._name} was closed")
+        return self._session
+
+    def _run(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
+        session = self._open()
+        try:
+            values = session.run(outputs, dict(feeds))
+        except Exception as error:
+            raise _translated(error, f"running {self._name}") from error
+        return dict(zip(outputs, values, strict=True))
+
+    def _checked(self, feeds: Feeds) -> dict[str, Array]:
+        known = {spec.name for spec in self._inputs}
+        for name in feeds:
+            if name not in known:
+                raise InputError(f"{self._name} has no input {name!r}", hint=did_you_mean(name, known))
+        missing = [spec.name for spec in self._inputs if spec.name not in feeds]
+        if missing:
+            raise InputError(
+                f"{self._name}: no values for input {', '.join(map(repr, missing))}",
+                hint=f"it takes {', '.join(_describe(spec) for spec in self._inputs)}",
+            )
+        return {spec.name: self._check(spec, feeds[spec.name]) for spec in self._inputs}
+
+    def _check(self, spec: TensorSpec, array: Array) -> Array:
+        where = f"{self._name}: input {spec.name!r}"
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{where} is a {type(array).__name__}, not a NumPy array")
+        if spec.dtype == object:
+            if array.dtype.kind not in "OUS":
+                raise InputError(f"{where} has dtype {array.dtype}, the model takes strings")
+        elif array.dtype != spec.dtype:
+            raise InputError(
+                f"{where} has dtype {array.dtype}, the model takes {spec.dtype}",
+                hint=f"convert it with .astype({str(spec.dtype)!r})",
+            )
+        if spec.shape is None:
+            return array
+        if array.ndim != len(spec.shape):
+            raise InputError(f"{where} has shape {array.shape}, the model takes {_shape(spec)}")
+        for axis, (got, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
+            if axis > 0 and isinstance(expected, int) and got != expected:
+                raise InputError(
+                    f"{where} has shape {array.shape}, the model takes {_shape(spec)}",
+                    hint=f"axis {axis} must be {expected}",
+                )
+        return array
+
+
+def _translated(error: Exception, doing: str) -> GreenccError:
+    """ONNX Runtime's exceptions share no base class; they are told by their module."""
+    if isinstance(error, GreenccError):
+        return error
+    if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError | TypeError):
+        return translate(error, doing)
+    raise error
+
+
+def _spec(value: Any, role: str) -> TensorSpec:
+    kind = str(value.type)
+    if not kind.startswith("tensor(") or kind[7:-1] not in _DTYPES:
+        raise InputError(
+            f"{role} {value.name!r} has type {kind}",
+            hint="greencc handles models whose inputs and outputs are dense tensors of the usual types",
+        )
+    shape = tuple(dim if isinstance(dim, int | str) else None for dim in value.shape)
+    return TensorSpec(value.name, _DTYPES[kind[7:-1]], shape)
+
+
+def _shape(spec: TensorSpec) -> str:
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in spec.shape or ()) + "]"
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.name!r}: {spec.dtype} {_shape(spec)}"
