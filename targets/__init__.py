@@ -1,1 +1,21 @@
-"""placeholder"""
+"""Targets: what models are compiled for. Adding one is a file and a line in `TARGETS`."""
+
+from __future__ import annotations
+
+from greencc.core.engine import Target
+from greencc.targets._spec import format_spec, parse_spec
+from greencc.targets.cpu import CpuTarget
+
+TARGETS: tuple[type[Target], ...] = (CpuTarget,)
+
+
+def make_target(spec: str) -> Target:
+    """Make a target from text like ``cpu`` or ``cpu:threads=2``.
+
+    Raises:
+        UsageError: The target, an option or a value is unknown.
+    """
+    return parse_spec(spec, TARGETS)
+
+
+__all__ = ["TARGETS", "CpuTarget", "format_spec", "make_target"]

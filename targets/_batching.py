@@ -20,7 +20,7 @@ class Chunking:
     split: frozenset[str]
 
     def chunks(self, feeds: Feeds) -> Iterator[tuple[dict[str, Array], int]]:
-        """Yield (feeds of exactly `batch` samples, how many of them are real); the last is padded with its last sample."""
+        """Yield (feeds of exactly `batch` samples, how many are real); the last is padded with its last sample."""
         for start in range(0, self.count, self.batch):
             valid = min(self.batch, self.count - start)
             yield {name: self._part(name, array, start, valid) for name, array in feeds.items()}, valid
@@ -59,7 +59,9 @@ def plan_chunks(feeds: Feeds, specs: Sequence[TensorSpec]) -> Chunking | None:
     batch, count = next(iter(misfits.values()))
     assert batch is not None
     if batch == 0 or count == 0:
-        raise InputError(f"input {next(iter(misfits))!r} has {count} samples and the model's first axis is {batch}")
+        raise InputError(
+            f"input {next(iter(misfits))!r} has {count} samples and the model's first axis is {batch}"
+        )
     return Chunking(batch, count, frozenset(misfits))
 
 

@@ -222,7 +222,9 @@ def _translated(error: Exception, doing: str) -> GreenccError:
     """ONNX Runtime's exceptions share no base class; they are told by their module."""
     if isinstance(error, GreenccError):
         return error
-    if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError | ValueError | TypeError):
+    if type(error).__module__.startswith("onnxruntime") or isinstance(
+        error, RuntimeError | ValueError | TypeError
+    ):
         return translate(error, doing)
     raise error
 
@@ -234,7 +236,8 @@ def _spec(value: Any, role: str) -> TensorSpec:
             f"{role} {value.name!r} has type {kind}",
             hint="greencc handles models whose inputs and outputs are dense tensors of the usual types",
         )
-    shape = tuple(dim if isinstance(dim, int | str) else None for dim in value.shape)
+    # The runtime reports [] for a scalar and for an unknown rank alike; it checks such inputs itself.
+    shape = tuple(dim if isinstance(dim, int | str) else None for dim in value.shape) or None
     return TensorSpec(value.name, _DTYPES[kind[7:-1]], shape)
 
 

@@ -16,7 +16,9 @@ _NODE_PATTERNS = (
 )
 _UNKNOWN_OP = re.compile(r"No Op registered for (?P<op>\w+) with domain_version of (?P<version>\d+)")
 _NO_DOMAIN = re.compile(r"(?P<op>[\w.]+:?\w*)\(-?\d+\) is not a registered function/op")
-_OPSET = re.compile(r"Opset (?P<opset>\d+) is under development|opset (?P<new>\d+).*till opset (?P<known>\d+)", re.I)
+_OPSET = re.compile(
+    r"Opset (?P<opset>\d+) is under development|opset (?P<new>\d+).*till opset (?P<known>\d+)", re.I
+)
 _IR = re.compile(r"Unsupported model IR version: (?P<version>\d+), max supported IR version: (?P<known>\d+)")
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : -?\d+ : (?P<kind>\w+) : ")
 _SOURCE = re.compile(r"/\S*onnxruntime/\S+?:\d+ ")

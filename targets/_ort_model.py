@@ -1,8 +1,8 @@
 """Hand an `onnx_ir.Model` to ONNX Runtime without copying its weights.
 
 Large initializers stay where they are (memory or a mapped file): the serialised model only names them, and the session
-gets their buffers through `SessionOptions.add_external_initializers`. So a reference engine of a model beyond protobuf's
-2 GB costs no copy and no temporary file.
+gets their buffers through `SessionOptions.add_external_initializers`. So a reference engine of a model beyond the 2 GB
+of protobuf costs no copy and no temporary file.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class SharedModel:
 def expose(model: ir.Model, outputs: Sequence[str]) -> tuple[ir.Model, frozenset[str]]:
     """Return a clone whose outputs are exactly `outputs`, and which of them are inner values.
 
-    Values of the main graph can be named; values inside sub-graphs (of If, Loop, Scan) and functions cannot. Nodes that no
-    wanted value needs are dropped from the clone.
+    Values of the main graph can be named; values inside sub-graphs (of If, Loop, Scan) and functions cannot. Nodes that
+    no wanted value needs are dropped from the clone.
 
     Raises:
         InputError: A name is not a value of the main graph.
@@ -68,10 +68,11 @@ def expose(model: ir.Model, outputs: Sequence[str]) -> tuple[ir.Model, frozenset
     for name in outputs:
         if name not in known:
             raise InputError(
-                f"the model has no value {name!r} in its main graph", hint=did_you_mean(name, sorted(known)[:2000])
+                f"the model has no value {name!r} in its main graph",
+                hint=did_you_mean(name, sorted(known)[:2000]),
             )
     inner = frozenset(name for name in outputs if name not in original)
-    for name in inner:
+    for name in inner - {value.name for value in graph.inputs} - set(graph.initializers):
         # The recorded shape of an inner value may be stale; the runtime infers its own.
         known[name].shape = None
     graph.outputs.clear()
@@ -102,7 +103,9 @@ def share(model: ir.Model) -> SharedModel:
                 keep += [array, tensor]
                 value.const_value = _reference(name, tensor)
             elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name
+                )
     return SharedModel(ir.to_proto(clone).SerializeToString(), tuple(names), tuple(values), tuple(keep))
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -137,6 +138,20 @@ def export(net: nn.Module, path: Path) -> None:
         external_data=False,
         dynamo=True,
     )
+    strip_metadata(path)
+
+
+def strip_metadata(path: Path) -> None:
+    """Remove the exporter's stack traces: they hold this machine's paths and weigh more than the graph."""
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    onnx.save(model, path)
 
 
 def main() -> None:

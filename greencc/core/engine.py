@@ -93,6 +93,23 @@ class Target(ABC):
         `outputs` names the values wanted; inner values may be named as well. Default: the model's outputs.
         """
 
+    def calibration_engine(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
+        """Like `reference`, but free to optimise: equal up to float rounding, for passes that run many samples."""
+        return self.reference(model, outputs)
+
+    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
+        """Command that loads and runs an artifact in a fresh process and prints its memory, or None.
+
+        Args:
+            artifact: Written by `build`.
+            feeds: A ``.npz`` file with the inputs of one run.
+            runs: How often to run.
+
+        The command prints one line of JSON: ``{"baseline_bytes": ..., "peak_bytes": ...}``, the resident memory
+        of the process before the artifact was loaded and the highest since.
+        """
+        return None
+
     @abstractmethod
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Per-node times of an artifact."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from greencc.core.report import Energy, Interval
+
 
 class Grade(Enum):
     """Provenance of a figure in joules (see docs/energy.md)."""
@@ -56,3 +58,20 @@ class Meter(Protocol):
         Raises:
             UnavailableError: The sensor vanished, or its permission was withdrawn.
         """
+
+
+@dataclass(frozen=True)
+class EnergyComparison:
+    """Energy per inference of the baseline and the artifact.
+
+    Attributes:
+        baseline: Millijoules per inference.
+        artifact: Likewise.
+        ratio: baseline / artifact, narrower than the quotient of the two intervals: what they share cancels.
+        warnings: What a reader must know.
+    """
+
+    baseline: Energy
+    artifact: Energy
+    ratio: Interval
+    warnings: tuple[str, ...] = ()

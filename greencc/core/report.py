@@ -24,7 +24,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Energy:
-    """Net energy per inference in millijoules."""
+    """Energy per inference in millijoules.
+
+    Measured figures (grades A and B) are net of the idle power, with the `gross` beside them; estimated ones (C and D)
+    are gross, and `gross` is None. `method` says so in words.
+    """
 
     value: float
     low: float
@@ -32,6 +36,7 @@ class Energy:
     grade: str
     boundary: str
     method: str
+    gross: float | None = None
 
 
 @dataclass(frozen=True)

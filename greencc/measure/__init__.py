@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Latency, energy, memory, and the conditions they were measured under."""

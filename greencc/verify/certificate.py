@@ -45,7 +45,9 @@ class Certificate:
 def check_limits(epsilon: float, confidence: float) -> None:
     """Raise `UsageError` unless 0 < epsilon < 1 and 0.5 <= confidence < 1."""
     if not 0.0 < epsilon < 1.0:
-        raise UsageError(f"the accuracy limit is {epsilon:g}", hint="give a share between 0 and 1, such as 0.01")
+        raise UsageError(
+            f"the accuracy limit is {epsilon:g}", hint="give a share between 0 and 1, such as 0.01"
+        )
     if not 0.5 <= confidence < 1.0:
         raise UsageError(f"the confidence is {confidence:g}", hint="give a share in [0.5, 1), such as 0.95")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +88,8 @@ class PoissonBootstrap:
         return float(low), float(high)
 
 
-def resamples(n: int, replicates: int = _REPLICATES) -> list[NDArray[np.int64]]:
-    """Index arrays of bootstrap resamples of `n` samples, drawn with a fixed seed."""
+def resamples(n: int, replicates: int = _REPLICATES) -> Iterator[NDArray[np.int64]]:
+    """Yield index arrays of bootstrap resamples of `n` samples, drawn with a fixed seed."""
     random = np.random.default_rng(_SEED)
-    return [random.integers(0, n, size=n) for _ in range(replicates)]
+    for _ in range(replicates):
+        yield random.integers(0, n, size=n)

@@ -16,7 +16,13 @@ from pathlib import Path
 ROOT = Path("/")
 
 # ARM implementer and part numbers of the cores found on common boards (Linux: arch/arm64/include/asm/cputype.h).
-_ARM_IMPLEMENTERS = {"0x41": "ARM", "0x42": "Broadcom", "0x46": "Fujitsu", "0x4e": "NVIDIA", "0x51": "Qualcomm"}
+_ARM_IMPLEMENTERS = {
+    "0x41": "ARM",
+    "0x42": "Broadcom",
+    "0x46": "Fujitsu",
+    "0x4e": "NVIDIA",
+    "0x51": "Qualcomm",
+}
 _ARM_PARTS = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd05"): "Cortex-A55",

@@ -1,0 +1,35 @@
+"""`greencc report`: a bundle's report in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(("text", "json", "md", "html")), default="text", show_default=True)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of standard output.")
+def command(bundle: Path, form: str, output: Path | None) -> None:
+    """Print the report of BUNDLE, or write it as Markdown, JSON or one self-contained HTML file."""
+    from greencc.bundle import load
+    from greencc.cli.console import stdout
+    from greencc.core.errors import UsageError
+    from greencc.core.files import atomic_file
+    from greencc.report import dump_report, render_html, render_markdown, summary
+
+    with load(bundle) as loaded:
+        report = loaded.report
+    if form == "text":
+        if output is not None:
+            raise UsageError("--output needs a format", hint="add --format md, json or html")
+        stdout().print(summary(report))
+        return
+    render = {"json": dump_report, "md": render_markdown, "html": render_html}[form]
+    text = render(report)
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    with atomic_file(output) as work:
+        work.write_text(text, encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Which samples calibrate, which steer choices, and which certify: three disjoint splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from greencc.calibration import Part, Source, Subset, open_data, overlap, split, synthetic, take
+from greencc.compiler.options import CompileOptions, Precision
+from greencc.compiler.session import Session
+from greencc.core.data import DataSource, Feeds, TensorSpec
+from greencc.core.errors import InputError, UsageError
+from greencc.core.report import CalibrationInfo
+
+PLANNING_SHARE = 0.25
+MAX_PLANNING = 1_000
+GATE_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint data. `calibration` is None when there is none; `certification` may be synthetic.
+
+    Attributes:
+        calibration: Sets ranges.
+        planning: Chooses among forms.
+        certification: Certifies the chosen form; used once.
+        info: Where the calibration data came from, for the report.
+    """
+
+    calibration: DataSource | None
+    planning: DataSource
+    certification: DataSource
+    info: CalibrationInfo | None
+
+    def samples(self, batch: int | None) -> list[Feeds]:
+        """A few feeds for the equivalence gate: real ones where there are any."""
+        source = self.calibration or self.planning
+        size = batch or 1
+        found: list[Feeds] = []
+        for piece in take(source, GATE_SAMPLES * size).batches(size):
+            if piece.count == size:
+                found.append(piece.feeds)
+        return found
+
+
+def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
+    """Open what the user gave and split it.
+
+    Raises:
+        InputError: The data is missing, corrupt or does not fit the model.
+        UsageError: Static INT8 was asked for and there is nothing to calibrate on.
+    """
+    options = session.options
+    calibration = _open(options, options.calibration, inputs, "calibration")
+    evaluation = _open(options, options.evaluation, inputs, "evaluation")
+    if options.precision is Precision.INT8 and calibration is None:
+        raise UsageError(
+            "static INT8 needs calibration data and none was given",
+            hint="pass --calibration DATA (64 or more real inputs), apart from the evaluation data",
+        )
+    if calibration is not None and evaluation is None and not calibration.synthetic:
+        held_out, calibration = _hold_out(session, calibration)
+        evaluation = held_out
+    elif calibration is not None and evaluation is not None:
+        evaluation = _disjoint(session, calibration, evaluation)
+    if evaluation is None:
+        session.warn("no evaluation data was given: the accuracy is not certified")
+        evaluation = synthetic(inputs, 64, seed=options.seed)
+    used = take(calibration, options.samples, seed=options.seed) if calibration is not None else None
+    planning, certification = _plan_and_certify(evaluation, options.seed)
+    for source in (used, evaluation):
+        for note in source.notes if isinstance(source, Source) else ():
+            session.warn(note)
+    info = (
+        CalibrationInfo(source=used.name, digest=used.digest(), n=used.count, synthetic=used.synthetic)
+        if used is not None
+        else None
+    )
+    return Splits(used, planning, certification, info)
+
+
+def _open(
+    options: CompileOptions, spec: object, inputs: Sequence[TensorSpec], role: str
+) -> DataSource | None:
+    if spec is None:
+        return None
+    labelled = role == "evaluation" or options.evaluation is None
+    return open_data(
+        str(spec), inputs, labels=options.labels if labelled else None, preprocess=options.preprocess, role=role
+    )
+
+
+def _hold_out(session: Session, source: DataSource) -> tuple[DataSource, DataSource]:
+    """Keep half of the calibration data, or what calibration does not need, for evaluation."""
+    if source.count < 2:
+        raise InputError(
+            f"{source.name} has one sample, which cannot both calibrate and verify",
+            hint="give more samples, or others through --eval",
+        )
+    wanted = min(session.options.samples, source.count // 2)
+    calibration, held_out = split(
+        source,
+        (Part("calibration", count=wanted), Part("evaluation", count=source.count - wanted)),
+        seed=session.options.seed,
+    )
+    return held_out, calibration
+
+
+def _disjoint(session: Session, calibration: DataSource, evaluation: DataSource) -> DataSource:
+    """Drop evaluation samples that calibration has seen."""
+    shared = overlap(calibration, evaluation)
+    if not len(shared):
+        return evaluation
+    if len(shared) == evaluation.count:
+        raise InputError(
+            f"every evaluation sample of {evaluation.name} is also a calibration sample",
+            hint="leave --eval out to let greencc hold some of the calibration data back",
+        )
+    session.warn(
+        f"{len(shared)} evaluation samples also occur in the calibration data and were left out of the evaluation"
+    )
+    rest = np.setdiff1d(np.arange(evaluation.count, dtype=np.int64), shared)
+    return Subset(f"{evaluation.name} ({len(rest)} of {evaluation.count})", evaluation, rest)
+
+
+def _plan_and_certify(evaluation: DataSource, seed: int) -> tuple[DataSource, DataSource]:
+    if evaluation.synthetic or evaluation.count < 2:
+        return evaluation, evaluation
+    count = min(MAX_PLANNING, max(1, round(evaluation.count * PLANNING_SHARE)))
+    planning, certification = split(
+        evaluation,
+        (Part("planning", count=count), Part("certification", count=evaluation.count - count)),
+        seed=seed,
+    )
+    return planning, certification

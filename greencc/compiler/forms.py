@@ -1,0 +1,98 @@
+"""The forms a compile considers: the model as it came, cleaned up, and in lower precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from greencc.compiler.data import Splits
+from greencc.compiler.options import Precision
+from greencc.compiler.session import Session
+from greencc.core.data import Feeds
+from greencc.core.passes import Context, Pass
+from greencc.core.pipeline import Pipeline
+from greencc.core.recipe import load_recipe
+from greencc.core.report import PassRecord
+from greencc.passes import PASSES, ConvertFloat16, QuantizeInt8, RangeMethod, default_cleanup
+
+ORIGINAL = "original"
+
+
+@dataclass
+class Form:
+    """A candidate: the model after `passes`, and the artifact built from it.
+
+    `rank` orders forms from safe (0, the original) to aggressive, as the certificate wants them.
+    """
+
+    name: str
+    precision: Precision
+    rank: int
+    model: ir.Model
+    artifact: Path
+    passes: tuple[Pass, ...] = ()
+    records: list[PassRecord] = field(default_factory=list)
+    applied: bool = True
+
+
+class FormBuilder:
+    """Builds forms one after another, each from the nearest one already built."""
+
+    def __init__(self, session: Session, source: ir.Model, splits: Splits, samples: Sequence[Feeds]) -> None:
+        self._session = session
+        self._splits = splits
+        self._capabilities = session.target.capabilities()
+        self._context = Context(
+            capabilities=self._capabilities,
+            build=session.target.reference,
+            samples=samples,
+            calibration=splits.calibration,
+            progress=session.progress,
+        )
+        self._source = source
+        self._cleaned: Form | None = None
+
+    def original(self) -> Form:
+        return self._build("original", Precision.FP32, 0, self._source, ())
+
+    def cleaned(self) -> Form:
+        """The model after the target's clean-up passes: the same function, fewer nodes."""
+        if self._cleaned is None:
+            steps = default_cleanup(self._capabilities)
+            self._cleaned = self._build("fp32", Precision.FP32, 1, self._source, steps)
+        return self._cleaned
+
+    def int8(self, method: RangeMethod) -> Form:
+        """Static INT8 with ranges set by `method`."""
+        step = QuantizeInt8(method=method)
+        return self._extend(f"int8-{method.value}", Precision.INT8, 3, step)
+
+    def float16(self) -> Form:
+        return self._extend("fp16", Precision.FP16, 2, ConvertFloat16())
+
+    def recipe(self, path: Path) -> Form:
+        """Exactly what a recipe file says."""
+        steps = load_recipe(path, PASSES)
+        lossy = any(step.lossy for step in steps)
+        precision = Precision.INT8 if any(isinstance(step, QuantizeInt8) for step in steps) else Precision.FP32
+        return self._build("recipe", precision, 3 if lossy else 1, self._source, steps)
+
+    def _extend(self, name: str, precision: Precision, rank: int, step: Pass) -> Form:
+        base = self.cleaned()
+        form = self._build(name, precision, rank, base.model, (step,))
+        form.applied = any(record.changed for record in form.records)
+        form.passes = base.passes + form.passes
+        form.records = base.records + form.records
+        return form
+
+    def _build(self, name: str, precision: Precision, rank: int, start: ir.Model, steps: tuple[Pass, ...]) -> Form:
+        with self._session.phase(f"building {name}"):
+            model, records = Pipeline(self._context).run(start, steps)
+            folder = self._session.scratch / name
+            folder.mkdir()
+            target = self._session.target
+            artifact = target.build(target.lower(model), folder)
+        return Form(name, precision, rank, model, artifact, steps, records)

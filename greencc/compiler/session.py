@@ -1,0 +1,70 @@
+"""What one compile carries along: target, timing, progress, warnings, scratch space."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from greencc.compiler.options import CompileOptions
+from greencc.core.engine import Target
+from greencc.core.errors import UnavailableError
+from greencc.core.progress import Progress, silent
+from greencc.core.report import CompileInfo
+from greencc.targets import make_target
+
+
+@dataclass
+class Session:
+    """State shared by the phases of one compile. `scratch` is removed when the compile ends."""
+
+    options: CompileOptions
+    target: Target
+    scratch: Path
+    progress: Progress = silent
+    warnings: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and show its name while it runs."""
+        start = time.perf_counter()
+        for _ in self.progress((None,), label=name.capitalize()):
+            yield
+        self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
+
+    def warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def compile_info(self) -> CompileInfo:
+        return CompileInfo(
+            seconds=time.perf_counter() - self.started,
+            peak_rss_mb=peak_rss_mb(),
+            phases=dict(self.phases),
+        )
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def available_target(spec: str) -> Target:
+    """Parse a target spec and make sure that it runs here.
+
+    Raises:
+        UsageError: There is no such target or option.
+        UnavailableError: It cannot run on this machine.
+    """
+    target = make_target(spec)
+    if missing := target.missing():
+        raise UnavailableError(f"target {target.name!r} is not available here: {missing}", hint="see 'greencc doctor'")
+    return target

@@ -1,0 +1,256 @@
+"""Numbers as people read them, and the rows of the baseline / artifact / ratio table that every format shares."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from greencc.core.meter import Grade
+from greencc.core.report import Energy, Figures, Interval, Report
+
+MINUS = "\N{MINUS SIGN}"
+MISSING = "\N{EN DASH}"
+
+_TIME = ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"))  # in milliseconds
+_ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  # in millijoules
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the figures table; `change` says in words what the ratio means, `note` how it is known."""
+
+    label: str
+    baseline: str
+    artifact: str
+    change: str
+    note: str = ""
+
+
+def printable(text: object) -> str:
+    """The text with control, bidirectional-override and unassigned characters replaced, newlines as spaces.
+
+    Names come from models, that is from anywhere: they must not move a terminal's cursor or reverse a line.
+    """
+    return "".join(
+        " "
+        if char in "\n\t"
+        else ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char)[0] == "C" else char)
+        for char in str(text)
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, with an ellipsis in the middle: both ends of a layer's name tell."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (limit - 1 - head) :]}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent; thousands are grouped, minus is a minus sign."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    whole = len(str(int(size)))
+    if size >= 1:
+        text = f"{size:,.{max(0, digits - whole)}f}"
+    else:
+        text = f"{size:.{digits}g}"
+        if "e" in text:
+            text = f"{size:.1e}"
+    return f"{MINUS}{text}" if value < 0 else text
+
+
+def share(value: float, digits: int = 3) -> str:
+    """A fraction as a percentage: ``31 %``."""
+    return f"{number(value * 100, digits)} %"
+
+
+def round_share(value: float) -> str:
+    """A fraction that someone chose, as a percentage without trailing zeros: ``1 %``, ``99.5 %``."""
+    return f"{value * 100:g} %"
+
+
+def percent(value: float) -> str:
+    """An accuracy: two decimals, ``91.24 %``."""
+    return f"{value * 100:.2f} %"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies, in percentage points with two decimals."""
+    text = f"{abs(value) * 100:.2f}"
+    return f"{MINUS}{text}" if value < 0 and float(text) != 0 else text
+
+
+def time_ms(value: float) -> str:
+    return _scaled(value, _TIME)
+
+
+def bytes_text(value: float) -> str:
+    return _scaled(value, _BYTES)
+
+
+def joules(value: float) -> str:
+    """An energy given in millijoules."""
+    return _scaled(value, _ENERGY)
+
+
+def count_text(value: float) -> str:
+    """``11.7 M``."""
+    return _scaled(value, _COUNTS).rstrip()
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    for factor, unit in units:
+        # 0.9995 of a unit would print as 1,000 of the one below.
+        if abs(value) >= 0.9995 * factor:
+            return f"{number(value / factor)} {unit}"
+    factor, unit = units[-1]
+    return f"{number(value / factor)} {unit}"
+
+
+def interval_text(interval: Interval) -> str:
+    """``[1.78, 1.88]``."""
+    return f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def saving(ratio: Interval) -> Interval:
+    """The share saved, 1 - 1/ratio, with its interval."""
+    return Interval(1 - 1 / ratio.value, 1 - 1 / ratio.low, 1 - 1 / ratio.high)
+
+
+def measured(*energies: Energy | None) -> bool:
+    """True when every figure given comes from a meter (grade A or B)."""
+    return all(energy is not None and Grade[energy.grade].measured for energy in energies)
+
+
+def worst_grade(*energies: Energy) -> str:
+    """The grade a comparison has: the worse of its sides."""
+    return max(energy.grade for energy in energies)
+
+
+def energy_text(energy: Energy) -> str:
+    """Value, interval and grade: joules never stand alone."""
+    word = "measured" if measured(energy) else "estimated"
+    return (
+        f"{joules(energy.value)} [{joules(energy.low)}, {joules(energy.high)}], {word}, grade {energy.grade}"
+    )
+
+
+def change_text(ratio: Interval, better: str, worse: str, nothing: str) -> str:
+    """``1.83x faster [1.78, 1.88]``; `nothing` when the interval contains 1."""
+    if ratio.low > 1.0:
+        return f"{number(ratio.value)}× {better} {interval_text(ratio)}"
+    if ratio.high < 1.0:
+        inverse = Interval(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+        return f"{number(inverse.value)}× {worse} {interval_text(inverse)}"
+    return f"{nothing} {interval_text(ratio)}"
+
+
+def size_text(ratio: Interval) -> str:
+    """Size is exact: no interval. A difference under half a percent is none."""
+    if abs(ratio.value - 1.0) < 0.005:
+        return "same size"
+    return f"{number(ratio.value)}× smaller" if ratio.value > 1 else f"{number(1 / ratio.value)}× larger"
+
+
+def figure_rows(report: Report) -> list[Row]:
+    """The rows of the figures table; figures that were not measured are left out."""
+    old, new = report.baseline, report.artifact
+    rows = [
+        Row(
+            "Latency, median",
+            time_ms(old.latency_ms.median),
+            time_ms(new.latency_ms.median),
+            change_text(report.ratio.latency, "faster", "slower", "no speed-up shown"),
+            f"measured, {old.latency_ms.runs:,} and {new.latency_ms.runs:,} runs, interleaved",
+        ),
+        Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
+        Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
+        *_energy_rows(report),
+        Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(report.ratio.size)),
+    ]
+    if old.peak_memory_mb is not None and new.peak_memory_mb is not None:
+        rows.append(
+            Row("Peak memory", bytes_text(old.peak_memory_mb * 1e6), bytes_text(new.peak_memory_mb * 1e6), "")
+        )
+    return [*rows, *_accuracy_rows(report)]
+
+
+def _energy_rows(report: Report) -> list[Row]:
+    old, new = report.baseline.energy_mj, report.artifact.energy_mj
+    if old is None or new is None:
+        return []
+    word = "measured" if measured(old, new) else "estimated"
+    grade = worst_grade(old, new)
+    change = "" if report.ratio.energy is None else energy_change(report.ratio.energy, word)
+    note = f"{word}, grade {grade}: {old.boundary}, {old.method}"
+    if (old.boundary, old.method) != (new.boundary, new.method):
+        note += f"; artifact: {new.boundary}, {new.method}"
+
+    def cell(energy: Energy) -> str:
+        return f"{joules(energy.value)} [{joules(energy.low)}, {joules(energy.high)}]"
+
+    return [Row(f"Energy, {word} ({grade})", cell(old), cell(new), change, note)]
+
+
+def energy_change(ratio: Interval, word: str) -> str:
+    """``saves 31 % [27, 35]``, claimed only when the whole interval clears 1."""
+    saved = saving(ratio)
+    bounds = f"[{number(saved.low * 100, 2)}, {number(saved.high * 100, 2)}]"
+    suffix = "" if word == "measured" else f", {word}"
+    if ratio.low > 1.0:
+        return f"saves {number(saved.value * 100, 2)} % {bounds}{suffix}"
+    if ratio.high < 1.0:
+        more = Interval(1 / ratio.value - 1, 1 / ratio.high - 1, 1 / ratio.low - 1)
+        return (
+            f"costs {number(more.value * 100, 2)} % more "
+            f"[{number(more.low * 100, 2)}, {number(more.high * 100, 2)}]{suffix}"
+        )
+    return f"no saving shown {bounds}{suffix}"
+
+
+def _accuracy_rows(report: Report) -> list[Row]:
+    found = report.accuracy
+    if found.baseline is not None and found.artifact is not None and found.drop is not None:
+        change = f"drop {points(found.drop)} points"
+        if found.low is not None and found.high is not None:
+            change += f" [{points(found.low)}, {points(found.high)}]"
+        return [
+            Row(
+                capitalized(printable(found.metric)),
+                percent(found.baseline),
+                percent(found.artifact),
+                change,
+                certificate_note(report),
+            )
+        ]
+    if found.agreement is not None:
+        label = capitalized(printable(found.metric))
+        return [Row(label, MISSING, percent(found.agreement), "", certificate_note(report))]
+    return []
+
+
+def certificate_note(report: Report) -> str:
+    """``certified, n = 4,500`` or ``not certified, n = 120``."""
+    word = "certified" if report.accuracy.certified else "not certified"
+    return f"{word}, n = {report.accuracy.n:,}"
+
+
+def capitalized(text: str) -> str:
+    """First letter in upper case, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def total_us(report: Report, side: str) -> float:
+    """Sum of the layers' times of one side ("baseline" or "artifact"), microseconds."""
+    return sum(getattr(layer, f"{side}_us") or 0.0 for layer in report.layers)
+
+
+def energy_of(figures: Figures) -> str:
+    """The energy cell of one variant, or the missing sign."""
+    return MISSING if figures.energy_mj is None else energy_text(figures.energy_mj)

@@ -1,0 +1,218 @@
+"""The report as one self-contained HTML file: no network, no fonts, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from greencc.core.report import LayerTime, Report
+from greencc.report import figures as show
+from greencc.report.svg import bars, latency_plot, sqnr_plot
+from greencc.report.verdict import Verdict, judge
+
+_TOP_LAYERS = 12
+_WORST_LAYERS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the large figures at the top. `tone` is "good", "bad" or "plain"; `badge` says how it is known."""
+
+    label: str
+    value: str
+    unit: str
+    detail: str
+    badge: str
+    tone: str
+    sure: bool
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a bar list."""
+
+    name: str
+    kind: str
+    value: str
+    svg: Markup
+
+
+def render_html(report: Report) -> str:
+    """Return the page. Every text from the report is escaped, in HTML as in SVG."""
+    environment = Environment(
+        loader=PackageLoader("greencc.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_clean,
+    )
+    environment.filters.update(
+        percent=show.percent,
+        points=show.points,
+        time_ms=show.time_ms,
+        bytes=show.bytes_text,
+        count=show.count_text,
+        number=show.number,
+        share=show.share,
+        limit=show.round_share,
+        digest=_digest,
+        value=_value,
+        capitalized=show.capitalized,
+    )
+    verdict = judge(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        verdict=verdict,
+        sections=_sections(verdict),
+        tiles=_tiles(report),
+        rows=show.figure_rows(report),
+        latency=latency_plot(report.baseline.latency_ms, report.artifact.latency_ms),
+        layers=_layer_bars(report.layers),
+        sqnr=sqnr_plot(report.layer_errors),
+        worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
+        candidates=_candidate_bars(report),
+        missing=show.MISSING,
+    )
+
+
+def _clean(value: object) -> object:
+    """Strip what must not reach a page (control characters, bidirectional overrides) from plain text."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return show.printable(value)
+    return value
+
+
+def _sections(verdict: Verdict) -> Sequence[str]:
+    return verdict.details
+
+
+def _tiles(report: Report) -> list[Tile]:
+    return [_latency_tile(report), *_energy_tile(report), _size_tile(report), _accuracy_tile(report)]
+
+
+def _latency_tile(report: Report) -> Tile:
+    ratio = report.ratio.latency
+    old, new = report.baseline.latency_ms.median, report.artifact.latency_ms.median
+    detail = f"median {show.time_ms(old)} → {show.time_ms(new)}, interval {show.interval_text(ratio)}"
+    if ratio.low > 1.0:
+        value, unit, tone = f"{show.number(ratio.value)}×", "faster", "good"
+    elif ratio.high < 1.0:
+        value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
+    else:
+        value, unit, tone = "±0", "no speed-up shown", "plain"
+    return Tile("Latency", value, unit, detail, "measured", tone, sure=True)
+
+
+def _energy_tile(report: Report) -> list[Tile]:
+    old, new, ratio = report.baseline.energy_mj, report.artifact.energy_mj, report.ratio.energy
+    if old is None or new is None or ratio is None:
+        return []
+    sure = show.measured(old, new)
+    saved = show.saving(ratio)
+    word = "measured" if sure else "estimated"
+    interval = f"[{show.number(saved.low * 100, 2)}, {show.number(saved.high * 100, 2)}] %"
+    if ratio.low > 1.0:
+        value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "less energy", "good"
+    elif ratio.high < 1.0:
+        value, unit, tone = f"{show.number((1 / ratio.value - 1) * 100, 2)} %", "more energy", "bad"
+    else:
+        value, unit, tone = "±0", "no saving shown", "plain"
+    detail = f"{show.joules(old.value)} → {show.joules(new.value)} per inference, saving {interval}; {old.boundary}"
+    return [
+        Tile("Energy", value, unit, detail, f"{word}, grade {show.worst_grade(old, new)}", tone, sure=sure)
+    ]
+
+
+def _size_tile(report: Report) -> Tile:
+    old, new, ratio = report.baseline.size_bytes, report.artifact.size_bytes, report.ratio.size.value
+    detail = f"{show.bytes_text(old)} → {show.bytes_text(new)} on disk"
+    if abs(ratio - 1.0) < 0.005:
+        return Tile("Size", "±0", "same size", detail, "exact", "plain", sure=True)
+    value, unit, tone = (
+        (f"{show.number(ratio)}×", "smaller", "good")
+        if ratio > 1
+        else (f"{show.number(1 / ratio)}×", "larger", "bad")
+    )
+    return Tile("Size", value, unit, detail, "exact", tone, sure=True)
+
+
+def _accuracy_tile(report: Report) -> Tile:
+    found = report.accuracy
+    badge = (
+        f"certified, {show.round_share(found.confidence)}"
+        if found.certified
+        else ("not certified" if found.n else "not checked")
+    )
+    tone = "good" if found.certified else "plain"
+    if found.drop is not None and found.baseline is not None and found.artifact is not None:
+        value = f"{show.MINUS if found.drop > 0 else '+'}{abs(found.drop) * 100:.2f}"
+        if float(f"{abs(found.drop) * 100:.2f}") == 0:
+            value = "±0"
+        detail = f"{show.percent(found.baseline)} → {show.percent(found.artifact)}"
+        if found.low is not None and found.high is not None:
+            detail += f", drop [{show.points(found.low)}, {show.points(found.high)}]"
+        detail += f", n = {found.n:,}"
+        return Tile("Accuracy", value, "points", detail, badge, tone, found.certified)
+    if found.agreement is not None:
+        detail = f"{found.metric}, n = {found.n:,}"
+        return Tile("Agreement", show.percent(found.agreement), "", detail, badge, tone, found.certified)
+    return Tile("Accuracy", show.MISSING, "", "no evaluation data", badge, "plain", sure=False)
+
+
+def _layer_bars(layers: Sequence[LayerTime]) -> list[Bar]:
+    """The slowest layers in either model, and the rest as one bar."""
+    ranked = sorted(layers, key=lambda item: -max(item.baseline_us or 0.0, item.artifact_us or 0.0))
+    top, rest = ranked[:_TOP_LAYERS], ranked[_TOP_LAYERS:]
+    lines: list[tuple[str, str, float | None, float | None]] = [
+        (item.name, item.op_type, item.baseline_us, item.artifact_us) for item in top
+    ]
+    if rest:
+        before = sum(item.baseline_us or 0.0 for item in rest)
+        after = sum(item.artifact_us or 0.0 for item in rest)
+        lines.append((f"{len(rest)} other layers together", "", before, after))
+    end = max((max(before or 0.0, after or 0.0) for _, _, before, after in lines), default=0.0)
+    return [
+        Bar(
+            show.printable(name),
+            show.printable(kind),
+            f"{_micro(before)} → {_micro(after)}",
+            bars(((before, "b"), (after, "a")), end),
+        )
+        for name, kind, before, after in lines
+    ]
+
+
+def _candidate_bars(report: Report) -> list[dict[str, Any]]:
+    end = max((item.latency_ms or 0.0 for item in report.candidates), default=0.0)
+    return [
+        {"item": item, "svg": bars(((item.latency_ms, "a" if item.chosen else "b"),), end)}
+        for item in report.candidates
+    ]
+
+
+def _micro(value: float | None) -> str:
+    return "none" if value is None else show.time_ms(value / 1000.0)
+
+
+def _digest(text: str) -> str:
+    """The first 12 digits of a digest: enough to compare by eye; the whole one is in report.json."""
+    return text[:12]
+
+
+def _value(value: object) -> str:
+    """An option or fact as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value) or "none"
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_value(item)}" for key, item in value.items())
+    return show.printable(value)

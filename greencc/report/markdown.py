@@ -1,0 +1,184 @@
+"""The report as Markdown, for pull requests and wikis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from greencc.core.passes import Finding
+from greencc.core.report import PassRecord, Report
+from greencc.report.figures import (
+    MISSING,
+    bytes_text,
+    count_text,
+    figure_rows,
+    number,
+    percent,
+    points,
+    printable,
+    share,
+    time_ms,
+)
+from greencc.report.verdict import judge
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
+_SLOWEST = 15
+_WORST = 15
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as GitHub-flavoured Markdown, ending in a newline. Names from the model are escaped."""
+    verdict = judge(report)
+    parts = [
+        f"# {escape(report.model.name)} on {escape(report.target)}",
+        f"**{escape(verdict.headline)}**",
+        escape(" ".join(verdict.details)),
+        *_section("Warnings", _bullets(report.warnings)),
+        *_section("Figures", _figures(report)),
+        *_section("Outputs", _outputs(report)),
+        *_section("Forms considered", _candidates(report)),
+        *_section("Passes", _passes(report.passes)),
+        *_section("Slowest layers", _layers(report)),
+        *_section("Layers with the largest error", _errors(report)),
+        *_section("Provenance", _provenance(report)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: object) -> str:
+    """Plain text in Markdown: no markup, no HTML, one line."""
+    return _SPECIAL.sub(r"\\\1", printable(text))
+
+
+def _section(title: str, body: str) -> list[str]:
+    return [f"## {title}", body] if body else []
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    if not rows:
+        return ""
+    rule = ["---:" if column in right else "---" for column in range(len(header))]
+    lines = [header, rule, *([escape(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figures(report: Report) -> str:
+    rows = [(row.label, row.baseline, row.artifact, row.change, row.note) for row in figure_rows(report)]
+    return _table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
+
+
+def _outputs(report: Report) -> str:
+    rows = [
+        (
+            item.name,
+            _optional(item.sqnr_db, "{:.1f} dB"),
+            _optional(item.cosine, "{:.6f}"),
+            _optional(item.max_abs, "{:.3g}"),
+            MISSING if item.differing is None else share(item.differing),
+            str(item.broken),
+        )
+        for item in report.accuracy.outputs
+    ]
+    return _table(
+        ("Output", "SQNR", "Cosine", "Largest error", "Differing", "Broken samples"),
+        rows,
+        right=(1, 2, 3, 4, 5),
+    )
+
+
+def _candidates(report: Report) -> str:
+    rows = [
+        (
+            item.name,
+            MISSING if item.latency_ms is None else time_ms(item.latency_ms),
+            MISSING if item.drop is None else f"{points(item.drop)} points",
+            "chosen" if item.chosen else "",
+            item.reason,
+        )
+        for item in report.candidates
+    ]
+    return _table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+
+
+def _passes(passes: Sequence[PassRecord]) -> str:
+    rows = [
+        (
+            record.name,
+            "rolled back" if record.rolled_back else f"{record.changed:,}",
+            _optional(record.error, "{:.2g}"),
+            f"{record.seconds:.2f} s",
+        )
+        for record in passes
+    ]
+    table = _table(("Pass", "Rewrites", "Output error", "Time"), rows, right=(1, 2, 3))
+    findings = _bullets(
+        f"{record.name}, {finding.kind}: {finding_text(finding)}"
+        for record in passes
+        for finding in record.findings
+    )
+    return f"{table}\n\n{findings}" if findings else table
+
+
+def finding_text(finding: Finding) -> str:
+    """The message, and where it applies unless the message says so itself."""
+    if finding.node is None or finding.node in finding.message:
+        return finding.message
+    return f"{finding.message} (at {finding.node})"
+
+
+def _layers(report: Report) -> str:
+    slowest = sorted(report.layers, key=lambda item: -max(item.baseline_us or 0.0, item.artifact_us or 0.0))
+    rows = [
+        (item.name, item.op_type, _micro(item.baseline_us), _micro(item.artifact_us))
+        for item in slowest[:_SLOWEST]
+    ]
+    return _table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
+
+
+def _errors(report: Report) -> str:
+    worst = sorted(report.layer_errors, key=lambda item: item.sqnr_db)
+    rows = [(item.name, item.op_type, f"{item.sqnr_db:.1f} dB") for item in worst[:_WORST]]
+    return _table(("Layer", "Operator", "SQNR"), rows, right=(2,))
+
+
+def _provenance(report: Report) -> str:
+    model, found, data = report.model, report.accuracy, report.calibration
+    macs = MISSING if model.macs is None else count_text(model.macs)
+    lines = [
+        f"Model: {model.name}, sha256 {model.sha256}, {count_text(model.params)} parameters, {macs} MACs, "
+        f"opset {model.opset}, {model.nodes} nodes",
+        f"Accuracy: {found.metric}, n = {found.n:,}"
+        + ("" if found.agreement is None else f", agreement {percent(found.agreement)}")
+        + ("" if found.p_value is None else f", p = {number(found.p_value, 2)}"),
+        "Calibration: none"
+        if data is None
+        else f"Calibration: {data.source}, {data.n:,} samples, digest {data.digest}"
+        + (", synthetic" if data.synthetic else ""),
+        "Device: " + _pairs(report.device),
+        "Conditions: " + _pairs(report.conditions),
+        "Versions: " + _pairs(report.versions),
+        f"Compile: {report.compile.seconds:.1f} s"
+        + (
+            ""
+            if report.compile.peak_rss_mb is None
+            else f", peak {bytes_text(report.compile.peak_rss_mb * 1e6)}"
+        ),
+        f"greencc {report.greencc}, {report.created}",
+    ]
+    return _bullets(lines)
+
+
+def _pairs(values: dict[str, object] | dict[str, str]) -> str:
+    return "; ".join(f"{key} {value}" for key, value in values.items()) or MISSING
+
+
+def _micro(value: float | None) -> str:
+    return MISSING if value is None else f"{number(value)} µs"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)

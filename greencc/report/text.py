@@ -1,0 +1,77 @@
+"""The final table of the command line, as rich renderables. It reads without colour and at 80 columns."""
+
+from __future__ import annotations
+
+import re
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from greencc.core.report import Report
+from greencc.report.figures import Row, capitalized, figure_rows, printable
+from greencc.report.verdict import judge
+
+
+def summary(report: Report) -> RenderableType:
+    """Verdict, table of baseline / artifact / ratio, and warnings."""
+    verdict = judge(report)
+    parts: list[RenderableType] = [Text(verdict.headline, style="bold"), Text(), figures_table(report)]
+    sentences = " ".join(verdict.details)
+    parts += [Text(), Text(sentences)]
+    for warning in report.warnings:
+        parts.append(_warning(warning))
+    return Group(*parts)
+
+
+def figures_table(report: Report) -> Table:
+    """Baseline / artifact / ratio. What the ratio means is said in words, never by colour alone."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
+    table.add_column("", overflow="fold")
+    table.add_column("Baseline", justify="right", overflow="fold")
+    table.add_column("Artifact", justify="right", overflow="fold")
+    table.add_column("Change", overflow="fold")
+    for row in figure_rows(report):
+        table.add_row(Text(row.label), _cell(row.baseline), _cell(row.artifact), _change(row))
+    return table
+
+
+def candidates_table(report: Report) -> Table:
+    """The forms the compile considered."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name, justify in (("Form", "left"), ("Latency", "right"), ("Drop", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("", overflow="fold")
+    for item in report.candidates:
+        table.add_row(
+            Text(("* " if item.chosen else "  ") + printable(item.name)),
+            "" if item.latency_ms is None else f"{item.latency_ms:.3g} ms",
+            "" if item.drop is None else f"{item.drop * 100:.2f} points",
+            Text(printable(item.reason)),
+        )
+    return table
+
+
+def _cell(text: str) -> Text:
+    # The interval goes on a line of its own, so that figures line up and fit.
+    return Text(text.replace(" [", "\n["))
+
+
+def _change(row: Row) -> Text:
+    if not row.change:
+        return Text("")
+    # Blue and yellow are told apart by every kind of colour blindness; the words carry the meaning.
+    gained = any(word in row.change for word in ("faster", "smaller", "saves"))
+    lost = any(word in row.change for word in ("slower", "larger", "costs"))
+    style = "bold blue" if gained else ("bold yellow" if lost else "")
+    return Text(_unbroken(row.change), style=style)
+
+
+def _unbroken(text: str) -> str:
+    """Keep intervals on one line."""
+    return re.sub(r"\[[^\]]*\]", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def _warning(text: str) -> Text:
+    return Text.assemble(("Warning: ", "bold yellow"), capitalized(printable(text)))

@@ -1,0 +1,149 @@
+"""The verdict: what was saved, at what accuracy, how sure, measured or estimated.
+
+Rules: a saving is claimed only where the whole interval clears 1; otherwise "no saving shown". Energy of grade C
+or D is always called estimated. Accuracy is called certified only by its certificate. FP32 kept is explained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from greencc.core.report import Report
+from greencc.report.figures import (
+    capitalized,
+    change_text,
+    energy_change,
+    measured,
+    number,
+    points,
+    printable,
+    round_share,
+    saving,
+    share,
+    size_text,
+    worst_grade,
+)
+
+_KEPT = frozenset({"fp32", "original"})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A headline of one sentence and the sentences that back it."""
+
+    headline: str
+    details: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join((self.headline, *self.details))
+
+
+def with_verdict(report: Report) -> Report:
+    """The report with its `verdict` filled in from its figures."""
+    return replace(report, verdict=judge(report).text)
+
+
+def judge(report: Report) -> Verdict:
+    """Derive the verdict from a report's figures; `report.verdict` itself is not read."""
+    claims = [*_gains(report, better=True)]
+    losses = [*_gains(report, better=False)]
+    subject = _form(report)
+    if claims:
+        headline = f"{subject}: {_listed(claims)}"
+        if losses:
+            headline += f", but {_listed(losses)}"
+    elif losses:
+        headline = f"{subject}: no saving shown; {_listed(losses)}"
+    else:
+        headline = f"{subject}: no saving shown"
+    headline += f"; {_accuracy_claim(report)}."
+    details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
+    if not report.budget.met:
+        details.append("The artifact does not meet what was asked of it.")
+    return Verdict(headline, tuple(_sentence(text) for text in details))
+
+
+def _form(report: Report) -> str:
+    name = printable(report.precision)
+    return "FP32 kept" if name in _KEPT else name.upper()
+
+
+def _gains(report: Report, *, better: bool) -> list[str]:
+    """Claims whose whole interval is on the better (or the worse) side of 1."""
+    texts: list[str] = []
+    latency, energy, size = report.ratio.latency, report.ratio.energy, report.ratio.size
+    if better and latency.low > 1.0:
+        texts.append(f"{number(latency.value)}× faster")
+    if not better and latency.high < 1.0:
+        texts.append(f"{number(1 / latency.value)}× slower")
+    old, new = report.baseline.energy_mj, report.artifact.energy_mj
+    if energy is not None and old is not None and new is not None:
+        suffix = "" if measured(old, new) else " (estimated)"
+        if better and energy.low > 1.0:
+            texts.append(f"{number(saving(energy).value * 100, 2)} % less energy{suffix}")
+        if not better and energy.high < 1.0:
+            texts.append(f"{number((1 / energy.value - 1) * 100, 2)} % more energy{suffix}")
+    if better and size.value >= 1.005:
+        texts.append(size_text(size))
+    if not better and size.value <= 0.995:
+        texts.append(size_text(size))
+    return texts
+
+
+def _accuracy_claim(report: Report) -> str:
+    found = report.accuracy
+    if found.certified:
+        return f"{accuracy_subject(report)} certified to {round_share(found.confidence)}"
+    if found.drop is not None:
+        if found.drop <= 0:
+            return f"no drop in accuracy seen on {found.n:,} samples, not certified"
+        return f"accuracy drops by {points(found.drop)} points, not certified"
+    if found.agreement is not None:
+        return f"{share(found.agreement, 4)} agreement on {found.n:,} samples, not certified"
+    return "accuracy was not checked"
+
+
+def accuracy_subject(report: Report) -> str:
+    """What the certificate bounds, in short."""
+    found = report.accuracy
+    limit = round_share(found.epsilon)
+    if found.drop is not None or found.metric.startswith("top-1"):
+        return f"accuracy drop of at most {limit}"
+    return f"at most {limit} of samples changed"
+
+
+def _kept(report: Report) -> list[str]:
+    """Why FP32 was kept, where another form was considered."""
+    if printable(report.precision) not in _KEPT:
+        return []
+    if report.budget.asked.get("precision") == "fp32":
+        return ["FP32 was asked for."]
+    others = [item for item in report.candidates if not item.chosen and item.reason]
+    if not others:
+        return ["FP32 was kept: no other form was possible."]
+    reasons = "; ".join(f"{printable(item.name)}: {printable(item.reason).rstrip('.')}" for item in others)
+    return [f"FP32 was kept ({reasons})."]
+
+
+def _latency(report: Report) -> str:
+    text = change_text(report.ratio.latency, "faster", "slower", "no speed-up shown")
+    return f"Measured latency: {text}"
+
+
+def _energy(report: Report) -> str:
+    old, new, ratio = report.baseline.energy_mj, report.artifact.energy_mj, report.ratio.energy
+    if old is None or new is None or ratio is None:
+        return "Energy was not measured."
+    sure = measured(old, new)
+    word = "measured" if sure else "estimated"
+    text = energy_change(ratio, "measured")  # the sentence says the word itself
+    return f"{capitalized(word)} energy (grade {worst_grade(old, new)}, {printable(old.boundary)}): {text}"
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."

@@ -1,0 +1,253 @@
+"""Ranges of inner values over the calibration data: one pass, memory independent of the number of samples.
+
+For min-max ranges the reductions become part of the graph, so the runtime does them in parallel while the
+values are in cache, and only scalars come back. For percentiles the values come back batch by batch, bounded
+by `BUDGET_BYTES`, and go into histograms of fixed size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from enum import Enum
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.data import Array, Batch, DataSource, TensorSpec
+from greencc.core.engine import Engine, EngineBuilder
+from greencc.core.errors import GreenccError, InputError
+from greencc.core.passes import Context
+from greencc.passes._ranges import Histogram, Range
+
+# Observed activations of one run. Small enough to stay near the caches, which is also the fastest.
+BUDGET_BYTES = 64 << 20
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
+
+
+class RangeMethod(Enum):
+    """How the range of an activation is chosen from its values."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+
+
+def observe_ranges(
+    model: ir.Model, names: Sequence[str], ctx: Context, method: RangeMethod, percent: float, batch: int
+) -> dict[str, Range]:
+    """Run the calibration data once and return the range of each named float value of the main graph.
+
+    Args:
+        model: The float model; it is left unchanged.
+        names: Values to observe; values that only ever have no elements get [0, 0].
+        ctx: Gives the calibration data and the engine.
+        method: Min-max, or the percentile `percent`.
+        percent: Share of the values kept, in percent, in (0, 100].
+        batch: Samples run at once, where the model's batch is dynamic.
+
+    Raises:
+        InputError: There is no calibration data, or an input or activation holds NaN or infinity.
+    """
+    source = ctx.calibration
+    if source is None:
+        raise InputError(
+            "static INT8 quantization needs calibration data", hint="pass --calibration with sample inputs"
+        )
+    if not names:
+        return {}
+    build = ctx.observe or ctx.build
+    batch = max(1, min(batch, BUDGET_BYTES // max(1, sum(_sample_bytes(model, names).values()))))
+    runs = ctx.progress(_checked(source, batch), label="Calibrating", total=math.ceil(source.count / batch))
+    if method is RangeMethod.MINMAX:
+        ranges = _minmax(model, names, build, runs)
+    else:
+        ranges = _histograms(model, names, build, runs, percent)
+    if ranges is None:
+        raise InputError(f"the calibration data {source.name} has no samples", hint="give it at least one")
+    return ranges
+
+
+def _checked(source: DataSource, size: int) -> Iterator[Batch]:
+    """The batches of a source, refusing values no range can be taken from."""
+    seen = 0
+    for item in source.batches(size):
+        for name, values in item.feeds.items():
+            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+                row = int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
+                raise InputError(
+                    f"calibration sample {seen + row} of {source.name} holds NaN or infinity in input {name!r}",
+                    hint="remove the sample or repair the preprocessing",
+                )
+        seen += item.count
+        yield item
+
+
+def _minmax(
+    model: ir.Model, names: Sequence[str], build: EngineBuilder, runs: Iterator[Batch]
+) -> dict[str, Range] | None:
+    reduced = model.clone()
+    outputs = _add_reductions(reduced, names)
+    engine = build(reduced, outputs=[name for triple in outputs for name in triple])
+    low = dict.fromkeys(names, math.inf)
+    high = dict.fromkeys(names, -math.inf)
+    seen = False
+    try:
+        for item in runs:
+            for results in _run_split(engine, item, item.count):
+                seen = True
+                for name, (smallest, largest, total) in zip(names, outputs, strict=True):
+                    ends = float(results[smallest]), float(results[largest])
+                    # The reductions may skip NaN; the sum does not. It may overflow, so look again.
+                    if not math.isfinite(float(results[total])) or not all(map(math.isfinite, ends)):
+                        if ends == (math.inf, -math.inf):
+                            continue
+                        _refuse_non_finite(model, names, build, item)
+                    low[name], high[name] = min(low[name], ends[0]), max(high[name], ends[1])
+    finally:
+        engine.close()
+    if not seen:
+        return None
+    return {name: Range(low[name], high[name]) if low[name] <= high[name] else Range(0, 0) for name in names}
+
+
+def _add_reductions(model: ir.Model, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Append the scalar min, max and sum of each value; return their names."""
+    values = {value.name: value for value in _graph_values(model.graph)}
+    outputs: list[tuple[str, ...]] = []
+    for position, name in enumerate(names):
+        triple = []
+        for op_type in _REDUCTIONS:
+            result = ir.Value(
+                name=f"greencc.{op_type}.{position}",
+                type=ir.TensorType(ir.DataType.FLOAT),
+                shape=ir.Shape([]),
+            )
+            model.graph.append(
+                ir.node(op_type, [values[name]], {"keepdims": 0}, outputs=[result], name=str(result.name))
+            )
+            model.graph.outputs.append(result)
+            triple.append(str(result.name))
+        outputs.append(tuple(triple))
+    return outputs
+
+
+def _graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _refuse_non_finite(model: ir.Model, names: Sequence[str], build: EngineBuilder, item: Batch) -> None:
+    """Raise for the first value that is not finite; return when all are (their sum had overflowed)."""
+    for name in names:
+        engine = build(model, outputs=[name])
+        try:
+            for results in _run_split(engine, item, item.count):
+                if not np.isfinite(results[name]).all():
+                    raise _non_finite(name)
+        finally:
+            engine.close()
+
+
+def _non_finite(name: str) -> InputError:
+    return InputError(
+        f"activation {name!r} becomes NaN or infinity on the calibration data",
+        hint="check the preprocessing of the samples, and the model, with these inputs in float",
+    )
+
+
+def _histograms(
+    model: ir.Model, names: Sequence[str], build: EngineBuilder, runs: Iterator[Batch], percent: float
+) -> dict[str, Range] | None:
+    """Fetch the values themselves; the first sample tells how many samples fit the memory budget."""
+    histograms = {name: Histogram() for name in names}
+    engine = build(model, outputs=list(names))
+    groups = _fetch_groups(model, names)
+    step: int | None = None
+    try:
+        for item in runs:
+            done = 0
+            while done < item.count:
+                part = _rows(item, done, done + (step or 1))
+                size = 0
+                for group in groups:
+                    for results in _run_split(engine, part, part.count, group):
+                        size += sum(values.nbytes for values in results.values())
+                        _count(histograms, results)
+                done += part.count
+                if step is None:
+                    step = max(1, min(BUDGET_BYTES // max(size, 1), item.count))
+    finally:
+        engine.close()
+    if step is None:
+        return None
+    return {
+        name: histogram.percentile(percent) if histogram.exponent is not None else Range(0, 0)
+        for name, histogram in histograms.items()
+    }
+
+
+def _count(histograms: dict[str, Histogram], results: dict[str, Array]) -> None:
+    for name, values in results.items():
+        if not histograms[name].update(values):
+            raise _non_finite(name)
+
+
+def _fetch_groups(model: ir.Model, names: Sequence[str]) -> list[list[str]]:
+    """Split the values so that one sample of each group fits the memory budget, as far as shapes are known."""
+    sizes = _sample_bytes(model, names)
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name in names:
+        if groups[-1] and total + sizes[name] > BUDGET_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += sizes[name]
+    return groups
+
+
+def _sample_bytes(model: ir.Model, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of each value for one sample, taking unknown dimensions as 1."""
+    values = {value.name: value for value in _graph_values(model.graph)}
+    sizes = {}
+    for name in names:
+        shape = values[name].shape
+        sizes[name] = 4 * (
+            math.prod(dim for dim in shape if isinstance(dim, int)) if shape is not None else 1
+        )
+    return sizes
+
+
+def _rows(item: Batch, start: int, stop: int) -> Batch:
+    return Batch({name: values[start:stop] for name, values in item.feeds.items()})
+
+
+def _run_split(
+    engine: Engine, item: Batch, step: int, outputs: Sequence[str] | None = None
+) -> Iterator[dict[str, Array]]:
+    """Run a batch in pieces the engine takes: its fixed batch size, else `step` samples, else one by one."""
+    fixed = _fixed_batch(engine.inputs)
+    if fixed is not None:
+        for start in range(0, item.count, fixed):
+            # A short last piece is filled up with its last sample, which adds no new values.
+            index = np.minimum(np.arange(start, start + fixed), item.count - 1)
+            yield engine.run({name: values[index] for name, values in item.feeds.items()}, outputs)
+        return
+    start = 0
+    while start < item.count:
+        piece = _rows(item, start, start + step)
+        try:
+            results = engine.run(piece.feeds, outputs)
+        except GreenccError:
+            # Exporters write a batch of 1 into reshapes of graphs that declare a dynamic batch.
+            if step == 1:
+                raise
+            step = 1
+            continue
+        yield results
+        start += piece.count
+
+
+def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
+    return next((spec.batch for spec in inputs if spec.batch is not None), None)

@@ -1,0 +1,167 @@
+"""Remove nodes that return their input as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript.rewriter.rules.common import add_0_rule, div_by_1_rule, mul_by_1_rule, sub_0_rule
+
+from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op
+from greencc.core.passes import Context, Outcome, Pass
+from greencc.passes._rewriter import (
+    Edit,
+    OnnxscriptRule,
+    Rule,
+    Scope,
+    apply_rules,
+    bypass,
+    float_scalar,
+    node_name,
+    remove,
+    route_around,
+)
+from greencc.passes.fuse_pad import read_padding
+
+_INT_MAX = 2**31 - 1
+_SINGLE = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
+_SHAPE_ONLY = frozenset({"Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten"})
+
+
+class _EliminateNoOp(Rule):
+    name = "eliminate-no-op"
+    ops = _SINGLE | _SHAPE_ONLY | {"Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Slice", "Tile", "Split"}
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        source = input_at(node, 0)
+        old = node.outputs[0]
+        if source is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+            return None
+        if not returns_its_input(node, scope) or not bypass(old, source, scope.graph):
+            return None
+
+        def apply() -> None:
+            route_around(old, source)
+            remove(node)
+
+        return Edit(node_name(node), apply)
+
+
+def returns_its_input(node: ir.Node, scope: Scope) -> bool:
+    """Whether output 0 always equals input 0, shape and type included."""
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+        return False
+    if is_op(node, "Identity"):
+        return True
+    if is_op(node, "Dropout"):
+        return _drops_nothing(node, scope)
+    if is_op(node, "Cast", "CastLike"):
+        return x.dtype is not None and x.dtype == y.dtype
+    if is_op(node, *_SINGLE):
+        return len(node.inputs) == 1
+    if is_op(node, "Split"):
+        return len(node.outputs) == 1
+    if is_op(node, *_SHAPE_ONLY):
+        return same_shape(x, y)
+    if is_op(node, "Transpose"):
+        perm = attribute_ints(node, "perm", ())
+        return bool(perm) and list(perm) == sorted(perm)
+    if is_op(node, "Pad"):
+        padding = read_padding(node, scope)
+        # All modes add nothing when all amounts are zero, but only a constant pad is read.
+        return not isinstance(padding, str) and not any((*padding.begin, *padding.end))
+    if is_op(node, "Tile"):
+        repeats = constant_of(input_at(node, 1))
+        return repeats is not None and bool(np.all(repeats == 1))
+    return _slices_everything(node, scope)
+
+
+def same_shape(a: ir.Value, b: ir.Value) -> bool:
+    """Whether two values provably have the same shape: equal numbers, or the same named dimension."""
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    unknown = 0
+    for p, q in zip(a.shape, b.shape, strict=True):
+        if isinstance(p, int) and isinstance(q, int):
+            if p != q:
+                return False
+        elif isinstance(p, int) or isinstance(q, int) or p.value is None or p.value != q.value:
+            unknown += 1
+    # One dimension may be unknown when the others agree and none is 0: the element count is the same.
+    return unknown == 0 or (unknown == 1 and all(dim != 0 for dim in a.shape) and _keeps_count(b))
+
+
+def _keeps_count(value: ir.Value) -> bool:
+    return is_op(value.producer(), "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+
+
+def _drops_nothing(node: ir.Node, scope: Scope) -> bool:
+    if scope.opset() >= 12:
+        if input_at(node, 2) is None:
+            return True
+        training = constant_of(node.inputs[2])
+        return training is not None and not bool(training.reshape(-1)[0])
+    if scope.opset() < 7:
+        return bool(attribute_int(node, "is_test", 0))
+    return True
+
+
+def _slices_everything(node: ir.Node, scope: Scope) -> bool:
+    x = node.inputs[0]
+    if scope.opset() < 10:
+        starts = list(attribute_ints(node, "starts", ()))
+        ends = list(attribute_ints(node, "ends", ()))
+        axes = list(attribute_ints(node, "axes", range(len(starts))))
+        steps = [1] * len(starts)
+    else:
+        parts = [constant_of(input_at(node, index)) for index in range(1, 5)]
+        present = [input_at(node, index) is not None for index in range(1, 5)]
+        if any(part is None and there for part, there in zip(parts, present, strict=True)):
+            return False
+        if parts[0] is None or parts[1] is None:
+            return False
+        starts, ends = parts[0].tolist(), parts[1].tolist()
+        axes = list(range(len(starts))) if parts[2] is None else parts[2].tolist()
+        steps = [1] * len(starts) if parts[3] is None else parts[3].tolist()
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        dim = x.shape[axis] if x is not None and x.shape is not None else None
+        reaches = end >= _INT_MAX or (isinstance(dim, int) and end >= dim)
+        if start != 0 or step != 1 or not reaches:
+            return False
+    return True
+
+
+class _NeutralOnnxscript(OnnxscriptRule):
+    """x * 1, x + 0 and the like, where the constant does not widen x."""
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        if not same_shape_as_an_input(node):
+            return None
+        found = super().match(node, scope)
+        return found if isinstance(found, Edit) else None
+
+
+def same_shape_as_an_input(node: ir.Node) -> bool:
+    """Whether the one input that is not a number has the shape of the output."""
+    values = [value for value in node.inputs if value is not None and float_scalar(value) is None]
+    return len(values) == 1 and same_shape(values[0], node.outputs[0])
+
+
+@dataclass(frozen=True)
+class EliminateNoOps(Pass):
+    """Remove Identity, inference Dropout, casts to the same type, and everything else that changes nothing."""
+
+    name: ClassVar[str] = "eliminate-no-ops"
+    summary: ClassVar[str] = "remove nodes that return their input as it is"
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        neutral = [
+            *[_NeutralOnnxscript(rule, ("Mul",), "multiply-by-one") for rule in mul_by_1_rule.commute()],
+            *[_NeutralOnnxscript(rule, ("Add",), "add-zero") for rule in add_0_rule.commute()],
+            _NeutralOnnxscript(sub_0_rule, ("Sub",), "subtract-zero"),
+            _NeutralOnnxscript(div_by_1_rule, ("Div",), "divide-by-one"),
+        ]
+        return apply_rules(model, ctx, (_EliminateNoOp(), *neutral))

@@ -1,0 +1,103 @@
+"""Fold Mul, Add, Sub and Div by constants into linear operators and into each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.graph import constant_of, is_op, sole_consumer
+from greencc.core.passes import Context, Outcome, Pass
+from greencc.passes._affine import AFFINE_OPS, Affine, affine_of
+from greencc.passes._fold_linear import fold_after, fold_before
+from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, node_name, remove, route_around
+
+
+class _FoldIntoLinear(Rule):
+    name = "fold-affine"
+    ops = AFFINE_OPS
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | Refusal | None:
+        affine = affine_of(node)
+        if affine is None:
+            return None
+        for found in (fold_after(affine, scope), fold_before(affine, scope)):
+            # A constant next to a product that cannot take it is ordinary: no refusal worth reporting.
+            if isinstance(found, Edit):
+                return found
+        return None
+
+
+class _MergeConstants(Rule):
+    """(x * a) * b -> x * (a * b), and the same for sums; differences and quotients count as such."""
+
+    name = "merge-constants"
+    ops = AFFINE_OPS
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        second = affine_of(node)
+        inner = second.x.producer() if second is not None else None
+        if (
+            second is None
+            or inner is None
+            or inner.graph is not scope.graph
+            or sole_consumer(second.x) is None
+        ):
+            return None
+        first = affine_of(inner)
+        if first is None:
+            return None
+        op_type = "Mul" if _scales(first) and _scales(second) else "Add"
+        if op_type == "Add" and not (_shifts(first) and _shifts(second)):
+            return None
+        if op_type == "Mul":
+            merged = first.scale * second.scale
+        else:
+            merged = first.shift + second.shift
+        if merged.size > max(first.scale.size, second.scale.size):
+            return None
+        dtype = _dtype(node)
+        with np.errstate(over="ignore"):
+            cast = merged.astype(dtype)
+        if not np.isfinite(cast.astype(np.float64)).all():
+            return None
+
+        def apply() -> None:
+            route_around(first.output, first.x)
+            remove(first.node)
+            node.op_type = op_type
+            constant = scope.constant(cast, f"{node_name(node)}/constant", node)
+            node.replace_input_with(0, first.x)
+            node.replace_input_with(1, constant)
+
+        return Edit(node_name(inner), apply)
+
+
+def _scales(affine: Affine) -> bool:
+    return is_op(affine.node, "Mul", "Div")
+
+
+def _shifts(affine: Affine) -> bool:
+    # c - x is a shift of -x: it does not merge with a sum without a sign change.
+    return is_op(affine.node, "Add", "Sub") and bool(np.all(affine.scale == 1.0))
+
+
+def _dtype(node: ir.Node) -> np.dtype[np.generic]:
+    array = next(a for a in (constant_of(value) for value in node.inputs) if a is not None)
+    return array.dtype
+
+
+@dataclass(frozen=True)
+class FoldAffine(Pass):
+    """Fold constant Mul, Add, Sub and Div into Conv, ConvTranspose, Gemm and MatMul, and merge chains of them.
+
+    Biases added after a convolution are the commonest case. Shifts before padded convolutions stay.
+    """
+
+    name: ClassVar[str] = "fold-affine"
+    summary: ClassVar[str] = "fold constant Mul/Add/Sub/Div into neighbouring linear operators"
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        return apply_rules(model, ctx, (_FoldIntoLinear(), _MergeConstants()))
