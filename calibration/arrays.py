@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from greencc.calibration.files import contained_files
-from greencc.calibration.fit import LABELS, Fit, check_names, element_kind
+from greencc.calibration.fit import LABELS, SAMPLE_LIMIT, Fit, check_names, element_kind
 from greencc.calibration.npy import CHUNK, Column, Limits, NpyColumn, open_npz
 from greencc.calibration.source import Batches, Indices, Source, rebatch
 from greencc.core.data import Array, Batch, TensorSpec
@@ -44,6 +44,8 @@ class ArraySource(Source):
             raise InputError(f"{name} has 0 samples")
         if self._labels is not None and element_kind(self._labels.header.dtype) not in "fiub":
             raise InputError(f"{name}: the labels are {self._labels.header.dtype}, not numbers")
+        if self._labels is not None and not 0 < self._labels.header.row_bytes <= SAMPLE_LIMIT:
+            raise InputError(f"{name}: the labels have the shape {list(self._labels.header.shape)}")
         super().__init__(name, count, has_labels=bool(labels))
 
     def read(self, size: int, wanted: Indices | None = None) -> Batches:

@@ -47,7 +47,8 @@ class Scan:
 class Source(ABC):
     """A re-iterable stream of samples (`greencc.core.data.DataSource`).
 
-    A batch never mixes sample shapes: where they change (ragged data on dynamic axes), a batch is cut short.
+    Arrays may be read-only views of what was read. A batch never mixes sample shapes: where they change (ragged
+    data on dynamic axes), a batch is cut short.
 
     Args:
         name: How the user named it.

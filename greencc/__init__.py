@@ -1,3 +1,71 @@
-"""greencc: an energy-aware model-compression compiler for ONNX models."""
+"""greencc: an energy-aware model-compression compiler for ONNX models.
+
+```python
+import greencc
+
+bundle = greencc.compile("model.onnx", calibration="calibration.npz", evaluation="eval.npz")
+print(bundle.report.verdict)
+outputs = bundle.run({"image": image})
+```
+
+Names are imported when they are first used, so that `import greencc` and the command line start quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from greencc.api import compile, measure, verify
+    from greencc.bundle import Bundle, load
+    from greencc.compiler import CompileOptions, Effort, Precision
+    from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError
+    from greencc.core.report import Report
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "Bundle": "greencc.bundle",
+    "CompileOptions": "greencc.compiler",
+    "Effort": "greencc.compiler",
+    "GreenccError": "greencc.core.errors",
+    "InputError": "greencc.core.errors",
+    "LimitError": "greencc.core.errors",
+    "Precision": "greencc.compiler",
+    "Report": "greencc.core.report",
+    "UnavailableError": "greencc.core.errors",
+    "UsageError": "greencc.core.errors",
+    "compile": "greencc.api",
+    "load": "greencc.bundle",
+    "measure": "greencc.api",
+    "verify": "greencc.api",
+}
+
+__all__ = [
+    "Bundle",
+    "CompileOptions",
+    "Effort",
+    "GreenccError",
+    "InputError",
+    "LimitError",
+    "Precision",
+    "Report",
+    "UnavailableError",
+    "UsageError",
+    "__version__",
+    "compile",
+    "load",
+    "measure",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'greencc' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,76 @@
-"""placeholder"""
+"""Passes: what edits a model, one idea per module."""
+
+from __future__ import annotations
+
+from greencc.core.capabilities import Capabilities
+from greencc.core.passes import Pass
+from greencc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from greencc.passes.eliminate_dead_code import EliminateDeadCode
+from greencc.passes.eliminate_no_ops import EliminateNoOps
+from greencc.passes.fold_affine import FoldAffine
+from greencc.passes.fold_batch_norm import FoldBatchNorm
+from greencc.passes.fold_constants import FoldConstants
+from greencc.passes.freeze_initializers import FreezeInitializers
+from greencc.passes.fuse_gemm import FuseGemm
+from greencc.passes.fuse_pad import FusePad
+from greencc.passes.inline_functions import InlineFunctions
+from greencc.passes.merge_convolutions import MergeConvolutions
+from greencc.passes.merge_reshapes import MergeReshapes
+from greencc.passes.move_transposes import MoveTransposes
+from greencc.passes.normalize_clips import NormalizeClips
+from greencc.passes.recover_gelu import RecoverGelu
+from greencc.passes.recover_hard_swish import RecoverHardSwish
+from greencc.passes.recover_layer_norm import RecoverLayerNorm
+from greencc.passes.upgrade_opset import UpgradeOpset
+
+PASSES: tuple[type[Pass], ...] = (
+    FreezeInitializers,
+    InlineFunctions,
+    UpgradeOpset,
+    FoldConstants,
+    EliminateDeadCode,
+    EliminateNoOps,
+    MoveTransposes,
+    MergeReshapes,
+    NormalizeClips,
+    FusePad,
+    FoldBatchNorm,
+    FoldAffine,
+    MergeConvolutions,
+    FuseGemm,
+    RecoverGelu,
+    RecoverHardSwish,
+    RecoverLayerNorm,
+    EliminateCommonSubexpressions,
+)
+"""All passes, by which recipes and the command line know them."""
+
+
+def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
+    """The clean-up recipe: function-preserving passes in the order in which they help each other."""
+    steps: list[Pass] = [
+        FreezeInitializers(overridable=True),
+        InlineFunctions(),
+        UpgradeOpset(),
+        FoldConstants(),
+        EliminateDeadCode(),
+        EliminateNoOps(),
+        MoveTransposes(),
+        NormalizeClips(),
+        FusePad(),
+        FoldBatchNorm(),
+        FoldAffine(),
+        MergeConvolutions(),
+    ]
+    if capabilities.gemm_gains:
+        steps.append(FuseGemm())
+    steps += [
+        MergeReshapes(),
+        EliminateCommonSubexpressions(),
+        RecoverGelu(),
+        RecoverHardSwish(),
+        RecoverLayerNorm(),
+        EliminateCommonSubexpressions(),
+        EliminateDeadCode(),
+    ]
+    return tuple(steps)

@@ -78,11 +78,11 @@ def _names_outside(node: ir.Node, scope: Scope) -> set[str]:
         for child in graph:
             pending.extend(subgraphs_of(child))
     names: set[str] = set()
-    for graph in graphs_of(scope.model):
-        if id(graph) in inside:
+    for other in graphs_of(scope.model):
+        if id(other) in inside:
             continue
-        values = [*graph.inputs, *(output for inner in graph for output in inner.outputs)]
-        if isinstance(graph, ir.Graph):
-            values.extend(graph.initializers.values())
+        values = [*other.inputs, *(output for inner in other for output in inner.outputs)]
+        if isinstance(other, ir.Graph):
+            values.extend(other.initializers.values())
         names.update(value.name for value in values if value.name)
     return names

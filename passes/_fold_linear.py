@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from greencc.core.graph import is_op, sole_consumer
+from greencc.core.graph import is_op, label, sole_consumer
 from greencc.passes._affine import Affine, Float64, per_channel
 from greencc.passes._linear import Linear, linear_before, linear_of
 from greencc.passes._rewriter import (
     Edit,
     Refusal,
     Scope,
-    label,
     node_name,
     refuse,
     remove,

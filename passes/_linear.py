@@ -14,9 +14,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op, sole_consumer
+from greencc.core.graph import (
+    attribute_int,
+    attribute_ints,
+    constant_of,
+    input_at,
+    is_op,
+    label,
+    sole_consumer,
+)
 from greencc.passes._affine import FLOAT_TYPES, Float64, affine_of, per_channel
-from greencc.passes._rewriter import Scope, label
+from greencc.passes._rewriter import Scope
 
 LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 

@@ -175,12 +175,15 @@ class OnnxscriptRule(Rule):
 
         def apply() -> None:
             for initializer in delta.new_initializers:
+                tensor = initializer.const_value
+                if tensor is None:
+                    raise AssertionError(f"{self.name} made an initializer without a value")
                 if scope.function is None:
-                    initializer.name = scope.names.value(initializer.name)
+                    initializer.name = scope.names.value(initializer.name or "constant")
                     scope.graph.register_initializer(initializer)
                 else:
-                    array = initializer.const_value.numpy()
-                    initializer.replace_all_uses_with(scope.constant(array, initializer.name, node))
+                    constant = scope.constant(tensor.numpy(), initializer.name or "constant", node)
+                    initializer.replace_all_uses_with(constant)
             basic_constant_propagation(delta.new_nodes)
             for new in delta.new_nodes:
                 source = next((old for old in matched if old.op_type == new.op_type), node)
@@ -292,6 +295,25 @@ def remove(node: ir.Node) -> None:
             pending.extend(subgraphs_of(child))
             for index in range(len(child.inputs)):
                 child.replace_input_with(index, None)
+
+
+def replace_path(last: ir.Node, result: ir.Value, first: ir.Node) -> None:
+    """Put `result` in the place of `last`'s output and remove what nobody reads any more, back from `last`.
+
+    The new node takes the name of `first`, the node the pattern was recognized by, when that is gone.
+    """
+    take_over(result, last.outputs[0])
+    pending = [last]
+    while pending:
+        node = pending.pop()
+        if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        sources = [value.producer() for value in node.inputs if value is not None]
+        remove(node)
+        pending.extend(source for source in sources if source is not None and source.graph is not None)
+    producer = result.producer()
+    if producer is not None and first.graph is None:
+        producer.name = first.name
 
 
 def local_producer(value: ir.Value | None, scope: Scope, *op_types: str) -> ir.Node | None:

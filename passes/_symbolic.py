@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from greencc.core.graph import attribute_int, attribute_ints, constant_of, constant_tensor, input_at, is_op
 from greencc.passes._rewriter import Scope
@@ -152,7 +153,7 @@ def _from_constant(value: ir.Value) -> Vector | None:
     return Vector(tuple(int(number) for number in array.reshape(-1)), scalar=array.ndim == 0)
 
 
-def _gather(first: Vector, index: np.ndarray | None) -> Vector | None:  # type: ignore[type-arg]
+def _gather(first: Vector, index: NDArray[Any] | None) -> Vector | None:
     if index is None or index.ndim > 1 or first.scalar:
         return None
     count = len(first.elements)

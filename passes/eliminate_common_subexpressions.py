@@ -84,7 +84,9 @@ def _merge_nodes(graph: ir.Graph | ir.Function, ctx: Context) -> int:
 
 
 def _key(node: ir.Node) -> Hashable:
-    attributes = tuple(sorted((name, _attribute_key(attribute)) for name, attribute in node.attributes.items()))
+    attributes = tuple(
+        sorted((name, _attribute_key(attribute)) for name, attribute in node.attributes.items())
+    )
     # Absent trailing outputs matter (a Dropout with a mask is another node than one without).
     outputs = tuple(bool(value.name) for value in node.outputs)
     return node.op_identifier(), tuple(id(value) for value in node.inputs), attributes, outputs
@@ -93,8 +95,10 @@ def _key(node: ir.Node) -> Hashable:
 def _attribute_key(attribute: ir.Attr) -> str:
     if attribute.is_ref():
         return f"ref:{attribute.ref_attr_name}"
-    if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.SPARSE_TENSOR):
-        tensor = attribute.as_tensor()
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.value
+        if tensor.dtype == ir.DataType.STRING:
+            return f"strings:{tensor.shape}:{tensor.numpy().tolist()!r}"
         return f"tensor:{tensor.dtype}:{tensor.shape}:{hashlib.sha256(tensor.tobytes()).hexdigest()}"
     return f"{attribute.type}:{attribute.value!r}"
 

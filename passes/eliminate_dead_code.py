@@ -32,8 +32,8 @@ class EliminateDeadCode(Pass):
 
 def _nodes(model: ir.Model, ctx: Context) -> int:
     changed = 0
-    # Outer graphs first: what is captured by a dead If dies with it.
-    for graph in list(graphs_of(model)):
+    # Outer graphs first: the subgraphs of a dead If are not visited at all.
+    for graph in graphs_of(model):
         for node in reversed(list(graph)):
             if any(value.uses() or value.is_graph_output() for value in node.outputs):
                 continue

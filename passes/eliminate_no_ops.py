@@ -7,7 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.rewriter.rules.common import add_0_rule, div_by_1_rule, mul_by_1_rule, sub_0_rule
+from onnxscript.rewriter.rules.common import (
+    collapse_slice2_rule,
+    collapse_slice_rule,
+    expand_before_binary_op_rules,
+)
 
 from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op
 from greencc.core.passes import Context, Outcome, Pass
@@ -18,7 +22,6 @@ from greencc.passes._rewriter import (
     Scope,
     apply_rules,
     bypass,
-    float_scalar,
     node_name,
     remove,
     route_around,
@@ -29,17 +32,28 @@ _INT_MAX = 2**31 - 1
 _SINGLE = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
 _SHAPE_ONLY = frozenset({"Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten"})
 
+_BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Equal", "Greater", "Less", "And", "Or", "Xor")
+_ARITHMETIC = {"Mul": 1.0, "Div": 1.0, "Add": 0.0, "Sub": 0.0}
+"""The neutral element. It must match exactly: an epsilon of 1e-12 that is added is there for a reason."""
+
 
 class _EliminateNoOp(Rule):
     name = "eliminate-no-op"
-    ops = _SINGLE | _SHAPE_ONLY | {"Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Slice", "Tile", "Split"}
+    ops = (
+        _SINGLE
+        | _SHAPE_ONLY
+        | frozenset(_ARITHMETIC)
+        | {"Identity", "Dropout", "Cast", "CastLike", "Transpose", "Pad", "Slice", "Tile", "Split"}
+    )
 
     def match(self, node: ir.Node, scope: Scope) -> Edit | None:
-        source = input_at(node, 0)
         old = node.outputs[0]
-        if source is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
             return None
-        if not returns_its_input(node, scope) or not bypass(old, source, scope.graph):
+        source = _neutral_operand(node) if is_op(node, *_ARITHMETIC) else input_at(node, 0)
+        if source is None or not (is_op(node, *_ARITHMETIC) or returns_its_input(node, scope)):
+            return None
+        if not bypass(old, source, scope.graph):
             return None
 
         def apply() -> None:
@@ -77,6 +91,20 @@ def returns_its_input(node: ir.Node, scope: Scope) -> bool:
         repeats = constant_of(input_at(node, 1))
         return repeats is not None and bool(np.all(repeats == 1))
     return _slices_everything(node, scope)
+
+
+def _neutral_operand(node: ir.Node) -> ir.Value | None:
+    """x of x * 1, x / 1, x + 0 and x - 0, when the constant does not widen x."""
+    neutral = _ARITHMETIC[node.op_type]
+    for index, other in ((1, 0), (0, 1)):
+        if index == 0 and not is_op(node, "Mul", "Add"):
+            continue
+        array, source = constant_of(input_at(node, index)), input_at(node, other)
+        if array is None or source is None or array.dtype.kind not in "fiuV":
+            continue
+        if bool(np.all(array.astype(np.float64) == neutral)) and same_shape(source, node.outputs[0]):
+            return source
+    return None
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
@@ -134,22 +162,6 @@ def _slices_everything(node: ir.Node, scope: Scope) -> bool:
     return True
 
 
-class _NeutralOnnxscript(OnnxscriptRule):
-    """x * 1, x + 0 and the like, where the constant does not widen x."""
-
-    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
-        if not same_shape_as_an_input(node):
-            return None
-        found = super().match(node, scope)
-        return found if isinstance(found, Edit) else None
-
-
-def same_shape_as_an_input(node: ir.Node) -> bool:
-    """Whether the one input that is not a number has the shape of the output."""
-    values = [value for value in node.inputs if value is not None and float_scalar(value) is None]
-    return len(values) == 1 and same_shape(values[0], node.outputs[0])
-
-
 @dataclass(frozen=True)
 class EliminateNoOps(Pass):
     """Remove Identity, inference Dropout, casts to the same type, and everything else that changes nothing."""
@@ -158,10 +170,11 @@ class EliminateNoOps(Pass):
     summary: ClassVar[str] = "remove nodes that return their input as it is"
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        neutral = [
-            *[_NeutralOnnxscript(rule, ("Mul",), "multiply-by-one") for rule in mul_by_1_rule.commute()],
-            *[_NeutralOnnxscript(rule, ("Add",), "add-zero") for rule in add_0_rule.commute()],
-            _NeutralOnnxscript(sub_0_rule, ("Sub",), "subtract-zero"),
-            _NeutralOnnxscript(div_by_1_rule, ("Div",), "divide-by-one"),
+        expand = [
+            OnnxscriptRule(rule, _BINARY, "drop-expand") for rule in expand_before_binary_op_rules.rules
         ]
-        return apply_rules(model, ctx, (_EliminateNoOp(), *neutral))
+        slices = [
+            OnnxscriptRule(rule, ("Slice",), "drop-slice")
+            for rule in (collapse_slice_rule, collapse_slice2_rule)
+        ]
+        return apply_rules(model, ctx, (_EliminateNoOp(), *expand, *slices))

@@ -15,7 +15,9 @@ from greencc.passes._fold_linear import fold_after, fold_before
 from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, node_name, remove, route_around
 
 
-class _FoldIntoLinear(Rule):
+class FoldIntoLinear(Rule):
+    """A constant Mul, Add, Sub or Div next to a linear operator becomes part of its weights."""
+
     name = "fold-affine"
     ops = AFFINE_OPS
 
@@ -52,10 +54,7 @@ class _MergeConstants(Rule):
         op_type = "Mul" if _scales(first) and _scales(second) else "Add"
         if op_type == "Add" and not (_shifts(first) and _shifts(second)):
             return None
-        if op_type == "Mul":
-            merged = first.scale * second.scale
-        else:
-            merged = first.shift + second.shift
+        merged = first.scale * second.scale if op_type == "Mul" else first.shift + second.shift
         if merged.size > max(first.scale.size, second.scale.size):
             return None
         dtype = _dtype(node)
@@ -100,4 +99,4 @@ class FoldAffine(Pass):
     summary: ClassVar[str] = "fold constant Mul/Add/Sub/Div into neighbouring linear operators"
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        return apply_rules(model, ctx, (_FoldIntoLinear(), _MergeConstants()))
+        return apply_rules(model, ctx, (FoldIntoLinear(), _MergeConstants()))

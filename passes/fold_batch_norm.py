@@ -11,6 +11,7 @@ from greencc.core.passes import Context, Outcome, Pass
 from greencc.passes._affine import batch_norm_of
 from greencc.passes._fold_linear import fold_after, fold_before
 from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, refuse
+from greencc.passes.fold_affine import FoldIntoLinear
 
 
 class _FoldBatchNorm(Rule):
@@ -43,4 +44,5 @@ class FoldBatchNorm(Pass):
     summary: ClassVar[str] = "fold BatchNormalization into neighbouring convolutions and matrix products"
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        return apply_rules(model, ctx, (_FoldBatchNorm(),))
+        # A constant bias between the two is folded on the way.
+        return apply_rules(model, ctx, (_FoldBatchNorm(), FoldIntoLinear()))

@@ -8,9 +8,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op, sole_consumer
+from greencc.core.graph import (
+    attribute_int,
+    attribute_ints,
+    constant_of,
+    input_at,
+    is_op,
+    label,
+    sole_consumer,
+)
 from greencc.core.passes import Context, Outcome, Pass
-from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, label, node_name, refuse, remove
+from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, node_name, refuse, remove
 
 _NONNEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Softplus"})
 

@@ -39,12 +39,13 @@ def target_shape(source: ir.Value, result: ir.Value) -> list[int] | None:
     if result.shape is None:
         return None
     target: list[int] = []
+    known = 0 if source.shape is None else len(source.shape)
     for axis, dim in enumerate(result.shape):
         if isinstance(dim, int):
             if dim == 0:
                 return None
             target.append(dim)
-        elif source.shape is not None and axis < len(source.shape) and dimension(source, axis) == dimension(result, axis):
+        elif axis < known and dimension(source, axis) == dimension(result, axis):
             target.append(0)
         else:
             target.append(-1)

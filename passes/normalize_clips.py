@@ -11,7 +11,16 @@ import onnx_ir as ir
 from greencc.core.graph import constant_of, input_at, is_op, sole_consumer
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.passes._affine import FLOAT_TYPES
-from greencc.passes._rewriter import Edit, Rule, Scope, apply_rules, float_scalar, node_name, remove, route_around
+from greencc.passes._rewriter import (
+    Edit,
+    Rule,
+    Scope,
+    apply_rules,
+    float_scalar,
+    node_name,
+    remove,
+    route_around,
+)
 
 _OPS = frozenset({"Relu", "Clip", "Min", "Max"})
 
@@ -82,7 +91,12 @@ class _MergeClips(Rule):
     def match(self, node: ir.Node, scope: Scope) -> Edit | None:
         second = bounds_of(node, scope)
         inner = second.x.producer() if second is not None else None
-        if second is None or inner is None or inner.graph is not scope.graph or sole_consumer(second.x) is None:
+        if (
+            second is None
+            or inner is None
+            or inner.graph is not scope.graph
+            or sole_consumer(second.x) is None
+        ):
             return None
         first = bounds_of(inner, scope)
         if first is None:

@@ -48,6 +48,7 @@ class SharedModel:
     names: tuple[str, ...]
     values: tuple[ort.OrtValue, ...]
     keep: tuple[object, ...]
+    nbytes: int
 
 
 def expose(model: ir.Model, outputs: Sequence[str]) -> tuple[ir.Model, frozenset[str]]:
@@ -90,6 +91,7 @@ def share(model: ir.Model) -> SharedModel:
     names: list[str] = []
     values: list[ort.OrtValue] = []
     keep: list[object] = []
+    nbytes = 0
     for graph in clone.graphs():
         for name, value in graph.initializers.items():
             tensor = value.const_value
@@ -101,16 +103,25 @@ def share(model: ir.Model) -> SharedModel:
                 names.append(name)
                 values.append(ort.OrtValue.ortvalue_from_numpy(array))
                 keep += [array, tensor]
+                nbytes += array.nbytes
                 value.const_value = _reference(name, tensor)
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(
                     tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name
                 )
-    return SharedModel(ir.to_proto(clone).SerializeToString(), tuple(names), tuple(values), tuple(keep))
+    return SharedModel(
+        ir.to_proto(clone).SerializeToString(), tuple(names), tuple(values), tuple(keep), nbytes
+    )
 
 
 def _reference(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
     """A tensor "stored" in a file that is never opened: the session gets its data by name."""
     return ir.ExternalTensor(
-        "in-memory", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=""
+        "in-memory",
+        0,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        base_dir="",
     )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _MAX_THREADS = 1024
 _WARM_UP_RUNS = 3
+# Reference engines of larger models run on the weights where they are, without a rearranged copy.
+_PREPACK_UP_TO_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class CpuTarget(Target):
         if outputs is not None:
             model, inner = expose(model, outputs)
         shared = share(model)
-        config = SessionConfig(self._threads(), optimization)
+        config = SessionConfig(self._threads(), optimization, prepack=shared.nbytes <= _PREPACK_UP_TO_BYTES)
         options = session_options(config)
         if shared.names:
             options.add_external_initializers(list(shared.names), list(shared.values))

@@ -89,7 +89,11 @@ def _open(
         return None
     labelled = role == "evaluation" or options.evaluation is None
     return open_data(
-        str(spec), inputs, labels=options.labels if labelled else None, preprocess=options.preprocess, role=role
+        str(spec),
+        inputs,
+        labels=options.labels if labelled else None,
+        preprocess=options.preprocess,
+        role=role,
     )
 
 

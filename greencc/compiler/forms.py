@@ -16,9 +16,11 @@ from greencc.core.passes import Context, Pass
 from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
 from greencc.core.report import PassRecord
-from greencc.passes import PASSES, ConvertFloat16, QuantizeInt8, RangeMethod, default_cleanup
+from greencc.passes import PASSES, default_cleanup
+from greencc.passes.float16 import ConvertFloat16
+from greencc.passes.quantize_int8 import QuantizeInt8, RangeMethod
 
-ORIGINAL = "original"
+ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, INT8_RANK = range(4)
 
 
 @dataclass
@@ -56,29 +58,31 @@ class FormBuilder:
         self._cleaned: Form | None = None
 
     def original(self) -> Form:
-        return self._build("original", Precision.FP32, 0, self._source, ())
+        return self._build("original", Precision.FP32, ORIGINAL_RANK, self._source, ())
 
     def cleaned(self) -> Form:
         """The model after the target's clean-up passes: the same function, fewer nodes."""
         if self._cleaned is None:
             steps = default_cleanup(self._capabilities)
-            self._cleaned = self._build("fp32", Precision.FP32, 1, self._source, steps)
+            self._cleaned = self._build("fp32", Precision.FP32, CLEANED_RANK, self._source, steps)
         return self._cleaned
 
     def int8(self, method: RangeMethod) -> Form:
         """Static INT8 with ranges set by `method`."""
         step = QuantizeInt8(method=method)
-        return self._extend(f"int8-{method.value}", Precision.INT8, 3, step)
+        return self._extend(f"int8-{method.value}", Precision.INT8, INT8_RANK, step)
 
     def float16(self) -> Form:
-        return self._extend("fp16", Precision.FP16, 2, ConvertFloat16())
+        return self._extend("fp16", Precision.FP16, HALF_RANK, ConvertFloat16())
 
     def recipe(self, path: Path) -> Form:
         """Exactly what a recipe file says."""
         steps = load_recipe(path, PASSES)
         lossy = any(step.lossy for step in steps)
-        precision = Precision.INT8 if any(isinstance(step, QuantizeInt8) for step in steps) else Precision.FP32
-        return self._build("recipe", precision, 3 if lossy else 1, self._source, steps)
+        precision = (
+            Precision.INT8 if any(isinstance(step, QuantizeInt8) for step in steps) else Precision.FP32
+        )
+        return self._build("recipe", precision, INT8_RANK if lossy else CLEANED_RANK, self._source, steps)
 
     def _extend(self, name: str, precision: Precision, rank: int, step: Pass) -> Form:
         base = self.cleaned()
@@ -88,7 +92,9 @@ class FormBuilder:
         form.records = base.records + form.records
         return form
 
-    def _build(self, name: str, precision: Precision, rank: int, start: ir.Model, steps: tuple[Pass, ...]) -> Form:
+    def _build(
+        self, name: str, precision: Precision, rank: int, start: ir.Model, steps: tuple[Pass, ...]
+    ) -> Form:
         with self._session.phase(f"building {name}"):
             model, records = Pipeline(self._context).run(start, steps)
             folder = self._session.scratch / name

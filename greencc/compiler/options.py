@@ -66,7 +66,9 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:
-            raise UsageError(f"max_drop is {self.max_drop:g}", hint="give a share between 0 and 1, such as 1%")
+            raise UsageError(
+                f"max_drop is {self.max_drop:g}", hint="give a share between 0 and 1, such as 1%"
+            )
         if not 0.5 <= self.confidence < 1.0:
             raise UsageError(
                 f"confidence is {self.confidence:g}", hint="give a share between 50% and 100%, such as 95%"

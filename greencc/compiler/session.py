@@ -66,5 +66,7 @@ def available_target(spec: str) -> Target:
     """
     target = make_target(spec)
     if missing := target.missing():
-        raise UnavailableError(f"target {target.name!r} is not available here: {missing}", hint="see 'greencc doctor'")
+        raise UnavailableError(
+            f"target {target.name!r} is not available here: {missing}", hint="see 'greencc doctor'"
+        )
     return target

@@ -66,10 +66,26 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     producer = value.producer()
     if producer is None or not is_op(producer, "Constant") or len(producer.attributes) != 1:
         return None
-    attribute = next(iter(producer.attributes.values()))
-    if attribute.is_ref() or attribute.name == "sparse_value":
+    return _attribute_tensor(next(iter(producer.attributes.values())))
+
+
+def _attribute_tensor(attribute: ir.Attr) -> ir.TensorProtocol | None:
+    """The value of a Constant node. (`ir.convenience.get_const_tensor` renames the tensor it returns.)"""
+    if attribute.is_ref():
         return None
-    return ir.convenience.get_const_tensor(value)
+    match attribute.name:
+        case "value":
+            return attribute.as_tensor()
+        case "value_float" | "value_floats":
+            return ir.tensor(np.array(attribute.value, dtype=np.float32))
+        case "value_int" | "value_ints":
+            return ir.tensor(np.array(attribute.value, dtype=np.int64))
+        case "value_string":
+            return ir.StringTensor([attribute.as_string().encode()], shape=ir.Shape([]))
+        case "value_strings":
+            texts = attribute.as_strings()
+            return ir.StringTensor([text.encode() for text in texts], shape=ir.Shape([len(texts)]))
+    return None
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:

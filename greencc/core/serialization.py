@@ -102,6 +102,8 @@ def _inline(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The tensor in the one form that is written as `raw_data` wherever it is stored."""
     if tensor.dtype == ir.DataType.STRING:
         return tensor
+    if tensor.size == 0 and isinstance(tensor, ir.ExternalTensor):
+        return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)  # which `tobytes` asserts against
     return ir.LazyTensor(
         lambda: tensor,
         dtype=tensor.dtype,
@@ -282,15 +284,15 @@ def _message(proto: onnx.ModelProto | onnx.GraphProto, path: Path) -> bytes:
 def digest(model: ir.Model) -> str:
     """Hexadecimal SHA-256 over the graph and the weights.
 
-    It does not depend on how the weights are stored (inline, external, typed fields or raw) nor on the
-    inferred types of inner values, so loading, inferring and saving a model keep it. Tensors are read in
-    pieces; memory-mapped ones stay on disk.
+    It does not depend on how the weights are stored (inline, external, typed fields or raw), on the inferred
+    types of inner values or on the names of attribute tensors: loading, inferring and saving a model keep it.
+    Tensors are read in pieces; memory-mapped ones stay on disk.
     """
     with replaced_weights(
         model, lambda value, tensor: placeholder(tensor, value.name or "", "", 0)
     ) as tensors:
         proto = ir.to_proto(model)
-    _clear_value_info([proto.graph, *proto.functions])
+    _clear_derived([proto.graph, *proto.functions])
     sink = _Hash()
     sink.write(proto.SerializeToString(deterministic=True))
     for tensor in tensors:
@@ -298,11 +300,14 @@ def digest(model: ir.Model) -> str:
     return sink.sha256.hexdigest()
 
 
-def _clear_value_info(graphs: Sequence[onnx.GraphProto | onnx.FunctionProto]) -> None:
+def _clear_derived(graphs: Sequence[onnx.GraphProto | onnx.FunctionProto]) -> None:
+    """Remove what passes and inference may rewrite without changing the model."""
     for graph in graphs:
         del graph.value_info[:]
         for node in graph.node:
             for attribute in node.attribute:
+                for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                    tensor.ClearField("name")
                 if attribute.HasField("g"):
-                    _clear_value_info([attribute.g])
-                _clear_value_info(attribute.graphs)
+                    _clear_derived([attribute.g])
+                _clear_derived(attribute.graphs)

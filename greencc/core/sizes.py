@@ -73,12 +73,13 @@ def resolve_sizes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         del proto.graph.node[:]
         proto.graph.node.extend(copies)
         proto.graph.initializer.extend(_tensor(name, value) for name, value in values.items())
-    known = {value.name for value in inferred.graph.value_info}
-    for name, value in found.items():
-        if name not in known:
-            tensor = _tensor(name, value)
-            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
-            inferred.graph.value_info.append(info)
+    kept_info = [value for value in inferred.graph.value_info if value.name not in found]
+    infos = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept_info]
+    for name, array in found.items():
+        tensor = _tensor(name, array)
+        infos.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    del inferred.graph.value_info[:]
+    inferred.graph.value_info.extend(infos)
     return inferred
 
 
@@ -137,10 +138,13 @@ def _value(
     result = shapes.get(node.output[0])
     if node.op_type in _GROWING and (result is None or int(np.prod(result)) > _LARGEST):
         return None
+    if node.op_type == "Unsqueeze" and node.attribute:
+        # The reference implementation of opset 11 takes no scalars.
+        return np.expand_dims(values[node.input[0]], tuple(node.attribute[0].ints))
     feeds = {name: values[name] for name in node.input if name}
     try:
         with np.errstate(all="ignore"):
-            value = ReferenceEvaluator(node, opsets=dict(opsets)).run(None, feeds)[0]
+            value = next(iter(ReferenceEvaluator(node, opsets=dict(opsets)).run(None, feeds)))
     except _FAILURES:
         return None
     return np.asarray(value) if isinstance(value, np.ndarray | np.generic) else None

@@ -50,7 +50,10 @@ def check_tensor(tensor: TensorProto, what: str, path: Path) -> None:
             f"{path}: {what} has {len(tensor.dims)} axes", hint=f"at most {MAX_RANK} are supported"
         )
     if any(dim < 0 for dim in tensor.dims):
-        raise InputError(f"{path}: {what} has a negative dimension: {list(tensor.dims)}")
+        raise InputError(
+            f"{path}: {what} has a negative dimension: {list(tensor.dims)}",
+            hint="the file is damaged; export it again",
+        )
     if tensor.HasField("segment"):
         raise InputError(f"{path}: {what} is stored in segments", hint="store it whole")
     count = math.prod(tensor.dims)

@@ -69,7 +69,9 @@ class _Validator:
         self.path = path
         self.functions: dict[FunctionKey, FunctionProto] = {}
 
-    def fail(self, what: str, hint: str | None = None) -> InputError:
+    def fail(
+        self, what: str, hint: str = "the file is damaged or its exporter is; export it again"
+    ) -> InputError:
         return InputError(f"{self.path}: {what}", hint=hint)
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
 """Energy per inference from a cumulative meter: idle windows and interleaved blocks.
 
 Protocol (docs/energy.md): an idle window before and after, blocks of baseline and artifact in the order A B B A, each
-lasting at least `max(block_seconds, 100 meter periods)`. Per block of `n` inferences in `t` seconds that took `E` joules:
+lasting at least `max(block_seconds, 100 meter periods)`. Per block of `n` inferences in `t` seconds that took `E` J:
 
     gross = E / n            net = (E - P_idle * t) / n
     u^2   = s^2 / N + (t/n)^2 * s_idle^2 + (u_cal * net)^2 + (period / t * gross)^2

@@ -1,1 +1,21 @@
 """Reports: the verdict, and its rendering as JSON, HTML, Markdown and terminal text."""
+
+from greencc.report.html import render_html
+from greencc.report.json_out import dump_report, load_report, parse_report
+from greencc.report.markdown import render_markdown
+from greencc.report.text import candidates_table, figures_table, summary
+from greencc.report.verdict import Verdict, judge, with_verdict
+
+__all__ = [
+    "Verdict",
+    "candidates_table",
+    "dump_report",
+    "figures_table",
+    "judge",
+    "load_report",
+    "parse_report",
+    "render_html",
+    "render_markdown",
+    "summary",
+    "with_verdict",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from greencc.core.meter import Grade
-from greencc.core.report import Energy, Figures, Interval, Report
+from greencc.core.report import Energy, Interval, Report
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -167,7 +168,7 @@ def figure_rows(report: Report) -> list[Row]:
             time_ms(old.latency_ms.median),
             time_ms(new.latency_ms.median),
             change_text(report.ratio.latency, "faster", "slower", "no speed-up shown"),
-            f"measured, {old.latency_ms.runs:,} and {new.latency_ms.runs:,} runs, interleaved",
+            f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved",
         ),
         Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
         Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
@@ -179,6 +180,12 @@ def figure_rows(report: Report) -> list[Row]:
             Row("Peak memory", bytes_text(old.peak_memory_mb * 1e6), bytes_text(new.peak_memory_mb * 1e6), "")
         )
     return [*rows, *_accuracy_rows(report)]
+
+
+def _runs(baseline: int, artifact: int) -> str:
+    if baseline == artifact:
+        return f"{baseline:,} runs each"
+    return f"{baseline:,} and {artifact:,} runs"
 
 
 def _energy_rows(report: Report) -> list[Row]:
@@ -241,16 +248,11 @@ def certificate_note(report: Report) -> str:
     return f"{word}, n = {report.accuracy.n:,}"
 
 
+def unbroken(text: str) -> str:
+    """The text with its bracketed intervals kept on one line each."""
+    return re.sub(r"\[[^\]]*\]", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
 def capitalized(text: str) -> str:
     """First letter in upper case, the rest as it is."""
     return text[:1].upper() + text[1:]
-
-
-def total_us(report: Report, side: str) -> float:
-    """Sum of the layers' times of one side ("baseline" or "artifact"), microseconds."""
-    return sum(getattr(layer, f"{side}_us") or 0.0 for layer in report.layers)
-
-
-def energy_of(figures: Figures) -> str:
-    """The energy cell of one variant, or the missing sign."""
-    return MISSING if figures.energy_mj is None else energy_text(figures.energy_mj)

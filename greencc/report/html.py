@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from greencc.core.report import LayerTime, Report
 from greencc.report import figures as show
 from greencc.report.svg import bars, latency_plot, sqnr_plot
-from greencc.report.verdict import Verdict, judge
+from greencc.report.verdict import judge
 
 _TOP_LAYERS = 12
 _WORST_LAYERS = 8
+_DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Bar:
 
 def render_html(report: Report) -> str:
     """Return the page. Every text from the report is escaped, in HTML as in SVG."""
+    # Imported here: everything else that needs reports starts without a template engine.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("greencc.report", "templates"),
         autoescape=True,
@@ -64,16 +68,19 @@ def render_html(report: Report) -> str:
         digest=_digest,
         value=_value,
         capitalized=show.capitalized,
+        unbroken=show.unbroken,
     )
     verdict = judge(report)
+    layers, others = _layer_bars(report.layers)
     return environment.get_template("report.html.j2").render(
         report=report,
         verdict=verdict,
-        sections=_sections(verdict),
         tiles=_tiles(report),
         rows=show.figure_rows(report),
         latency=latency_plot(report.baseline.latency_ms, report.artifact.latency_ms),
-        layers=_layer_bars(report.layers),
+        layers=layers,
+        others=others,
+        total=_total(report.layers),
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         candidates=_candidate_bars(report),
@@ -86,10 +93,6 @@ def _clean(value: object) -> object:
     if isinstance(value, str) and not isinstance(value, Markup):
         return show.printable(value)
     return value
-
-
-def _sections(verdict: Verdict) -> Sequence[str]:
-    return verdict.details
 
 
 def _tiles(report: Report) -> list[Tile]:
@@ -105,7 +108,7 @@ def _latency_tile(report: Report) -> Tile:
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
     else:
-        value, unit, tone = "±0", "no speed-up shown", "plain"
+        value, unit, tone = f"{show.number(ratio.value)}×", "no speed-up shown", "plain"
     return Tile("Latency", value, unit, detail, "measured", tone, sure=True)
 
 
@@ -122,7 +125,7 @@ def _energy_tile(report: Report) -> list[Tile]:
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number((1 / ratio.value - 1) * 100, 2)} %", "more energy", "bad"
     else:
-        value, unit, tone = "±0", "no saving shown", "plain"
+        value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "no saving shown", "plain"
     detail = f"{show.joules(old.value)} → {show.joules(new.value)} per inference, saving {interval}; {old.boundary}"
     return [
         Tile("Energy", value, unit, detail, f"{word}, grade {show.worst_grade(old, new)}", tone, sure=sure)
@@ -133,7 +136,7 @@ def _size_tile(report: Report) -> Tile:
     old, new, ratio = report.baseline.size_bytes, report.artifact.size_bytes, report.ratio.size.value
     detail = f"{show.bytes_text(old)} → {show.bytes_text(new)} on disk"
     if abs(ratio - 1.0) < 0.005:
-        return Tile("Size", "±0", "same size", detail, "exact", "plain", sure=True)
+        return Tile("Size", "1.00×", "same size", detail, "exact", "plain", sure=True)
     value, unit, tone = (
         (f"{show.number(ratio)}×", "smaller", "good")
         if ratio > 1
@@ -165,27 +168,30 @@ def _accuracy_tile(report: Report) -> Tile:
     return Tile("Accuracy", show.MISSING, "", "no evaluation data", badge, "plain", sure=False)
 
 
-def _layer_bars(layers: Sequence[LayerTime]) -> list[Bar]:
-    """The slowest layers in either model, and the rest as one bar."""
+def _layer_bars(layers: Sequence[LayerTime]) -> tuple[list[Bar], Bar | None]:
+    """The slowest layers in either model, and the rest summed up (without bars: they would set the scale)."""
     ranked = sorted(layers, key=lambda item: -max(item.baseline_us or 0.0, item.artifact_us or 0.0))
     top, rest = ranked[:_TOP_LAYERS], ranked[_TOP_LAYERS:]
-    lines: list[tuple[str, str, float | None, float | None]] = [
-        (item.name, item.op_type, item.baseline_us, item.artifact_us) for item in top
-    ]
-    if rest:
-        before = sum(item.baseline_us or 0.0 for item in rest)
-        after = sum(item.artifact_us or 0.0 for item in rest)
-        lines.append((f"{len(rest)} other layers together", "", before, after))
-    end = max((max(before or 0.0, after or 0.0) for _, _, before, after in lines), default=0.0)
-    return [
+    end = max((max(item.baseline_us or 0.0, item.artifact_us or 0.0) for item in top), default=0.0)
+    lines = [
         Bar(
-            show.printable(name),
-            show.printable(kind),
-            f"{_micro(before)} → {_micro(after)}",
-            bars(((before, "b"), (after, "a")), end),
+            item.name,
+            item.op_type,
+            f"{_micro(item.baseline_us)} → {_micro(item.artifact_us)}",
+            bars(((item.baseline_us, "b"), (item.artifact_us, "a")), end),
         )
-        for name, kind, before, after in lines
+        for item in top
     ]
+    if not rest:
+        return lines, None
+    label = f"{len(rest)} other layer" + ("s" if len(rest) > 1 else "")
+    return lines, Bar(label, "", _total(rest), Markup(""))
+
+
+def _total(layers: Sequence[LayerTime]) -> str:
+    before = sum(item.baseline_us or 0.0 for item in layers)
+    after = sum(item.artifact_us or 0.0 for item in layers)
+    return f"{_micro(before)} → {_micro(after)}"
 
 
 def _candidate_bars(report: Report) -> list[dict[str, Any]]:
@@ -215,4 +221,5 @@ def _value(value: object) -> str:
         return ", ".join(_value(item) for item in value) or "none"
     if isinstance(value, dict):
         return "; ".join(f"{key} {_value(item)}" for key, item in value.items())
-    return show.printable(value)
+    text = show.printable(value)
+    return f"{_digest(text)}…" if _DIGEST.fullmatch(text) else text

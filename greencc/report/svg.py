@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from greencc.core.report import Latency, LayerError
-from greencc.report.figures import number, printable, time_ms
+from greencc.report.figures import MINUS, printable, time_ms
 
 # Runs beyond this multiple of the slower p99 are counted in the caption instead of squeezing the plot.
 _HEADROOM = 1.12
 _BINS = 140
 _REFERENCE_DB = 20.0
+# Room for the labels of the y axis, in percent; they are 36 pixels wide.
+_LEFT = 13.0
 
 
 def tag(name: str, *children: Markup | str, **attributes: object) -> Markup:
@@ -113,9 +115,12 @@ def _histogram(samples: Sequence[float], end: float) -> str:
 
 def _time_axis(end: float, y: int) -> list[Markup]:
     parts = []
+    factor, unit = (1.0, "ms") if end < 1000 else (1e-3, "s")
+    if end < 1:
+        factor, unit = 1e3, "µs"
     for value in ticks(end, 5):
         anchor = "start" if value == 0 else ("end" if value > 0.95 * end else "middle")
-        text = "0" if value == 0 else time_ms(value)
+        text = "0" if value == 0 else f"{value * factor:g} {unit}"
         parts.append(tag("text", text, x=_percent(value / end), y=y + 14, text_anchor=anchor, class_="tick"))
     return parts
 
@@ -140,25 +145,15 @@ def sqnr_plot(errors: Sequence[LayerError]) -> Markup | None:
     for step in range(int((high - low) / steps[1]) + 1):
         value = low + step * steps[1]
         parts.append(tag("line", x1="0", x2="100%", y1=y(value), y2=y(value), class_="grid"))
-        parts.append(tag("text", f"{number(value)} dB", x="0", y=y(value) - 4, class_="tick"))
+        parts.append(tag("text", f"{value:g} dB".replace("-", MINUS), x="0", y=y(value) - 4, class_="tick"))
     line = y(_REFERENCE_DB)
     parts.append(tag("line", x1="0", x2="100%", y1=line, y2=line, class_="reference"))
-    parts.append(
-        tag(
-            "text",
-            "20 dB: error is 10 % of the signal",
-            x="100%",
-            y=line + 14,
-            text_anchor="end",
-            class_="tick",
-        )
-    )
     count = len(errors)
     for index, item in enumerate(errors):
-        x = 9.0 + 90.0 * (index + 0.5) / count
+        x = _LEFT + (99.0 - _LEFT) * (index + 0.5) / count
         title = tag("title", f"{printable(item.name)} ({printable(item.op_type)}): {item.sqnr_db:.1f} dB")
         parts.append(_dot(x, y(item.sqnr_db), item.sqnr_db < _REFERENCE_DB, title))
-    parts.append(tag("text", "first layer", x="9%", y=bottom + 16, class_="tick"))
+    parts.append(tag("text", "first layer", x=f"{_LEFT}%", y=bottom + 16, class_="tick"))
     parts.append(tag("text", "last layer", x="99%", y=bottom + 16, text_anchor="end", class_="tick"))
     below = sum(value < _REFERENCE_DB for value in values)
     description = f"{count} layers, lowest {min(values):.1f} dB, {below} below {_REFERENCE_DB:g} dB."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -65,12 +63,7 @@ def _change(row: Row) -> Text:
     gained = any(word in row.change for word in ("faster", "smaller", "saves"))
     lost = any(word in row.change for word in ("slower", "larger", "costs"))
     style = "bold blue" if gained else ("bold yellow" if lost else "")
-    return Text(_unbroken(row.change), style=style)
-
-
-def _unbroken(text: str) -> str:
-    """Keep intervals on one line."""
-    return re.sub(r"\[[^\]]*\]", lambda match: match.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return Text(row.change.replace(" [", "\n["), style=style)
 
 
 def _warning(text: str) -> Text:

@@ -119,7 +119,9 @@ def _kept(report: Report) -> list[str]:
         return []
     if report.budget.asked.get("precision") == "fp32":
         return ["FP32 was asked for."]
-    others = [item for item in report.candidates if not item.chosen and item.reason]
+    others = [
+        item for item in report.candidates if not item.chosen and item.reason and item.name not in _KEPT
+    ]
     if not others:
         return ["FP32 was kept: no other form was possible."]
     reasons = "; ".join(f"{printable(item.name)}: {printable(item.reason).rstrip('.')}" for item in others)

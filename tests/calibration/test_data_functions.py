@@ -122,9 +122,9 @@ def test_missing_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     "body",
     [
-        "calls = iter([3, 4])\ndef f():\n    return rows(next(calls))\n",
-        "calls = iter([4, 3])\ndef f():\n    return rows(next(calls))\n",
-        "calls = iter([0, 1])\ndef f():\n    return rows(3) + next(calls)\n",
+        "calls = itertools.chain([3], itertools.repeat(4))\ndef f():\n    return rows(next(calls))\n",
+        "calls = itertools.chain([4], itertools.repeat(3))\ndef f():\n    return rows(next(calls))\n",
+        "calls = itertools.count()\ndef f():\n    return rows(3) + next(calls)\n",
         "once = iter(rows(3))\ndef f():\n    return once\n",
     ],
 )

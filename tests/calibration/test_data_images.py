@@ -47,7 +47,9 @@ def test_stretch_and_normalise_match_pillow_and_numpy(tmp_path: Path) -> None:
     spec = 'resize = 8\nmean = [127, 126, 125]\nstd = [128, 64, 32]\nlayout = "NCHW"\n'
     got = only(folder(tmp_path / "d", spec, a=pixels)).feeds["x"]
     resized = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR), np.float32)
-    want = ((resized - np.float32([127, 126, 125])) / np.float32([128, 64, 32])).transpose(2, 0, 1)
+    want = (
+        (resized - np.array([127, 126, 125], np.float32)) / np.array([128, 64, 32], np.float32)
+    ).transpose(2, 0, 1)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got[0], want)
 
@@ -180,7 +182,10 @@ def test_bad_label_tables(tmp_path: Path, text: str, message: str) -> None:
 def png_of(width: int, height: int) -> bytes:
     """A PNG whose header claims the given size."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    chunks = [body, b"IDAT" + zlib.compress(bytes(100)), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
 def good_png(tmp_path: Path) -> bytes:

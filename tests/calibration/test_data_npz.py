@@ -293,7 +293,7 @@ BAD_NPZ: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: member(npy(np.array(["a", "b"]))), "holds text"),
     "records": (lambda: member(npy(np.zeros(2, [("a", "f4")]))), "holds records"),
     "complex": (lambda: member(npy(np.zeros(2, complex))), "complex numbers"),
-    "scalar": (lambda: member(npy(np.float32(1))), "single number"),
+    "scalar": (lambda: member(npy(np.array(1, np.float32))), "single number"),
     "not an array": (lambda: member(b"hello there"), "is not a NumPy array"),
     "no .npy name": (lambda: member(npy(images(2)), "x.txt"), "is not an array"),
     "path as name": (lambda: member(npy(images(2)), "../../x.npy"), "array '../../x' is no input"),
@@ -377,6 +377,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str, str]] = {
     "infinite": ({"x": spoiled(np.inf)}, "holds inf in sample 23", "finite"),
     "float64 too large": ({"x": spoiled(0).astype(np.float64) * 1e300}, "in sample 0", "finite float32"),
     "NaN label": ({"x": images(2), "labels": np.array([0.0, np.nan])}, "label is not finite", ""),
+    "empty label rows": ({"x": images(2), "labels": np.zeros((2, 0))}, r"labels have the shape \[2, 0\]", ""),
     "large label": ({"x": images(2), "labels": np.full(2, 2**63, np.uint64)}, "range of int64", ""),
     "inexact integers": ({"x": np.full((2, 3, 4, 5), 2**24 + 1)}, "float32 cannot represent", ""),
 }  # fmt: skip

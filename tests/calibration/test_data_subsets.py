@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -197,9 +198,7 @@ def test_take_refuses_nothing() -> None:
 def test_rebatch_and_pick_keep_order_and_size(sizes: list[int], size: int, data: st.DataObject) -> None:
     total = sum(sizes)
     borders = np.cumsum([0, *sizes])
-    pieces = [
-        Batch({"x": np.arange(a, b)}, np.arange(a, b)) for a, b in zip(borders, borders[1:], strict=False)
-    ]
+    pieces = [Batch({"x": np.arange(a, b)}, np.arange(a, b)) for a, b in itertools.pairwise(borders)]
     batches = list(rebatch(pieces, size))
     assert [v for b in batches for v in b.feeds["x"]] == list(range(total))
     assert all(b.count == size for b in batches[:-1])

@@ -13,24 +13,38 @@ from greencc.cli.types import EFFORTS, PRECISIONS, SHARE
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "-t", default="cpu", show_default=True, help="Target, e.g. cpu or cpu:threads=1.")
 @click.option(
-    "--calibration", "-c", metavar="DATA",
+    "--calibration",
+    "-c",
+    metavar="DATA",
     help="Unlabelled inputs that set INT8 ranges: .npz, .npy, a folder, module:function, or 'synthetic'.",
 )
 @click.option("--eval", "evaluation", metavar="DATA", help="Held-out inputs that certify the accuracy.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Labels in a file of their own.")
-@click.option("--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders.")
+@click.option(
+    "--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders."
+)
 @click.option("--metric", metavar="MODULE:FUNCTION", help="Score samples with your own function.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
-@click.option("--max-drop", type=SHARE, default="1%", show_default=True, help="Largest accuracy drop accepted.")
+@click.option(
+    "--max-drop", type=SHARE, default="1%", show_default=True, help="Largest accuracy drop accepted."
+)
 @click.option("--confidence", type=SHARE, default="95%", show_default=True, help="Of the certificate.")
 @click.option("--require-certified", is_flag=True, help="Exit 3 rather than ship an uncertified artifact.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML recipe instead of greencc's own choice.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), help="TOML recipe instead of greencc's own choice."
+)
 @click.option("--samples", type=int, default=256, show_default=True, help="Calibration samples used at most.")
-@click.option("--effort", type=click.Choice(EFFORTS), default="standard", show_default=True, help="How long to measure.")
+@click.option(
+    "--effort", type=click.Choice(EFFORTS), default="standard", show_default=True, help="How long to measure."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the data splits.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Bundle folder [default: MODEL.greencc].")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder [default: MODEL.greencc]."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print report.json to standard output and nothing else there.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print report.json to standard output and nothing else there."
+)
 def command(
     model: Path,
     target: str,

@@ -41,7 +41,9 @@ def command(name: str | None) -> None:
         table.add_column(heading)
     defaults = kind()
     for option in fields(kind):
-        table.add_row(option.name, _type_name(getattr(defaults, option.name)), _shown(getattr(defaults, option.name)))
+        table.add_row(
+            option.name, _type_name(getattr(defaults, option.name)), _shown(getattr(defaults, option.name))
+        )
     console.print(table if table.rows else "no options")
 
 

@@ -9,8 +9,12 @@ import click
 
 @click.command("report")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(("text", "json", "md", "html")), default="text", show_default=True)
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of standard output.")
+@click.option(
+    "--format", "form", type=click.Choice(("text", "json", "md", "html")), default="text", show_default=True
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Write to a file instead of standard output."
+)
 def command(bundle: Path, form: str, output: Path | None) -> None:
     """Print the report of BUNDLE, or write it as Markdown, JSON or one self-contained HTML file."""
     from greencc.bundle import load

@@ -9,15 +9,23 @@ import click
 
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--input", "-i", "source", required=True, metavar="DATA", help=".npz, .npy, folder or module:function.")
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
-@click.option("--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders.")
+@click.option(
+    "--input", "-i", "source", required=True, metavar="DATA", help=".npz, .npy, folder or module:function."
+)
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The .npz file to write."
+)
+@click.option(
+    "--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per run.")
 def command(bundle: Path, source: str, output: Path, preprocess: Path | None, batch: int) -> None:
     """Run BUNDLE on every sample of DATA and write the outputs, stacked on the first axis.
 
     The bundle's hashes are checked before anything of it is loaded.
     """
+    import zipfile
+
     import numpy as np
 
     from greencc.bundle import load
@@ -42,6 +50,9 @@ def command(bundle: Path, source: str, output: Path, preprocess: Path | None, ba
             f"the outputs of {bundle} differ in shape from sample to sample and cannot be stacked: {error}",
             hint="use the Python API: greencc.load(bundle).run(feeds)",
         ) from error
-    with atomic_file(output) as work, work.open("wb") as stream:
-        np.savez(stream, **stacked)
+    with atomic_file(output) as work, zipfile.ZipFile(work, "w") as archive:
+        for name, values in stacked.items():
+            # Not np.savez: an output may be called "file", which is that function's own parameter.
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, values, allow_pickle=False)
     stdout().print(f"{data.count} samples -> {output}", soft_wrap=True)

@@ -51,7 +51,9 @@ def command(as_json: bool) -> None:
         if missing:
             lines.append(missing)
         if capabilities:
-            lines.append(f"INT8: {capabilities.int8.reason if capabilities.int8 else 'no kernels worth using'}")
+            lines.append(
+                f"INT8: {capabilities.int8.reason if capabilities.int8 else 'no kernels worth using'}"
+            )
             lines.append(f"FP16: {_listed(capabilities.float16)}; BF16: {_listed(capabilities.bfloat16)}")
             lines += capabilities.notes
         table.add_row(kind.name, "no" if missing else "yes", Text("\n".join(lines)))

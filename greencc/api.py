@@ -1,0 +1,115 @@
+"""The Python API: everything the command line does, as short typed functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from greencc.bundle import Bundle, load
+from greencc.compiler import CompileOptions, Effort, Precision, compile_model
+from greencc.compiler.check import measure as _measure
+from greencc.compiler.check import verify_accuracy
+from greencc.compiler.measurement import Measurement
+from greencc.core.progress import Progress, silent
+from greencc.core.report import Accuracy
+
+__all__ = ["compile", "load", "measure", "verify"]
+
+
+def compile(  # noqa: A001 - the name users expect: greencc.compile
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    calibration: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    labels: str | Path | None = None,
+    preprocess: str | Path | None = None,
+    metric: str | None = None,
+    precision: Precision | str = Precision.AUTO,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    require_certified: bool = False,
+    recipe: str | Path | None = None,
+    samples: int = 256,
+    effort: Effort | str = Effort.STANDARD,
+    seed: int = 0,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Compile an ONNX model into a verified, measured bundle; see `CompileOptions` for what the options mean.
+
+    Raises:
+        GreenccError: A problem you can act on; its subclass and `exit_code` say which kind.
+    """
+    options = CompileOptions(
+        target=target,
+        calibration=calibration,
+        evaluation=evaluation,
+        labels=_path(labels),
+        preprocess=_path(preprocess),
+        metric=metric,
+        precision=Precision(precision),
+        max_drop=max_drop,
+        confidence=confidence,
+        require_certified=require_certified,
+        recipe=_path(recipe),
+        samples=samples,
+        effort=Effort(effort),
+        seed=seed,
+    )
+    return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
+
+
+def verify(
+    bundle: str | Path | Bundle,
+    model: str | Path,
+    evaluation: str | Path,
+    *,
+    labels: str | Path | None = None,
+    preprocess: str | Path | None = None,
+    metric: str | None = None,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    progress: Progress = silent,
+) -> Accuracy:
+    """Check a bundle's hashes and compare it with the model it was compiled from."""
+    loaded = bundle if isinstance(bundle, Bundle) else load(bundle)
+    return verify_accuracy(
+        loaded,
+        Path(model),
+        evaluation,
+        labels=_path(labels),
+        preprocess=_path(preprocess),
+        metric=metric,
+        max_drop=max_drop,
+        confidence=confidence,
+        progress=progress,
+    )
+
+
+def measure(
+    subject: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    data: str | Path | None = None,
+    preprocess: str | Path | None = None,
+    target: str = "cpu",
+    effort: Effort | str = Effort.STANDARD,
+    confidence: float = 0.95,
+    progress: Progress = silent,
+) -> tuple[Measurement, tuple[str, ...]]:
+    """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings."""
+    return _measure(
+        Path(subject),
+        baseline=_path(baseline),
+        data=data,
+        preprocess=_path(preprocess),
+        target=target,
+        effort=Effort(effort),
+        confidence=confidence,
+        progress=progress,
+    )
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,184 @@
+"""Open a bundle: every hash is verified before anything in it is loaded."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from greencc.bundle.manifest import FILE_NAME, Manifest, read_manifest
+from greencc.core.data import Array, Feeds
+from greencc.core.engine import Engine, Target
+from greencc.core.errors import InputError, UnavailableError
+from greencc.core.files import sha256_file
+from greencc.core.report import Report
+from greencc.report import load_report
+
+
+class Bundle:
+    """A verified bundle; a context manager that closes its engine.
+
+    Use `load` to make one.
+
+    Attributes:
+        path: The bundle's folder.
+        manifest: What it holds.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, target={self.manifest.target!r})"
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def artifact(self) -> Path:
+        """The artifact's main file."""
+        return self.path / self.manifest.main
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe that made the artifact, as TOML."""
+        return self.path / self.manifest.recipe
+
+    @cached_property
+    def report(self) -> Report:
+        """The report.
+
+        Raises:
+            InputError: It is not a report of this version.
+        """
+        return load_report(self.path / self.manifest.report)
+
+    @cached_property
+    def target(self) -> Target:
+        """The target the artifact was made for."""
+        from greencc.targets import make_target
+
+        return make_target(self.manifest.target)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from where the bundle was made: its figures need not hold here."""
+        here = self.target.device()
+        if here.fingerprint == self.manifest.fingerprint:
+            return ()
+        if here.name == self.manifest.device:
+            return (
+                f"made on another {here.name}, or on this one with other settings: measured figures may differ",
+            )
+        return (f"made on {self.manifest.device}, running on {here.name}: measured figures may differ",)
+
+    def engine(self) -> Engine:
+        """The artifact, opened on its target. Opened once, closed by `close`.
+
+        Raises:
+            UnavailableError: The target cannot run on this machine.
+            InputError: The artifact is not one of its target.
+        """
+        if self._engine is None:
+            if reason := self.target.missing():
+                raise UnavailableError(
+                    f"the bundle {self.path} needs the target {self.target.name!r}: {reason}",
+                    hint="see 'greencc doctor'",
+                )
+            self._engine = self.target.open(self.artifact)
+        return self._engine
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once. `feeds` and the result map names to arrays (see `Engine.run` for the errors)."""
+        return self.engine().run(feeds)
+
+    def close(self) -> None:
+        """Release the engine. The bundle can be used again: it is reopened on demand."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def load(path: Path | str) -> Bundle:
+    """Open and verify a bundle.
+
+    Every listed file must be there with its size and SHA-256, nothing else may be there, and no path leaves the
+    folder, by links or otherwise.
+
+    Raises:
+        InputError: It is no bundle, or was tampered with; the message names the file.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, not a bundle", hint="give the folder NAME.greencc")
+    manifest = read_manifest(folder)
+    found = _files(folder)
+    for name in sorted(found - set(manifest.files)):
+        raise InputError(
+            f"{folder} contains {name!r}, which its manifest does not list",
+            hint="the bundle was tampered with",
+        )
+    for name, entry in sorted(manifest.files.items()):
+        file = folder / name
+        if name not in found:
+            raise InputError(f"{folder} lacks {name!r}", hint="the bundle is incomplete; copy it again")
+        if file.stat().st_size != entry.size:
+            raise InputError(
+                f"{file} has {file.stat().st_size} bytes instead of {entry.size}",
+                hint="the bundle was changed after it was made; copy it again",
+            )
+        if _digest(file) != entry.sha256:
+            raise InputError(
+                f"{file} does not match its SHA-256",
+                hint="the bundle was changed after it was made; copy it again",
+            )
+    return Bundle(folder, manifest)
+
+
+def _files(folder: Path) -> set[str]:
+    """Relative names of all files but the manifest.
+
+    Raises:
+        InputError: There is a link or a special file, or a folder cannot be read.
+    """
+    names: set[str] = set()
+    for root, folders, files in os.walk(folder, onerror=_raise):
+        for entry in (*folders, *files):
+            path = Path(root) / entry
+            relative = path.relative_to(folder).as_posix()
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                raise InputError(
+                    f"{folder} contains {relative!r}, which is not a plain file", hint="bundles hold no links"
+                )
+            names.add(relative)
+    return names - {FILE_NAME}
+
+
+def _raise(error: OSError) -> None:
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,96 @@
+"""Write the parts of a bundle around an artifact that was already built into its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, safe_name
+from greencc.core.engine import Target
+from greencc.core.errors import InputError
+from greencc.core.files import sha256_file
+from greencc.core.report import Report
+from greencc.report import dump_report, render_html, render_markdown
+from greencc.targets import format_spec
+
+RECIPE = "recipe.toml"
+REPORT = "report.json"
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    report: Report,
+    recipe: str,
+    artifact: Path,
+    target: Target,
+    model_digest: str,
+    evaluation_digest: str | None = None,
+) -> Manifest:
+    """Add recipe, reports and manifest to `folder`, the last of them listing every file in it.
+
+    The artifact is opened once to record its inputs and outputs: what cannot be opened is not shipped.
+
+    Args:
+        folder: A temporary folder (`greencc.core.files.atomic_folder`) that already holds the artifact files.
+        recipe: TOML text (`greencc.core.recipe.dump_recipe`).
+        artifact: The artifact's main file, inside `folder` (what `Target.build` returned).
+        model_digest: Digest of the source model's graph and weights (`greencc.core.model.digest`).
+        evaluation_digest: Digest of the certification data, None when there was none.
+
+    Raises:
+        InputError: The folder holds a link or a file name that a manifest cannot list.
+    """
+    texts = {
+        RECIPE: recipe,
+        REPORT: dump_report(report),
+        "report.html": render_html(report),
+        "report.md": render_markdown(report),
+    }
+    for file_name, text in texts.items():
+        (folder / file_name).write_text(text, encoding="utf-8", newline="\n")
+    engine = target.open(artifact)
+    try:
+        inputs, outputs = tuple(engine.inputs), tuple(engine.outputs)
+    finally:
+        engine.close()
+    device = target.device()
+    data = {
+        "calibration": None if report.calibration is None else report.calibration.digest,
+        "evaluation": evaluation_digest,
+    }
+    manifest = Manifest(
+        greencc=report.greencc,
+        name=report.model.name.removesuffix(".onnx"),
+        main=artifact.relative_to(folder).as_posix(),
+        recipe=RECIPE,
+        report=REPORT,
+        target=format_spec(target),
+        device=device.name,
+        fingerprint=device.fingerprint,
+        model_name=report.model.name,
+        model_sha256=report.model.sha256,
+        model_digest=model_digest,
+        data={role: digest for role, digest in data.items() if digest is not None},
+        versions=report.versions,
+        inputs=inputs,
+        outputs=outputs,
+        files=_listed(folder),
+    )
+    (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8", newline="\n")
+    return manifest
+
+
+def _listed(folder: Path) -> dict[str, FileEntry]:
+    entries: dict[str, FileEntry] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise InputError(
+                f"the artifact contains the link {relative!r}", hint="bundles hold plain files only"
+            )
+        if path.is_dir():
+            continue
+        if not safe_name(relative):
+            raise InputError(f"the artifact has a file named {relative!r}, which a bundle cannot list")
+        entries[relative] = FileEntry(path.stat().st_size, sha256_file(path))
+    return entries

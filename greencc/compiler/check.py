@@ -1,0 +1,144 @@
+"""Verify and measure what was compiled earlier: the Python side of `greencc verify` and `greencc measure`."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from greencc.bundle import Bundle, load
+from greencc.calibration import open_data, synthetic
+from greencc.compiler.measurement import Measurement, Variant, measure_variants
+from greencc.compiler.options import CompileOptions, Effort
+from greencc.compiler.session import Session, available_target
+from greencc.core.data import DataSource
+from greencc.core.engine import Engine
+from greencc.core.errors import InputError
+from greencc.core.model import infer_shapes, load_model
+from greencc.core.progress import Progress, silent
+from greencc.core.report import Accuracy
+from greencc.measure.energy import FULL, QUICK, STANDARD
+from greencc.verify.compare import compare
+
+_FEEDS = 32
+_PROTOCOLS = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
+
+
+def verify_accuracy(
+    bundle: Bundle,
+    model: Path,
+    evaluation: str | Path,
+    *,
+    labels: Path | None = None,
+    preprocess: Path | None = None,
+    metric: str | None = None,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    progress: Progress = silent,
+) -> Accuracy:
+    """Compare a bundle with the model it was compiled from on data of your choice.
+
+    Raises:
+        InputError: The model or the data do not fit the bundle.
+        UnavailableError: The bundle's target does not run here.
+    """
+    artifact = bundle.engine()
+    baseline = available_target(bundle.manifest.target).open(model)
+    try:
+        data = open_data(
+            str(evaluation), baseline.inputs, labels=labels, preprocess=preprocess, role="evaluation"
+        )
+        return compare(
+            baseline,
+            artifact,
+            data,
+            metric=metric,
+            epsilon=max_drop,
+            confidence=confidence,
+            progress=progress,
+        )
+    finally:
+        baseline.close()
+
+
+def measure(
+    subject: Path,
+    *,
+    baseline: Path | None = None,
+    data: str | Path | None = None,
+    preprocess: Path | None = None,
+    target: str = "cpu",
+    effort: Effort = Effort.STANDARD,
+    confidence: float = 0.95,
+    progress: Progress = silent,
+) -> tuple[Measurement, tuple[str, ...]]:
+    """Measure a bundle or a model beside a baseline, in turns on the same inputs.
+
+    Args:
+        subject: A bundle folder or an ONNX file.
+        baseline: Another bundle or model; default the subject itself, which shows the noise floor.
+        data: Real inputs; default synthetic ones, with a warning.
+        preprocess: TOML preprocessing spec for image folders.
+        target: Where to run; a bundle brings its own.
+        effort: How long.
+        confidence: Of the intervals.
+        progress: Shows how far it is.
+
+    Returns:
+        The measurement and the warnings that go with it.
+    """
+    options = replace(CompileOptions(), effort=effort, confidence=confidence, target=target)
+    with tempfile.TemporaryDirectory(prefix="greencc-measure-") as scratch:
+        session = Session(options, available_target(target), Path(scratch), progress)
+        candidate = _variant(session, subject)
+        reference = _variant(session, baseline) if baseline is not None else candidate
+        if baseline is None:
+            session.warn(
+                "no baseline was given: the subject is compared with itself, which shows the noise floor"
+            )
+        try:
+            _check_same_inputs(reference.engine, candidate.engine, subject)
+            if data is None:
+                session.warn("no inputs were given: synthetic ones may cost less energy than real ones")
+                source: DataSource = synthetic(candidate.engine.inputs, _FEEDS)
+            else:
+                source = open_data(str(data), candidate.engine.inputs, preprocess=preprocess, role="input")
+            size = candidate.engine.inputs[0].batch or 1
+            feeds = [
+                piece.feeds
+                for _, piece in zip(range(_FEEDS), source.batches(size), strict=False)
+                if piece.count == size
+            ]
+            if not feeds:
+                raise InputError(f"there is no whole batch of {size} samples to measure with")
+            with session.phase("measuring"):
+                found = measure_variants(
+                    session, session.target.device(), reference, candidate, feeds, _PROTOCOLS[effort]
+                )
+        finally:
+            candidate.engine.close()
+            reference.engine.close()
+    return found, tuple(session.warnings)
+
+
+def _variant(session: Session, path: Path) -> Variant:
+    if path.is_dir():
+        bundle = load(path)
+        artifact, size = bundle.artifact, bundle.report.artifact.size_bytes
+        engine = bundle.engine()
+    else:
+        artifact, size = path, path.stat().st_size if path.is_file() else 0
+        engine = session.target.open(path)
+    model = load_model(artifact)
+    infer_shapes(model)
+    return Variant(artifact, engine, model, size)
+
+
+def _check_same_inputs(first: Engine, second: Engine, subject: Path) -> None:
+    names = [{spec.name for spec in engine.inputs} for engine in (first, second)]
+    if names[0] != names[1]:
+        raise InputError(
+            f"{subject} has the inputs {', '.join(sorted(names[1]))}, "
+            f"the baseline has {', '.join(sorted(names[0]))}",
+            hint="measure variants of one model",
+        )

@@ -1,0 +1,205 @@
+"""Measure the artifact beside the baseline: latency, energy, memory, size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from greencc.compiler.options import Effort
+from greencc.compiler.session import Session
+from greencc.core.data import Feeds
+from greencc.core.describe import nodes_cost
+from greencc.core.engine import Device, Engine
+from greencc.core.errors import InputError, UnavailableError
+from greencc.core.meter import EnergyComparison
+from greencc.core.report import Figures, Interval, Latency, Ratio
+from greencc.core.shapes import bind_dims
+from greencc.measure.conditions import record_conditions
+from greencc.measure.energy import FULL as FULL_PROTOCOL
+from greencc.measure.energy import QUICK as QUICK_PROTOCOL
+from greencc.measure.energy import EnergyProtocol, measure_energy
+from greencc.measure.latency import measure_latency
+from greencc.measure.memory import peak_memory
+from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
+from greencc.meters import available_meters
+from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
+
+PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
+# A compile's own energy window is short; `greencc measure` runs the whole protocol.
+PROTOCOLS: dict[Effort, EnergyProtocol] = {
+    Effort.QUICK: QUICK_PROTOCOL,
+    Effort.STANDARD: QUICK_PROTOCOL,
+    Effort.FULL: FULL_PROTOCOL,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something measurable: an artifact on disk, its open engine, and the graph it was built from.
+
+    `model` is None where the graph is not an ONNX graph we can count operations in.
+    """
+
+    artifact: Path
+    engine: Engine
+    model: ir.Model | None
+    size_bytes: int
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both variants' figures, how they compare and under which conditions."""
+
+    baseline: Figures
+    artifact: Figures
+    ratio: Ratio
+    conditions: dict[str, Any]
+
+
+def measure_variants(
+    session: Session,
+    device: Device,
+    baseline: Variant,
+    artifact: Variant,
+    feeds: Sequence[Feeds],
+    protocol: EnergyProtocol | None = None,
+) -> Measurement:
+    """Measure both variants in turns on the same inputs; what cannot be measured is None, with a warning."""
+    effort = session.options.effort
+    confidence = session.options.confidence
+    threads = int(device.facts.get("threads", "1"))
+    conditions = record_conditions(threads)
+    for warning in conditions.warnings:
+        session.warn(warning)
+    if effort is Effort.QUICK:
+        session.warn("measured with the quick profile: the figures are rough and clear no energy gate")
+    timing = measure_latency(
+        (baseline.engine, artifact.engine), feeds, PROFILES[effort], confidence=confidence
+    )
+    for warning in timing.warnings:
+        session.warn(warning)
+    speedup = timing.ratios[0]
+    energy = _energy(
+        session, device, (baseline, artifact), timing.latencies, speedup, feeds, protocol or PROTOCOLS[effort]
+    )
+    sizes = (baseline.size_bytes, artifact.size_bytes)
+    figures = [
+        Figures(
+            latency_ms=latency,
+            energy_mj=None if energy is None else (energy.baseline, energy.artifact)[index],
+            size_bytes=variant.size_bytes,
+            peak_memory_mb=_memory(session, variant, feeds[0]),
+            accuracy=variant.accuracy,
+        )
+        for index, (variant, latency) in enumerate(zip((baseline, artifact), timing.latencies, strict=True))
+    ]
+    smaller = sizes[0] / sizes[1]
+    facts: dict[str, Any] = dict(conditions.facts)
+    facts["profile"] = effort.value
+    facts["rounds"] = timing.rounds
+    facts["rounds_discarded"] = timing.discarded
+    return Measurement(
+        baseline=figures[0],
+        artifact=figures[1],
+        ratio=Ratio(
+            latency=speedup,
+            energy=None if energy is None else energy.ratio,
+            size=Interval(smaller, smaller, smaller),
+        ),
+        conditions=facts,
+    )
+
+
+def _memory(session: Session, variant: Variant, feeds: Feeds) -> float | None:
+    found = peak_memory(session.target, variant.artifact, feeds)
+    if found.reason:
+        session.warn(f"peak memory was not measured: {found.reason}")
+    return found.megabytes
+
+
+def _energy(
+    session: Session,
+    device: Device,
+    pair: tuple[Variant, Variant],
+    latencies: Sequence[Latency],
+    speedup: Interval,
+    feeds: Sequence[Feeds],
+    protocol: EnergyProtocol,
+) -> EnergyComparison | None:
+    """Measured where a meter works, otherwise estimated; None where neither is possible."""
+    found = _measured_energy(session, pair, feeds, protocol)
+    if found is None:
+        found = _estimated_energy(session, device, pair, latencies, speedup, feeds)
+    for warning in found.warnings if found is not None else ():
+        session.warn(warning)
+    return found
+
+
+def _measured_energy(
+    session: Session, pair: tuple[Variant, Variant], feeds: Sequence[Feeds], protocol: EnergyProtocol
+) -> EnergyComparison | None:
+    for meter in available_meters():
+        try:
+            result = measure_energy(
+                pair[0].engine, pair[1].engine, feeds, meter, protocol, confidence=session.options.confidence
+            )
+        except UnavailableError as error:
+            session.warn(f"the {meter.name} meter failed: {error.message}")
+            continue
+        return result.comparison
+    return None
+
+
+def _estimated_energy(
+    session: Session,
+    device: Device,
+    pair: tuple[Variant, Variant],
+    latencies: Sequence[Latency],
+    speedup: Interval,
+    feeds: Sequence[Feeds],
+) -> EnergyComparison | None:
+    counts = [operation_counts(session, variant.model, feeds[0]) for variant in pair]
+    if counts[0] is None or counts[1] is None:
+        session.warn("energy was not estimated: the operations of the graph could not be counted")
+        return None
+    workloads = [
+        Workload(count, latency.median / 1e3)
+        for count, latency in zip((counts[0], counts[1]), latencies, strict=True)
+    ]
+    return estimate_pair(
+        workloads[0], workloads[1], device_power(device.facts), load_of(device.facts), latency_ratio=speedup
+    )
+
+
+def operation_counts(session: Session, model: ir.Model | None, feeds: Feeds) -> OperationCounts | None:
+    """Operations by type and bytes moved of one run of `model` on inputs shaped like `feeds`.
+
+    Nodes whose work cannot be counted (custom operators, unknown sizes) are left out, with a warning.
+    """
+    if model is None:
+        return None
+    try:
+        costs = nodes_cost(bind_dims(model, {name: array.shape for name, array in feeds.items()}))
+    except InputError:
+        return None
+    macs: dict[str, float] = defaultdict(float)
+    moved = 0.0
+    unknown = [cost for cost in costs if cost.macs is None or cost.activation_bytes is None]
+    if unknown:
+        session.warn(
+            f"the energy estimate leaves out the operations of {len(unknown)} nodes "
+            f"(such as {unknown[0].op_type} {unknown[0].name!r}), which could not be counted"
+        )
+    for cost in costs:
+        if cost.macs is None or cost.activation_bytes is None:
+            continue
+        moved += cost.weight_bytes + cost.activation_bytes
+        if cost.macs:
+            macs[cost.dtype] += cost.macs
+    return OperationCounts(dict(macs), moved)
