@@ -55,8 +55,13 @@ def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
         FoldConstants(),
         EliminateDeadCode(),
         EliminateNoOps(),
+        EliminateCommonSubexpressions(),
         MoveTransposes(),
+        # Whole patterns first: folding takes their constants away into neighbouring weights.
         NormalizeClips(),
+        RecoverGelu(),
+        RecoverHardSwish(),
+        RecoverLayerNorm(),
         FusePad(),
         FoldBatchNorm(),
         FoldAffine(),
@@ -64,13 +69,5 @@ def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
     ]
     if capabilities.gemm_gains:
         steps.append(FuseGemm())
-    steps += [
-        MergeReshapes(),
-        EliminateCommonSubexpressions(),
-        RecoverGelu(),
-        RecoverHardSwish(),
-        RecoverLayerNorm(),
-        EliminateCommonSubexpressions(),
-        EliminateDeadCode(),
-    ]
+    steps += [MergeReshapes(), EliminateCommonSubexpressions(), EliminateDeadCode()]
     return tuple(steps)

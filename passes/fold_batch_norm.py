@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from greencc.core.graph import is_op
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.passes._affine import batch_norm_of
 from greencc.passes._fold_linear import fold_after, fold_before
@@ -32,6 +33,17 @@ class _FoldBatchNorm(Rule):
         return backward or forward or refuse(node, "has no convolution or matrix product next to it")
 
 
+class _FoldNeighbour(FoldIntoLinear):
+    """A constant next to a BatchNormalization is folded as well: it may be all that is in the way."""
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | Refusal | None:
+        before = [value.producer() for value in node.inputs if value is not None]
+        after = [use.node for use in node.outputs[0].uses()]
+        if not any(is_op(other, "BatchNormalization") for other in [*before, *after]):
+            return None
+        return super().match(node, scope)
+
+
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
     """Fold BatchNormalization into Conv, ConvTranspose, Gemm or MatMul(+Add), before or after it.
@@ -44,5 +56,4 @@ class FoldBatchNorm(Pass):
     summary: ClassVar[str] = "fold BatchNormalization into neighbouring convolutions and matrix products"
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        # A constant bias between the two is folded on the way.
-        return apply_rules(model, ctx, (_FoldBatchNorm(), FoldIntoLinear()))
+        return apply_rules(model, ctx, (_FoldBatchNorm(), _FoldNeighbour()))

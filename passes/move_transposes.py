@@ -9,6 +9,7 @@ the number of transposes falls, so it comes to an end.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -91,7 +92,7 @@ class _MoveTranspose(Rule):
                 continue
             region = _grow(use.node, perm, scope)
             if region is not None and region.gain > 0:
-                return Edit(node_name(node), lambda region=region: _relayout(region, scope))  # type: ignore[misc]
+                return Edit(node_name(node), partial(_relayout, region, scope))
         return None
 
 

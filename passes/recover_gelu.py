@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -19,6 +20,7 @@ _INNER: dict[str, Polynomial] = {
     "Tanh": {(1,): _ROOT, (3,): _ROOT * 0.044715},
 }
 _OUTER: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
+_GELU_OPSET = 20
 _GELU_OPSET = 20
 
 
@@ -43,9 +45,7 @@ class _RecoverGelu(Rule):
             for last in path:
                 result = last.outputs[0]
                 if matches(polynomial(result, (x, gate)), _OUTER) and same_shape(x, result):
-                    return Edit(
-                        node_name(node), lambda x=x, last=last: self._emit(node, x, last, form, scope)
-                    )  # type: ignore[misc]
+                    return Edit(node_name(node), partial(self._emit, node, x, last, form, scope))
         return None
 
     def _form(self, op_type: str, scope: Scope) -> tuple[str, str, list[ir.Attr]] | None:

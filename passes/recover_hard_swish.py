@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -40,8 +41,7 @@ class _RecoverHardSigmoid(Rule):
             last = next((n for n in path if _scales(n, node, scale) and same_shape(x, n.outputs[0])), None)
             if last is None:
                 continue
-            alpha, beta = scale, shifted[0,] * scale
-            return Edit(node_name(node), lambda x=x, last=last: _emit(node, x, last, alpha, beta, scope))  # type: ignore[misc]
+            return Edit(node_name(node), partial(_emit, node, x, last, scale, shifted[0,] * scale, scope))
         return None
 
 
@@ -73,7 +73,7 @@ class _CommuteScale(Rule):
                 continue
             if not matches(polynomial(bounds.x, (x,)), {(0,): bounds.high / 2, (1,): 1.0}):
                 continue
-            return Edit(node_name(node), lambda index=index: _commute(node, product, index))  # type: ignore[misc]
+            return Edit(node_name(node), partial(_commute, node, product, index))
         return None
 
 

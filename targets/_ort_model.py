@@ -1,14 +1,16 @@
-"""Hand an `onnx_ir.Model` to ONNX Runtime without copying its weights.
+"""Hand an `onnx_ir.Model` to ONNX Runtime without copying its weights into one message.
 
-Large initializers stay where they are (memory or a mapped file): the serialised model only names them, and the session
+Weights that lie in a file stay there: the serialised model names the file, and the session maps it
+(`session.model_external_initializers_file_folder_path`). Large weights in memory are only named as well; the session
 gets their buffers through `SessionOptions.add_external_initializers`. So a reference engine of a model beyond the 2 GB
-of protobuf costs no copy and no temporary file.
+of protobuf needs neither a temporary file nor memory for the weights that no pass has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,13 +44,32 @@ _SHAREABLE = frozenset(
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A serialised model and the weights it names. `keep` must outlive the session."""
+    """A serialised model and where its weights are.
+
+    Attributes:
+        proto: The message.
+        names: Initializers whose data is handed over as `values`.
+        values: Likewise.
+        folder: The folder of the weights that stay in a file, or None.
+        keep: What the values point into; must outlive the session.
+        nbytes: Bytes of all weights left out of the message.
+    """
 
     proto: bytes
     names: tuple[str, ...]
     values: tuple[ort.OrtValue, ...]
+    folder: Path | None
     keep: tuple[object, ...]
     nbytes: int
+
+    def register(self, options: ort.SessionOptions) -> None:
+        """Tell a session where the weights are."""
+        if self.names:
+            options.add_external_initializers(list(self.names), list(self.values))
+        if self.folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self.folder)
+            )
 
 
 def expose(model: ir.Model, outputs: Sequence[str]) -> tuple[ir.Model, frozenset[str]]:
@@ -87,6 +108,7 @@ def share(model: ir.Model) -> SharedModel:
     import onnxruntime as ort
 
     clone = model.clone()
+    folder = _main_folder(clone)
     inputs = {value.name for value in clone.graph.inputs}
     names: list[str] = []
     values: list[ort.OrtValue] = []
@@ -97,21 +119,39 @@ def share(model: ir.Model) -> SharedModel:
             tensor = value.const_value
             if tensor is None:
                 continue
-            large = tensor.nbytes >= _SHARE_FROM_BYTES and tensor.dtype in _SHAREABLE
-            if large and graph is clone.graph and name not in inputs:
+            large = tensor.nbytes >= _SHARE_FROM_BYTES and graph is clone.graph and name not in inputs
+            if large and folder is not None and _folder(tensor) == folder:
+                keep.append(tensor)
+                nbytes += tensor.nbytes
+            elif large and tensor.dtype in _SHAREABLE:
                 array = np.ascontiguousarray(tensor.numpy())
                 names.append(name)
                 values.append(ort.OrtValue.ortvalue_from_numpy(array))
                 keep += [array, tensor]
-                nbytes += array.nbytes
+                nbytes += tensor.nbytes
                 value.const_value = _reference(name, tensor)
             elif isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(
                     tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name
                 )
-    return SharedModel(
-        ir.to_proto(clone).SerializeToString(), tuple(names), tuple(values), tuple(keep), nbytes
-    )
+    proto = ir.to_proto(clone).SerializeToString()
+    return SharedModel(proto, tuple(names), tuple(values), folder, tuple(keep), nbytes)
+
+
+def _folder(tensor: ir.TensorProtocol) -> Path | None:
+    """The folder a tensor's file location is relative to; None for tensors in memory and absolute locations."""
+    if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.location).is_absolute():
+        return None
+    return Path(tensor.base_dir).resolve()
+
+
+def _main_folder(model: ir.Model) -> Path | None:
+    """The folder most bytes of external weights lie in: a session can be told of one."""
+    sizes: dict[Path, int] = {}
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and (folder := _folder(value.const_value)) is not None:
+            sizes[folder] = sizes.get(folder, 0) + value.const_value.nbytes
+    return max(sorted(sizes), key=lambda folder: sizes[folder], default=None)
 
 
 def _reference(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:

@@ -197,8 +197,7 @@ class CpuTarget(Target):
         shared = share(model)
         config = SessionConfig(self._threads(), optimization, prepack=shared.nbytes <= _PREPACK_UP_TO_BYTES)
         options = session_options(config)
-        if shared.names:
-            options.add_external_initializers(list(shared.names), list(shared.values))
+        shared.register(options)
         return OrtEngine(
             shared.proto,
             config,

@@ -87,7 +87,6 @@ class FormBuilder:
     def _extend(self, name: str, precision: Precision, rank: int, step: Pass) -> Form:
         base = self.cleaned()
         form = self._build(name, precision, rank, base.model, (step,))
-        form.applied = any(record.changed for record in form.records)
         form.passes = base.passes + form.passes
         form.records = base.records + form.records
         return form
@@ -101,4 +100,5 @@ class FormBuilder:
             folder.mkdir()
             target = self._session.target
             artifact = target.build(target.lower(model), folder)
-        return Form(name, precision, rank, model, artifact, steps, records)
+        applied = any(record.changed for record in records)
+        return Form(name, precision, rank, model, artifact, steps, records, applied)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
+from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
-from greencc.core.errors import LimitError, UnavailableError, UsageError
+from greencc.core.errors import LimitError, UnavailableError
 from greencc.core.report import Accuracy, Candidate, Interval
 from greencc.measure.latency import quick_compare
 from greencc.passes.quantize_int8 import RangeMethod
@@ -35,6 +36,11 @@ class Contender:
 
     def note(self, text: str) -> None:
         self.reason = f"{self.reason}; {text}" if self.reason else text
+
+    @property
+    def timed(self) -> Engine:
+        """The engine to take times of."""
+        return self.engine.engine if isinstance(self.engine, MemoEngine) else self.engine
 
     @property
     def loss(self) -> float | None:
@@ -70,7 +76,7 @@ def observed_loss(accuracy: Accuracy) -> float:
 def choose(
     session: Session,
     builder: FormBuilder,
-    baseline: Engine,
+    baseline: MemoEngine,
     original: Form,
     splits: Splits,
     feeds: Sequence[Feeds],
@@ -89,11 +95,9 @@ def choose(
     if options.precision is Precision.FP16:
         return _only(session, _required(builder.float16(), "FP16"), baseline, splits)
     if options.precision is Precision.INT8:
-        best = _best_int8(session, builder, baseline, splits)
-        if best is None:
-            raise UsageError("static INT8 needs calibration data", hint="pass --calibration DATA")
-        _required(best.form, "INT8")
-        return Choice([best], [best])
+        tried = _int8(session, builder, baseline, splits)
+        _required(tried[0].form, "INT8")
+        return Choice(tried[:1], tried)
     return _automatic(session, builder, baseline, original, splits, feeds)
 
 
@@ -126,48 +130,56 @@ def _contender(session: Session, form: Form, baseline: Engine, splits: Splits) -
     return Contender(form, engine, planning)
 
 
-def _best_int8(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> Contender | None:
-    """Min-max ranges; where they lose accuracy, percentile ranges as well, and the better of the two."""
-    if splits.calibration is None:
-        return None
+def _int8(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> list[Contender]:
+    """Min-max ranges; where they lose accuracy, percentile ranges as well. The better of the two comes first."""
     first = _contender(session, builder.int8(RangeMethod.MINMAX), baseline, splits)
     first.reason = "min-max ranges"
     if not first.form.applied or (first.loss or 0.0) <= _GOOD_ENOUGH * session.options.max_drop:
-        return first
+        return [first]
     second = _contender(session, builder.int8(RangeMethod.PERCENTILE), baseline, splits)
     second.reason = "percentile ranges"
     better, worse = sorted((first, second), key=lambda item: (item.loss or 0.0, item is second))
-    worse.engine.close()
-    better.reason += f", which lose less than the other method ({_percent(better)} against {_percent(worse)})"
-    return better
+    better.note(f"they lose less on the planning split ({_percent(better)} against {_percent(worse)})")
+    worse.note("not chosen: the other ranges lose less on the planning split")
+    return [better, worse]
 
 
 def _automatic(
     session: Session,
     builder: FormBuilder,
-    baseline: Engine,
+    baseline: MemoEngine,
     original: Form,
     splits: Splits,
     feeds: Sequence[Feeds],
 ) -> Choice:
     """Whatever measured best within the limit; the safer form wins where the difference is within the noise."""
-    start = Contender(original, session.target.open(original.artifact), reason="the model as it came")
-    contenders = [start, _contender(session, builder.cleaned(), baseline, splits)]
+    start = Contender(original, baseline, reason="the model as it came")
+    contenders = [start]
+    cleaned = builder.cleaned()
+    if cleaned.applied:
+        contenders.append(_contender(session, cleaned, baseline, splits))
+    else:
+        start.note("the clean-up found nothing to change")
     if session.target.capabilities().float16:
         contenders.append(_contender(session, builder.float16(), baseline, splits))
-    int8 = _best_int8(session, builder, baseline, splits)
-    if int8 is None:
+    discarded: list[Contender] = []
+    if splits.calibration is None:
         session.warn("INT8 was not considered: it needs calibration data (--calibration)")
+    elif splits.planning.synthetic:
+        session.warn(
+            "INT8 was not considered: nothing can be verified on synthetic data (ask with --precision int8)"
+        )
     else:
-        contenders.append(int8)
+        best, *discarded = _int8(session, builder, baseline, splits)
+        contenders.append(best)
     eligible = [item for item in contenders if _eligible(item, session.options)]
     with session.phase("comparing forms"):
         verdict = quick_compare(
-            [item.engine for item in eligible], feeds, confidence=session.options.confidence
+            [item.timed for item in eligible], feeds, confidence=session.options.confidence
         )
     for item, milliseconds in zip(eligible, verdict.median_ms, strict=True):
         item.latency_ms = milliseconds
-    return Choice(_ranked(eligible, verdict.ratios), contenders)
+    return Choice(_ranked(eligible, verdict.ratios), [*contenders, *discarded])
 
 
 def _eligible(item: Contender, options: CompileOptions) -> bool:
@@ -212,10 +224,13 @@ def _percent(item: Contender) -> str:
     return f"{item.loss:.2%}" if item.loss is not None else "unknown"
 
 
-def refuse(accuracy: Accuracy, options: CompileOptions) -> LimitError | None:
-    """The error for a form that certification data show to be outside the limit, or None."""
+def refuse(accuracy: Accuracy, options: CompileOptions, *, synthetic: bool = False) -> LimitError | None:
+    """The error for a form that certification data show to be outside the limit, or None.
+
+    What synthetic data show says nothing about the task, so it never counts against a form.
+    """
     loss = observed_loss(accuracy)
-    if loss > options.max_drop:
+    if loss > options.max_drop and not synthetic:
         what = "accuracy drops by" if accuracy.drop is not None else "the decisions change on"
         return LimitError(
             f"{what} {loss:.2%} of the {accuracy.n} certification samples, "

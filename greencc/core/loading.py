@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from greencc.core.errors import InputError
 from greencc.core.graph import ONNX_DOMAINS, graphs_of
+from greencc.core.serialization import root_cause
 from greencc.core.shapes import check_model, infer_shapes
 from greencc.core.validation import is_sorted, validate
 
@@ -72,7 +73,7 @@ def load_model(path: Path) -> ir.Model:
         model = ir.from_proto(proto)
     except _BUILD_FAILURES as error:
         raise InputError(
-            f"{path}: {_root_cause(error)}", hint="the file is damaged; export it again"
+            f"{path}: {root_cause(error)}", hint="the file is damaged; export it again"
         ) from error
     del proto
     _normalise(model, path, ordered)
@@ -139,13 +140,6 @@ def _not_onnx(path: Path, head: bytes) -> InputError:
     return InputError(
         f"{path} is not an ONNX model, or it is truncated or damaged", hint="export or copy it again"
     )
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
 
 
 def _normalise(model: ir.Model, path: Path, ordered: bool) -> None:

@@ -62,6 +62,29 @@ class _Hash:
         self.sha256.update(data)
 
 
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Serialise a model whole.
+
+    Raises:
+        InputError: It holds something protobuf or ONNX cannot express.
+    """
+    try:
+        return ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise InputError(
+            f"the model cannot be written as ONNX: {root_cause(error)}",
+            hint="the file is damaged, or a pass made an invalid node",
+        ) from error
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the exception that started a chain of them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
 @contextmanager
 def replaced_weights(model: ir.Model, place: Place) -> Iterator[list[ir.TensorProtocol]]:
     """Inside the block, initializers are what `place` returns for them and every other tensor is inline.
@@ -191,7 +214,7 @@ def _save_external(model: ir.Model, path: Path, data: Path) -> None:
         return placeholder(tensor, value.name or "", data.name, offset)
 
     with replaced_weights(model, place) as tensors:
-        proto = ir.to_proto(model)
+        proto = to_proto(model)
     with path.open("wb") as stream:
         stream.write(_message(proto, path))
     with data.open("wb") as stream:
@@ -213,7 +236,7 @@ def _save_inline(model: ir.Model, path: Path) -> None:
         model,
         lambda value, tensor: placeholder(tensor, value.name or "", "", 0) if id(value) in main else None,
     ) as tensors:
-        proto = ir.to_proto(model)
+        proto = to_proto(model)
     entries = [_Entry(initializer) for initializer in proto.graph.initializer]
     del proto.graph.initializer[:]
     graph = _message(proto.graph, path)
@@ -291,7 +314,7 @@ def digest(model: ir.Model) -> str:
     with replaced_weights(
         model, lambda value, tensor: placeholder(tensor, value.name or "", "", 0)
     ) as tensors:
-        proto = ir.to_proto(model)
+        proto = to_proto(model)
     _clear_derived([proto.graph, *proto.functions])
     sink = _Hash()
     sink.write(proto.SerializeToString(deterministic=True))

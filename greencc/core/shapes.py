@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from greencc.core.errors import InputError, did_you_mean
 from greencc.core.graph import ONNX_DOMAINS, subgraphs_of
-from greencc.core.serialization import placeholder, replaced_weights
+from greencc.core.serialization import placeholder, replaced_weights, to_proto
 from greencc.core.sizes import resolve_sizes
 
 _SMALL = 1024
@@ -49,20 +49,12 @@ def infer_shapes(model: ir.Model) -> None:
         InputError: The shapes or types are inconsistent.
     """
     saved = _forget(model)
-    proto = structure_proto(model)
-    inferred: onnx.ModelProto | None
     try:
-        inferred = _infer(proto)
-    except _FAILURES as error:
-        inferred = _infer_without_output_shapes(proto)
-        if inferred is None:
-            for value, kind, shape in saved:
-                value.type, value.shape = kind, shape
-            raise InputError(
-                f"shape inference failed{_culprit(str(error))}: {_reason(str(error))}",
-                hint="check the shapes that the node reads, or export the model again",
-            ) from error
-    _merge(model.graph, inferred.graph)
+        _merge(model.graph, _inferred(structure_proto(model)).graph)
+    except InputError:
+        for value, kind, shape in saved:
+            value.type, value.shape = kind, shape
+        raise
 
 
 def check_model(model: ir.Model) -> None:
@@ -176,7 +168,7 @@ def structure_proto(model: ir.Model) -> onnx.ModelProto:
         return placeholder(tensor, value.name or "", "", 0)
 
     with replaced_weights(model, place):
-        proto = ir.to_proto(model)
+        proto = to_proto(model)
     known = {value.name for value in proto.graph.input}
     for graph in _graph_protos(proto.graph):
         kept = [entry for entry in graph.initializer if entry.data_location != onnx.TensorProto.EXTERNAL]
@@ -233,15 +225,22 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
 
 
-def _infer_without_output_shapes(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Exporters misstate output shapes and runtimes only warn; the inferred shape is the right one."""
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return _infer(proto)
+    except _FAILURES as error:
+        first = error
+    # Exporters misstate output shapes and runtimes only warn; the inferred shape is the right one.
     for value in proto.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     try:
         return _infer(proto)
     except _FAILURES:
-        return None
+        raise InputError(
+            f"shape inference failed{_culprit(str(first))}: {_reason(str(first))}",
+            hint="check the shapes that the node reads, or export the model again",
+        ) from first
 
 
 def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

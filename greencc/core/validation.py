@@ -228,6 +228,8 @@ class _Validator:
         opsets: dict[str, int],
     ) -> Iterator[str]:
         where = f"attribute {attribute.name!r} of {node_label(node)}"
+        if attribute.type == AttributeProto.UNDEFINED and not attribute.ref_attr_name:
+            raise self.fail(f"{where} has no type")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise self.fail(f"{where} is sparse", "store it as a dense tensor")
         for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):

@@ -105,7 +105,7 @@ def measure_latency(
         raise UsageError("measuring latency takes at least one engine and one input")
     probe = load or SystemLoad()
     run_ms = [_warm_up(engine, feeds, profile.warm_up_seconds, clock_ns) for engine in engines]
-    runs = [_runs_per_block(each, profile, len(engines)) for each in run_ms]
+    runs = _runs_per_block(run_ms, profile)
     deadline = clock_ns() + int(profile.seconds * 1e9)
     rounds: list[_Round] = []
     with _collector_paused():
@@ -114,8 +114,8 @@ def measure_latency(
     kept, discarded, warnings = _select(rounds, profile)
     samples = [[ms for each in kept for ms in each.times[index]] for index in range(len(engines))]
     blocks = [[statistics.median(each.times[index]) for each in kept] for index in range(len(engines))]
-    if min(map(len, samples)) < profile.min_runs:
-        warnings.append(f"only {min(map(len, samples))} runs fit the time of the {profile.name} profile")
+    if len(samples[0]) < profile.min_runs:
+        warnings.append(f"only {len(samples[0])} runs fit the time of the {profile.name} profile")
     return LatencyResult(
         latencies=tuple(_latency(values) for values in samples),
         ratios=tuple(ratio_interval(blocks[0], other, confidence) for other in blocks[1:]),
@@ -168,29 +168,26 @@ def _warm_up(engine: Engine, feeds: Sequence[Feeds], seconds: float, clock_ns: C
         previous = median
 
 
-def _runs_per_block(run_ms: float, profile: Profile, engines: int) -> int:
-    """Runs that fill one block's share of the budget."""
-    block_ms = profile.seconds * 1e3 / (profile.rounds * engines)
-    return max(1, int(block_ms / max(run_ms, 1e-6)))
+def _runs_per_block(run_ms: Sequence[float], profile: Profile) -> int:
+    """Runs per block, the same for every engine so that all see the same inputs, that fill a round's time."""
+    return max(1, int(profile.seconds * 1e3 / profile.rounds / max(sum(run_ms), 1e-6)))
 
 
 def _measure_round(
     engines: Sequence[Engine],
     feeds: Sequence[Feeds],
-    runs: Sequence[int],
+    runs: int,
     number: int,
     clock_ns: Callable[[], int],
     probe: LoadProbe,
 ) -> _Round:
     order = range(len(engines)) if number % 2 == 0 else reversed(range(len(engines)))
-    # Each block starts where the previous round's shortest one ended, so that all inputs get their turn.
-    offset = number * min(runs)
+    # Goes on where the previous round ended, so that all inputs get their turn.
+    inputs = [feeds[(number * runs + run) % len(feeds)] for run in range(runs)]
     times: dict[int, tuple[float, ...]] = {}
     before, start = probe.others_seconds(), clock_ns()
     for index in order:
-        times[index] = tuple(
-            _timed(engines[index], feeds[(offset + run) % len(feeds)], clock_ns) for run in range(runs[index])
-        )
+        times[index] = tuple(_timed(engines[index], each, clock_ns) for each in inputs)
     elapsed = (clock_ns() - start) / 1e9
     others = others_share(before, probe.others_seconds(), elapsed, probe.cpus)
     return _Round(tuple(times[index] for index in range(len(engines))), others)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import greencc
 from greencc.core.data import Feeds
 from greencc.core.engine import Target
 
@@ -68,7 +67,7 @@ def _save(archive: Path, feeds: Feeds) -> None:
 
 def _environment() -> dict[str, str]:
     """The child must find the same greencc, also where it is imported from a checkout."""
-    home = str(Path(greencc.__file__).parent.parent)
+    home = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{path}" if path else home}
 

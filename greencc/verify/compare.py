@@ -13,7 +13,7 @@ from greencc.verify.certificate import Certificate, check_limits
 from greencc.verify.judges import Judge, Judgement, Paired, make_judge
 from greencc.verify.metrics import DEFAULT_TOLERANCE, Close, Metric, parse_metric
 from greencc.verify.outputs import OutputStats
-from greencc.verify.streaming import UnalignedOutputsError, paired_batches
+from greencc.verify.streaming import SingleSamplesError, paired_batches
 
 
 def compare(
@@ -45,11 +45,15 @@ def compare(
     if data.count == 0:
         raise InputError(f"{data.name} has no samples to verify on")
     chosen = metric if metric is not None and not isinstance(metric, str) else parse_metric(metric)
-    try:
-        seen = _stream(baseline, artifact, data, chosen, batch, progress)
-    except UnalignedOutputsError:
-        seen = _stream(baseline, artifact, data, chosen, 1, progress)
-    return seen.accuracy(data, epsilon, confidence)
+    whole: frozenset[str] = frozenset()
+    while True:
+        try:
+            seen = _stream(baseline, artifact, data, chosen, batch, whole, progress)
+        except SingleSamplesError as found:
+            # Each round adds an output to `whole` or brings the batch down to 1, so this ends.
+            batch, whole = 1, found.whole
+        else:
+            return seen.accuracy(data, epsilon, confidence)
 
 
 class _Seen:
@@ -95,10 +99,16 @@ class _Seen:
 
 
 def _stream(
-    baseline: Engine, artifact: Engine, data: DataSource, metric: Metric, size: int, progress: Progress
+    baseline: Engine,
+    artifact: Engine,
+    data: DataSource,
+    metric: Metric,
+    size: int,
+    whole: frozenset[str],
+    progress: Progress,
 ) -> _Seen:
     seen: _Seen | None = None
-    for batch, old, new in paired_batches(baseline, artifact, data, size, progress):
+    for batch, old, new in paired_batches(baseline, artifact, data, size, whole, progress):
         if seen is None:
             has_labels = data.has_labels and batch.labels is not None
             seen = _Seen(metric, old, has_labels)

@@ -76,9 +76,12 @@ def test_engines_take_turns_in_alternating_order(
 def test_all_engines_see_the_same_inputs(
     make_engine: Make, make_load: Make, fake_time: Any, feeds: Any
 ) -> None:
-    a, b = make_engine(0.02), make_engine(0.02)
+    a, b = make_engine(0.02), make_engine(0.003)
     measure_latency([a, b], feeds, SHORT, clock_ns=fake_time.nanoseconds, load=make_load())
-    assert a.seen == b.seen
+    # The warm-ups may differ in length.
+    runs = min(a.runs, b.runs) - 40
+    assert runs > 20
+    assert a.seen[-runs:] == b.seen[-runs:]
     assert set(a.seen) == {0.0, 1.0, 2.0}
 
 

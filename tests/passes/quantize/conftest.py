@@ -94,9 +94,7 @@ class Kit:
     folder: Path
     int8: Int8Support
 
-    def context(
-        self, feeds: dict[str, Array] | None, limit: int | None = None, **int8: Any
-    ) -> Context:
+    def context(self, feeds: dict[str, Array] | None, limit: int | None = None, **int8: Any) -> Context:
         capabilities = Capabilities(
             int8=replace(self.int8, **int8),
             float16=frozenset(),
