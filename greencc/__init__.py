@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greencc.api import compile, measure, verify
+    from greencc.api import compile, measure, verify  # noqa: A004
     from greencc.bundle import Bundle, load
     from greencc.compiler import CompileOptions, Effort, Precision
     from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError

@@ -50,7 +50,7 @@ class InlineBranch(Rule):
 def _inline(node: ir.Node, branch: ir.Graph, scope: Scope) -> None:
     results = list(branch.outputs)
     taken = _names_outside(node, scope)
-    del branch.outputs[:]
+    branch.outputs.clear()
     initializers = list(branch.initializers.values())
     branch.initializers.clear()
     nodes = list(branch)

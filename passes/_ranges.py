@@ -2,7 +2,8 @@
 
 `Histogram` counts values in bins whose width is a power of two. When a value falls outside, the range doubles
 and neighbouring bins are merged, which is exact: the counts are those that the final grid would have given
-from the start, whatever the order of the samples.
+from the start, whatever the order of the samples (short of values so small that they underflow against the
+range: those fall into one of the two bins next to 0).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(math.frexp(max(-low, high, 0.0))[1])
+        largest = max(-low, high)
+        # Zeros fit any grid: they must not decide how coarse it is.
+        self._grow(math.frexp(largest)[1] if largest > 0 else _MIN_EXPONENT)
         assert self.exponent is not None
         inverse_width = np.float32(math.ldexp(_HALF, -self.exponent))
         for start in range(0, flat.size, _CHUNK):

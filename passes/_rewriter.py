@@ -25,6 +25,7 @@ from greencc.core.graph import (
     add_initializer,
     constant_of,
     default_node_name,
+    ensure_names,
     graphs_of,
     is_op,
     label,
@@ -85,7 +86,7 @@ class Scope:
         name = self.names.value(name)
         if self.function is None:
             return add_initializer(self.graph, name, array)
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         node = ir.Node(
             "", "Constant", [], [ir.AttrTensor("value", tensor)], name=self.names.node(f"{name}/Constant")
         )
@@ -111,7 +112,7 @@ class Scope:
             and not old.is_graph_input()
         )
         if old is not None and owned:
-            old.const_value = ir.tensor(np.ascontiguousarray(array), name=old.name)
+            old.const_value = ir.tensor(np.asarray(array, order="C"), name=old.name)
             old.type = ir.TensorType(old.const_value.dtype)
             old.shape = ir.Shape(array.shape)
             return
@@ -205,6 +206,7 @@ class OnnxscriptRule(Rule):
 
 def apply_rules(model: ir.Model, ctx: Context, rules: Sequence[Rule]) -> Outcome:
     """Apply the rules everywhere until none applies; `changed` counts edits, findings hold refusals."""
+    ensure_names(model)
     ensure_shapes(model)
     names = Names(model)
     outcome = Outcome()

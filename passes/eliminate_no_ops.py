@@ -63,6 +63,37 @@ class _EliminateNoOp(Rule):
         return Edit(node_name(node), apply)
 
 
+class _DropZeroState(Rule):
+    """A recurrent layer starts from zeros when no initial state is given."""
+
+    name = "drop-zero-state"
+    ops = frozenset({"RNN", "GRU", "LSTM"})
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        zero = [index for index in (5, 6) if is_zero(input_at(node, index))]
+        if not zero:
+            return None
+
+        def apply() -> None:
+            for index in zero:
+                node.replace_input_with(index, None)
+
+        return Edit(node_name(node), apply)
+
+
+def is_zero(value: ir.Value | None) -> bool:
+    """Whether all elements are provably zero, whatever the shape."""
+    array = constant_of(value)
+    if value is None or array is not None:
+        return array is not None and array.dtype.kind in "fiu" and not array.any()
+    node = value.producer()
+    if is_op(node, "ConstantOfShape") and node is not None:
+        fill = node.attributes.get("value")
+        return fill is None or (not fill.is_ref() and not fill.as_tensor().numpy().any())
+    views = ("Slice", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Gather", "Split", "Tile")
+    return node is not None and is_op(node, *views) and is_zero(node.inputs[0])
+
+
 def returns_its_input(node: ir.Node, scope: Scope) -> bool:
     """Whether output 0 always equals input 0, shape and type included."""
     x, y = node.inputs[0], node.outputs[0]
@@ -177,4 +208,4 @@ class EliminateNoOps(Pass):
             OnnxscriptRule(rule, ("Slice",), "drop-slice")
             for rule in (collapse_slice_rule, collapse_slice2_rule)
         ]
-        return apply_rules(model, ctx, (_EliminateNoOp(), *expand, *slices))
+        return apply_rules(model, ctx, (_EliminateNoOp(), _DropZeroState(), *expand, *slices))

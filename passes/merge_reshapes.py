@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter.rules.common import cast_cast_rule
 
-from greencc.core.graph import attribute_ints, sole_consumer
+from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op, sole_consumer
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.passes._rewriter import (
     Edit,
@@ -22,6 +22,7 @@ from greencc.passes._rewriter import (
     node_name,
     remove,
     route_around,
+    take_over,
 )
 from greencc.passes._symbolic import dimension
 from greencc.passes.eliminate_no_ops import same_shape
@@ -140,6 +141,92 @@ class _TransposeToReshape(Rule):
         return Edit(node_name(node), lambda: become_reshape(node, x, target, scope))
 
 
+class _UnwrapSoftmax(Rule):
+    """Reshape(Softmax(Flatten(x))) over the last axis -> Softmax(x): what opset conversion of old Softmax leaves."""
+
+    name = "unwrap-softmax"
+    ops = frozenset({"Softmax", "LogSoftmax"})
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        flatten = local_producer(node.inputs[0], scope, "Flatten", "Reshape")
+        reshape = sole_consumer(node.outputs[0])
+        if flatten is None or reshape is None or reshape.graph is not scope.graph or scope.opset() < 13:
+            return None
+        x, y, flat = flatten.inputs[0], reshape.outputs[0], flatten.outputs[0]
+        if x is None or not is_op(reshape, "Reshape") or sole_consumer(flat) is None:
+            return None
+        if (
+            x.shape is None
+            or flat.shape is None
+            or attribute_int(node, "axis", -1) not in (-1, len(flat.shape) - 1)
+        ):
+            return None
+        last = x.shape[-1]
+        flattens_rows = is_op(flatten, "Flatten") and attribute_int(flatten, "axis", 1) in (
+            -1,
+            len(x.shape) - 1,
+        )
+        if not flattens_rows and not (isinstance(last, int) and last == flat.shape[-1]):
+            return None
+        if not same_shape(x, y) and not _restores(reshape, x):
+            return None
+
+        def apply() -> None:
+            node.attributes.add(ir.AttrInt64("axis", -1))
+            node.replace_input_with(0, x)
+            take_over(node.outputs[0], y)
+            node.outputs[0].shape = x.shape
+            remove(reshape)
+            remove(flatten)
+
+        return Edit(node_name(node), apply)
+
+
+class _SliceToGather(Rule):
+    """Squeeze(Slice(x)) of one element of an axis -> Gather(x, index)."""
+
+    name = "slice-to-gather"
+    ops = frozenset({"Squeeze"})
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        taken = local_producer(node.inputs[0], scope, "Slice")
+        axes = constant_of(input_at(node, 1))
+        if taken is None or axes is None or axes.size != 1 or scope.opset() < 13:
+            return None
+        x = taken.inputs[0]
+        bounds = [constant_of(input_at(taken, index)) for index in (1, 2, 3)]
+        if x is None or x.shape is None or sole_consumer(taken.outputs[0]) is None:
+            return None
+        if any(bound is None or bound.size != 1 for bound in bounds):
+            return None
+        start, end, axis = (int(bound.reshape(-1)[0]) for bound in bounds if bound is not None)
+        step = constant_of(input_at(taken, 4))
+        if len(taken.inputs) > 4 and (step is None or bool((step != 1).any())):
+            return None
+        size, rank = x.shape[axis], len(x.shape)
+        if int(axes.reshape(-1)[0]) % rank != axis % rank or not isinstance(size, int):
+            return None
+        if not (0 <= start < size and end == start + 1):
+            return None
+
+        def apply() -> None:
+            index = scope.constant(np.array(start, dtype=np.int64), f"{node_name(node)}/index", node)
+            node.op_type = "Gather"
+            node.attributes.add(ir.AttrInt64("axis", axis % rank))
+            node.replace_input_with(0, x)
+            node.replace_input_with(1, index)
+            remove(taken)
+
+        return Edit(node_name(node), apply)
+
+
+def _restores(reshape: ir.Node, x: ir.Value) -> bool:
+    """Whether the target of a Reshape is the shape of `x`."""
+    shape = reshape.inputs[1].producer() if reshape.inputs[1] is not None else None
+    whole = shape is not None and not shape.attributes
+    return shape is not None and is_op(shape, "Shape") and whole and shape.inputs[0] is x
+
+
 def become_reshape(node: ir.Node, source: ir.Value, target: list[int], scope: Scope) -> None:
     """Turn a node into `Reshape(source, target)`, keeping its name and output."""
     shape = scope.constant(np.array(target, dtype=np.int64), f"{node_name(node)}/shape", node)
@@ -159,6 +246,8 @@ class MergeReshapes(Pass):
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         rules = (
+            _UnwrapSoftmax(),
+            _SliceToGather(),
             _MergeTransposes(),
             _TransposeToReshape(),
             _MergeViews(),

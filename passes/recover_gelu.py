@@ -21,7 +21,6 @@ _INNER: dict[str, Polynomial] = {
 }
 _OUTER: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
 _GELU_OPSET = 20
-_GELU_OPSET = 20
 
 
 class _RecoverGelu(Rule):

@@ -218,8 +218,7 @@ def safe_name(name: str) -> bool:
     """True for a relative path that stays inside the bundle, in its one canonical spelling."""
     path = PurePosixPath(name)
     return (
-        bool(name)
-        and name != FILE_NAME
+        name not in ("", ".", FILE_NAME)
         and not path.is_absolute()
         and ".." not in path.parts
         and str(path) == name

@@ -53,10 +53,13 @@ class _LazyGroup(click.Group):
 
 
 @click.group(
-    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, "-V", "--version", prog_name="greencc")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Energy-aware model-compression compiler.
 
     An ONNX model goes in; an optimized, verified and measured artifact comes out.
@@ -64,6 +67,8 @@ def main() -> None:
     \b
     greencc compile model.onnx --target cpu --calibration data.npz --eval held-out.npz
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def run() -> None:
@@ -72,7 +77,8 @@ def run() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
     try:
         result = main.main(arguments, prog_name="greencc", standalone_mode=False)
     except GreenccError as error:

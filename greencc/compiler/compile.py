@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
+from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.compiler.data import Splits, open_splits
 from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
 from greencc.compiler.layers import layer_times, quantization_errors
@@ -31,6 +32,7 @@ from greencc.report import with_verdict
 from greencc.targets import format_spec
 from greencc.verify.certificate import samples_needed
 from greencc.verify.compare import compare
+from greencc.verify.metrics import parse_metric
 
 FEEDS = 32
 PROFILE_RUNS = 20
@@ -58,8 +60,9 @@ def compile_model(
     """
     options = options or CompileOptions()
     final = output or Path(f"{model.stem}.greencc")
-    if final.exists() and not force:
-        raise InputError(f"{final} already exists", hint="choose another name or pass --force")
+    _check_output(final, force)
+    # A mistyped metric should not be found out after minutes of building.
+    parse_metric(options.metric)
     target = available_target(options.target)
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
@@ -70,6 +73,18 @@ def compile_model(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return load(final)
+
+
+def _check_output(final: Path, force: bool) -> None:
+    """Refuse to overwrite: without `force` anything, with it whatever is not a bundle."""
+    if not final.exists():
+        return
+    if not force:
+        raise InputError(f"{final} already exists", hint="choose another name or pass --force")
+    if not (final / MANIFEST).is_file():
+        raise InputError(
+            f"{final} exists and is not a bundle, so --force does not replace it", hint="choose another name"
+        )
 
 
 def _compile(session: Session, path: Path, work: Path) -> None:

@@ -53,6 +53,7 @@ class FormBuilder:
             samples=samples,
             calibration=splits.calibration,
             progress=session.progress,
+            observe=session.target.calibration_engine,
         )
         self._source = source
         self._cleaned: Form | None = None
@@ -79,9 +80,11 @@ class FormBuilder:
         """Exactly what a recipe file says."""
         steps = load_recipe(path, PASSES)
         lossy = any(step.lossy for step in steps)
-        precision = (
-            Precision.INT8 if any(isinstance(step, QuantizeInt8) for step in steps) else Precision.FP32
-        )
+        kinds = {type(step) for step in steps}
+        if QuantizeInt8 in kinds:
+            precision = Precision.INT8
+        else:
+            precision = Precision.FP16 if ConvertFloat16 in kinds else Precision.FP32
         return self._build("recipe", precision, INT8_RANK if lossy else CLEANED_RANK, self._source, steps)
 
     def _extend(self, name: str, precision: Precision, rank: int, step: Pass) -> Form:

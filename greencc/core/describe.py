@@ -145,10 +145,13 @@ def nodes_cost(model: ir.Model, bindings: Mapping[str, int] | None = None) -> tu
 
 
 def _inlined(model: ir.Model) -> ir.Model:
+    """The model without functions; as it is when a call leaves out outputs or mixes operator set versions."""
     if not model.functions:
         return model
-    result = InlinePass()(model.clone())
-    return result.model
+    try:
+        return InlinePass()(model.clone()).model
+    except ValueError:
+        return model
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from greencc.core.errors import InputError
@@ -27,19 +27,49 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def translated_os_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a failed write to `path` into one clear `InputError`."""
+    """Turn the errors of a failed write to `path`, or of any other file access meanwhile, into one clear `InputError`."""
     try:
         yield
     except OSError as error:
+        elsewhere = _elsewhere(error, path)
+        if elsewhere is not None:
+            raise InputError(f"cannot access {elsewhere}: {error.strerror or error}") from error
         hints = {
             errno.ENOSPC: "free some space or choose another output folder",
             errno.EDQUOT: "free some space or choose another output folder",
             errno.EACCES: "choose an output folder you may write to",
             errno.EPERM: "choose an output folder you may write to",
             errno.EROFS: "choose an output folder on a writable file system",
+            errno.EEXIST: "a file stands where a folder is needed; choose another output folder",
+            errno.ENOTDIR: "a file stands where a folder is needed; choose another output folder",
         }
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"cannot write {path}: {reason}", hint=hints.get(error.errno or 0)) from error
+
+
+def _elsewhere(error: OSError, path: Path) -> Path | None:
+    """The file an error is about, when that is neither in the folder `path` is written to nor above it."""
+    if not isinstance(error.filename, str):
+        return None
+    file, folder = Path(error.filename).absolute(), path.absolute().parent
+    return None if file.is_relative_to(folder) or folder.is_relative_to(file) else file
+
+
+@contextmanager
+def _parent_folder(final: Path) -> Iterator[Path]:
+    """Make the folder that `final` goes into; when the block fails, remove what had to be made for it."""
+    folder = final.parent
+    with translated_os_errors(final):
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        for parent in made:
+            # Not empty: someone else uses it by now.
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 @contextmanager
@@ -53,36 +83,48 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if final.exists() and not overwrite:
         raise InputError(f"{final} already exists", hint="choose another name or pass --force")
-    with translated_os_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-    try:
+    with _parent_folder(final) as parent:
         with translated_os_errors(final):
-            yield work
-            work.chmod(0o755)
-            if final.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-                final.rename(old / final.name)
-                work.rename(final)
-                shutil.rmtree(old)
-            else:
-                work.rename(final)
+            work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=parent))
+        try:
+            with translated_os_errors(final):
+                yield work
+                work.chmod(0o755)
+                _move_into_place(work, final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _move_into_place(work: Path, final: Path) -> None:
+    """Rename `work` to `final`; what was there is removed afterwards, or put back when the renaming fails."""
+    if not final.exists():
+        work.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
+    kept = old / final.name
+    try:
+        final.rename(kept)
+        work.rename(final)
+    except BaseException:
+        if kept.exists() and not final.exists():
+            kept.rename(final)
+        raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
     """Yield a temporary sibling path; rename it over `final` when the block ends well."""
-    with translated_os_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
-        os.close(handle)
-    work = Path(name)
-    try:
+    with _parent_folder(final) as parent:
         with translated_os_errors(final):
-            yield work
-            work.chmod(0o644)
-            work.replace(final)
-    finally:
-        work.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=parent)
+            os.close(handle)
+        work = Path(name)
+        try:
+            with translated_os_errors(final):
+                yield work
+                work.chmod(0o644)
+                work.replace(final)
+        finally:
+            work.unlink(missing_ok=True)

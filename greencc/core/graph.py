@@ -156,7 +156,7 @@ def _claim(base: str, taken: set[str]) -> str:
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
     """Register a new constant of a graph and return its value; `name` must be unused (see `Names`)."""
-    tensor = ir.tensor(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+    tensor = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray) else array
     value = ir.Value(
         name=name,
         type=ir.TensorType(tensor.dtype),

@@ -99,6 +99,8 @@ class Pipeline:
             outputs = run_samples(self.ctx.build, candidate, self.ctx.samples)
         except GreenccError as failure:
             return failure.message, None
+        if not reference:
+            return None, None
         error = output_error(reference, outputs, self.tolerance.absolute)
         if not step.lossy and not error <= self.tolerance.relative:
             return (
@@ -119,6 +121,10 @@ class Pipeline:
     ) -> Finding:
         """Bisect for the first rewrite after which the gate fails."""
         low, high = 0, len(rewrites.applied)
+        untouched, _, _ = self._apply(model, step, limit=0)
+        if not high or self._judge(untouched, step, reference)[0] is not None:
+            # The pass changes the model without announcing it (or announces nothing): no rewrite to name.
+            return Finding("rolled-back", f"{step.name} was rolled back: {problem}")
         while high - low > 1:
             middle = (low + high) // 2
             candidate, _, _ = self._apply(model, step, limit=middle)
@@ -126,8 +132,6 @@ class Pipeline:
                 low = middle
             else:
                 high = middle
-        if not rewrites.applied:
-            return Finding("rolled-back", f"{step.name} was rolled back: {problem}")
         culprit = rewrites.applied[high - 1]
         return Finding(
             "rolled-back",
@@ -161,7 +165,7 @@ def output_error(
             if name not in got or got[name].shape != expected[name].shape:
                 return float("inf")
             a, b = expected[name], got[name]
-            if not np.issubdtype(a.dtype, np.floating):
+            if not _is_float(a):
                 if not np.array_equal(a, b):
                     return float("inf")
                 continue
@@ -169,14 +173,21 @@ def output_error(
             finite = np.isfinite(a)
             if not np.array_equal(finite, np.isfinite(b)):
                 return float("inf")
-            distance = float(np.max(np.abs(a - b), where=finite, initial=0.0))
+            if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+                return float("inf")
+            distance = float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
             if distance > absolute:
                 worst = max(worst, distance / max(scale, absolute))
     return worst
 
 
+def _is_float(values: Array) -> bool:
+    # Kind V is bfloat16 and its like: NumPy knows them as extension types.
+    return values.dtype.kind in "fV"
+
+
 def _magnitude(values: Array) -> float:
-    if not np.issubdtype(values.dtype, np.floating):
+    if not _is_float(values):
         return 0.0
     wide = np.abs(values.astype(np.float64))
     return float(np.max(wide, where=np.isfinite(wide), initial=0.0))

@@ -42,8 +42,12 @@ def load_recipe(path: Path, known: Sequence[type[Pass]]) -> tuple[Pass, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot read the recipe {path}: {error.strerror or error}", hint="check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8, so it is no recipe") from error
     return parse_recipe(text, known, where=str(path))
 
 
@@ -57,7 +61,7 @@ def parse_recipe(text: str, known: Sequence[type[Pass]], where: str = "recipe") 
         raise UsageError(f"{where} has schema {data['schema']!r}", hint=f"this version reads {SCHEMA!r}")
     entries = data.get("pass", [])
     extra = sorted(set(data) - {"schema", "pass"})
-    if extra or not isinstance(entries, list):
+    if extra or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(
             f"{where}: unexpected key {extra[0] if extra else 'pass'!r}", hint="write [[pass]] tables"
         )

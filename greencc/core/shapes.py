@@ -152,6 +152,8 @@ def _annotated(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.inputs
     yield from model.graph.outputs
     for graph in model.graphs():
+        if graph is not model.graph:
+            yield from graph.inputs
         for node in graph:
             if not _has_inference(model, node):
                 yield from (value for value in node.outputs if not value.is_graph_output())

@@ -68,6 +68,7 @@ class _Validator:
         self.proto = proto
         self.path = path
         self.functions: dict[FunctionKey, FunctionProto] = {}
+        self.references: dict[FunctionKey, dict[str, int]] = {}
 
     def fail(
         self, what: str, hint: str = "the file is damaged or its exporter is; export it again"
@@ -164,6 +165,9 @@ class _Validator:
     def _function(self, function: FunctionProto) -> None:
         where = f"function {function.domain}::{function.name}"
         opsets = {domain_of(entry.domain): entry.version for entry in function.opset_import}
+        for attribute in function.attribute_proto:
+            for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                check_tensor(tensor, f"the default of attribute {attribute.name!r} of {where}", self.path)
         self._unique(list(function.input), f"inputs of {where}")
         self._unique(list(function.output), f"outputs of {where}")
         self._body(function.node, set(function.input), list(function.output), [], 0, opsets, where)
@@ -230,6 +234,14 @@ class _Validator:
         where = f"attribute {attribute.name!r} of {node_label(node)}"
         if attribute.type == AttributeProto.UNDEFINED and not attribute.ref_attr_name:
             raise self.fail(f"{where} has no type")
+        if attribute.type == AttributeProto.TENSOR and not (
+            attribute.HasField("t") or attribute.ref_attr_name
+        ):
+            raise self.fail(f"{where} has no tensor")
+        if attribute.type == AttributeProto.GRAPH and not (
+            attribute.HasField("g") or attribute.ref_attr_name
+        ):
+            raise self.fail(f"{where} has no graph")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise self.fail(f"{where} is sparse", "store it as a dense tensor")
         for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
@@ -241,7 +253,17 @@ class _Validator:
         domain = domain_of(node.domain)
         if not node.op_type:
             raise self.fail(f"{node_label(node)} has no operator", "the file is corrupt; export it again")
-        if self._callee(node) is not None:
+        callee = self._callee(node)
+        if callee is not None:
+            if len(node.input) > len(callee.input) or len(node.output) > len(callee.output):
+                raise self.fail(
+                    f"{node_label(node)} passes {len(node.input)} inputs and {len(node.output)} outputs to a "
+                    f"function of {len(callee.input)} and {len(callee.output)}"
+                )
+            wanted = self._reference_types(callee)
+            for attribute in (*callee.attribute_proto, *node.attribute):
+                if wanted.get(attribute.name, attribute.type) != attribute.type:
+                    raise self.fail(f"{node_label(node)} passes attribute {attribute.name!r} of another type")
             return
         if domain not in opsets:
             raise self.fail(
@@ -268,6 +290,18 @@ class _Validator:
 
     def _callee(self, node: NodeProto) -> FunctionProto | None:
         return self.functions.get((domain_of(node.domain), node.op_type, node.overload))
+
+    def _reference_types(self, function: FunctionProto) -> dict[str, int]:
+        """The types in which a function uses its attributes."""
+        key = (domain_of(function.domain), function.name, function.overload)
+        if key not in self.references:
+            self.references[key] = {
+                attribute.ref_attr_name: attribute.type
+                for node in every_node(function.node)
+                for attribute in node.attribute
+                if attribute.ref_attr_name
+            }
+        return self.references[key]
 
     def _calls(self) -> None:
         """Bound recursion and the size of the model once functions are inlined."""

@@ -52,13 +52,13 @@ def shorten(text: str, limit: int) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`digits` significant digits without an exponent; thousands are grouped, minus is a minus sign."""
+    """`digits` significant digits, no exponent above 1e-4; thousands are grouped, minus is a minus sign."""
     if value == 0:
         return "0"
     size = abs(value)
-    whole = len(str(int(size)))
-    if size >= 1:
-        text = f"{size:,.{max(0, digits - whole)}f}"
+    rounded = float(f"{size:.{digits}g}")  # 0.9996 counts as 1.00, 99.96 as 100
+    if rounded >= 1:
+        text = f"{size:,.{max(0, digits - len(str(int(rounded))))}f}"
     else:
         text = f"{size:.{digits}g}"
         if "e" in text:

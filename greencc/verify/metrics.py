@@ -126,6 +126,11 @@ def classifier_output(outputs: Mapping[str, Array], wanted: str | None) -> str:
 def decisions(output: Array) -> NDArray[Any]:
     """Decision of each sample, shape (n,). A row of scores with a NaN decides nothing: -1."""
     if not is_scores(output):
+        if output.size != len(output):
+            raise InputError(
+                f"an output changed to shape {list(output.shape)}, which has no class to compare",
+                hint="compare outputs with --metric close",
+            )
         return output.reshape(len(output))
     scores = output.reshape(output.shape[:2])
     if scores.dtype.kind != "f":

@@ -53,6 +53,11 @@ def command(
         raise UsageError(
             "--model and --eval go together", hint="give both, or neither to check the hashes only"
         )
+    if evaluation is None and (labels or preprocess or metric or require_certified):
+        raise UsageError(
+            "--labels, --preprocess, --metric and --require-certified are about accuracy",
+            hint="give --model and --eval with them",
+        )
     with load(bundle) as loaded:
         if model is None or evaluation is None:
             if as_json:

@@ -20,8 +20,28 @@ from greencc.core.errors import InputError
 from greencc.core.passes import Context, RewriteLog
 
 OPS = frozenset(
-    "Add AveragePool Concat Conv ConvTranspose Flatten Gemm GlobalAveragePool LeakyRelu MatMul MaxPool Mul "
-    "Reshape Resize Sigmoid Slice Split Squeeze Transpose Unsqueeze".split()
+    [
+        "Add",
+        "AveragePool",
+        "Concat",
+        "Conv",
+        "ConvTranspose",
+        "Flatten",
+        "Gemm",
+        "GlobalAveragePool",
+        "LeakyRelu",
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "Reshape",
+        "Resize",
+        "Sigmoid",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 
 

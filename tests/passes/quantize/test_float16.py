@@ -13,7 +13,21 @@ from greencc.core.errors import UsageError
 from greencc.passes.float16 import ConvertFloat16, HalfType
 
 HALF = frozenset(
-    "Add Clip Conv Flatten Gather Gemm LayerNormalization MatMul Mul Relu Resize Softmax Tanh".split()
+    [
+        "Add",
+        "Clip",
+        "Conv",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Relu",
+        "Resize",
+        "Softmax",
+        "Tanh",
+    ]
 )
 
 TEXT = """

@@ -1,0 +1,389 @@
+"""Bundles: written, verified, run; and every way to tamper with one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from greencc.bundle import Bundle, Manifest, load, write_bundle
+from greencc.bundle.manifest import MAX_BYTES, read_manifest, safe_name
+from greencc.core.capabilities import Capabilities
+from greencc.core.data import Array, Feeds, TensorSpec
+from greencc.core.engine import Device, Engine, NodeTime, Target
+from greencc.core.errors import GreenccError, InputError, UnavailableError
+from greencc.core.files import atomic_folder
+from greencc.core.report import (
+    Accuracy,
+    Budget,
+    CalibrationInfo,
+    CompileInfo,
+    Figures,
+    Interval,
+    Latency,
+    ModelInfo,
+    Ratio,
+    Report,
+)
+
+
+class ScaleEngine:
+    """Multiplies by the number in its artifact."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.closed = False
+        self.inputs: Sequence[TensorSpec] = (TensorSpec("x", np.dtype(np.float32), ("N", 2)),)
+        self.outputs: Sequence[TensorSpec] = (
+            TensorSpec("y", np.dtype(np.float32), (None, 2)),
+            TensorSpec("names", np.dtype(object), None),
+        )
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        return {"y": feeds["x"] * np.float32(self.factor)}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(frozen=True)
+class ScaleTarget(Target):
+    threads: int = 1
+    opened: list[ScaleEngine] = field(default_factory=list, compare=False)
+
+    name: ClassVar[str] = "scale"
+    summary: ClassVar[str] = "a test"
+    machine: ClassVar[str] = "bench"
+    problem: ClassVar[str | None] = None
+
+    def missing(self) -> str | None:
+        return self.problem
+
+    def capabilities(self) -> Capabilities:
+        raise NotImplementedError
+
+    def device(self) -> Device:
+        return Device(self.machine, {}, f"print of {self.machine}")
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def lower(self, model: Any) -> Any:
+        return model
+
+    def build(self, model: Any, folder: Path) -> Path:
+        path = folder / "model.scale"
+        path.write_text("2.5")
+        return path
+
+    def open(self, artifact: Path) -> Engine:
+        engine = ScaleEngine(float(artifact.read_text()))
+        self.opened.append(engine)
+        return engine
+
+    def reference(self, model: Any, outputs: Sequence[str] | None = None) -> Engine:
+        raise NotImplementedError
+
+    def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
+        raise NotImplementedError
+
+
+def _report() -> Report:
+    figures = Figures(Latency(1.0, 1.1, 1.2, 10), None, 3, None, None)
+    one = Interval(1.0, 1.0, 1.0)
+    nothing: tuple[Any, ...] = (None,) * 6
+    return Report(
+        greencc="0.1.0",
+        created="2025-11-22T04:31:00+00:00",
+        verdict="",
+        precision="fp32",
+        model=ModelInfo("net.onnx", "ab" * 32, 1, None, 17, 1),
+        target="scale",
+        device={},
+        conditions={},
+        versions={"numpy": "2", "greencc": "0.1.0"},
+        baseline=figures,
+        artifact=figures,
+        ratio=Ratio(one, None, one),
+        accuracy=Accuracy("none", *nothing, 0, False, 0.01, 0.95, None, None, None, "not certified: no data"),
+        budget=Budget({}, met=True),
+        candidates=(),
+        passes=(),
+        calibration=CalibrationInfo("c.npz", "cd" * 32, 64, synthetic=False),
+        layers=(),
+        layer_errors=(),
+        warnings=(),
+        compile=CompileInfo(1.0, None),
+    )
+
+
+def _write(folder: Path, target: Target) -> Manifest:
+    (folder / "artifact").mkdir()
+    artifact = target.build(None, folder / "artifact")
+    (folder / "artifact" / "weights.bin").write_bytes(b"\0" * 100)
+    return write_bundle(
+        folder,
+        report=_report(),
+        recipe='schema = "greencc.recipe/1"\n',
+        artifact=artifact,
+        target=target,
+        model_digest="ef" * 32,
+        evaluation_digest="01" * 32,
+    )
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> ScaleTarget:
+    made = ScaleTarget(threads=3)
+
+    def make_target(spec: str) -> Target:
+        assert spec == "scale:threads=3"
+        return made
+
+    monkeypatch.setattr("greencc.targets.make_target", make_target)
+    monkeypatch.setattr("greencc.bundle.write.format_spec", lambda target: f"scale:threads={target.threads}")
+    return made
+
+
+@pytest.fixture
+def path(tmp_path: Path, target: ScaleTarget) -> Path:
+    final = tmp_path / "net.greencc"
+    with atomic_folder(final) as work:
+        _write(work, target)
+    target.opened.clear()
+    return final
+
+
+def test_write_load_run(path: Path, target: ScaleTarget) -> None:
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    assert names == [
+        "artifact/model.scale",
+        "artifact/weights.bin",
+        "manifest.json",
+        "recipe.toml",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+    with load(path) as bundle:
+        assert target.opened == []
+        assert bundle.name == "net"
+        assert bundle.artifact == path / "artifact" / "model.scale"
+        assert bundle.recipe.read_text().startswith("schema")
+        assert bundle.report.model.name == "net.onnx"
+        x = np.ones((2, 2), np.float32)
+        np.testing.assert_array_equal(bundle.run({"x": x})["y"], 2.5 * x)
+        assert bundle.engine() is bundle.engine()
+        assert bundle.notes == ()
+    assert [engine.closed for engine in target.opened] == [True]
+    assert repr(bundle) == f"Bundle({str(path)!r}, target='scale:threads=3')"
+
+
+def test_manifest_says_where_everything_came_from(path: Path) -> None:
+    manifest = load(str(path)).manifest
+    assert manifest.data == {"calibration": "cd" * 32, "evaluation": "01" * 32}
+    assert (manifest.model_sha256, manifest.model_digest) == ("ab" * 32, "ef" * 32)
+    assert (manifest.device, manifest.fingerprint) == ("bench", "print of bench")
+    assert manifest.inputs == (TensorSpec("x", np.dtype(np.float32), ("N", 2)),)
+    assert manifest.outputs[0].shape == (None, 2)
+    assert manifest.outputs[1] == TensorSpec("names", np.dtype(object), None)
+    assert manifest.files["artifact/weights.bin"].size == 100
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path, target: ScaleTarget) -> None:
+    texts = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        _write(tmp_path / name, target)
+        texts.append((tmp_path / name / "manifest.json").read_bytes())
+    assert texts[0] == texts[1]
+    assert b"2025" not in texts[0]
+    assert str(tmp_path).encode() not in texts[0]
+
+
+def test_another_device_is_a_note(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScaleTarget, "machine", "laptop")
+    assert load(path).notes == ("made on bench, running on laptop: measured figures may differ",)
+    monkeypatch.setattr(ScaleTarget, "device", lambda self: Device("bench", {}, "other"))
+    assert "with other settings" in load(path).notes[0]
+
+
+def test_missing_runtime(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScaleTarget, "problem", "not installed")
+    with pytest.raises(UnavailableError, match="needs the target 'scale': not installed"):
+        load(path).engine()
+
+
+def test_reopens_after_close(path: Path, target: ScaleTarget) -> None:
+    bundle = load(path)
+    bundle.close()
+    bundle.run({"x": np.ones((1, 2), np.float32)})
+    bundle.close()
+    bundle.run({"x": np.ones((1, 2), np.float32)})
+    assert len(target.opened) == 2
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        file = path / "manifest.json"
+        data = json.loads(file.read_text())
+        change(data)
+        file.write_text(json.dumps(data))
+
+    return apply
+
+
+def _same_size(path: Path) -> None:
+    (path / "artifact/model.scale").write_text("9.5")
+
+
+def _grown(path: Path) -> None:
+    with (path / "artifact/weights.bin").open("ab") as stream:
+        stream.write(b"x")
+
+
+def _linked(path: Path) -> None:
+    file = path / "artifact/weights.bin"
+    elsewhere = path.parent / "weights.bin"
+    shutil.move(file, elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def _linked_folder(path: Path) -> None:
+    shutil.move(path / "artifact", path.parent / "artifact")
+    (path / "artifact").symlink_to(path.parent / "artifact")
+
+
+def _linked_manifest(path: Path) -> None:
+    shutil.move(path / "manifest.json", path.parent / "manifest.json")
+    (path / "manifest.json").symlink_to(path.parent / "manifest.json")
+
+
+def _huge(path: Path) -> None:
+    with (path / "manifest.json").open("wb") as stream:
+        stream.truncate(MAX_BYTES + 1)
+
+
+def _entry(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda d: d["files"].update({name: {"size": 1, "sha256": "0" * 64}})
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (_same_size, r"model\.scale does not match its SHA-256"),
+        (_grown, r"weights\.bin has 101 bytes instead of 100"),
+        (lambda p: (p / "recipe.toml").unlink(), r"lacks 'recipe\.toml'"),
+        (lambda p: (p / "report.html").write_text("<script>"), r"report\.html has 8 bytes instead of"),
+        (
+            lambda p: (p / "artifact/extra.so").write_bytes(b""),
+            r"contains 'artifact/extra\.so', which its manifest",
+        ),
+        (lambda p: (p / ".hidden").write_bytes(b""), r"contains '\.hidden'"),
+        (_linked, r"contains 'artifact/weights\.bin', which is not a plain file"),
+        (_linked_folder, r"contains 'artifact', which is not a plain file"),
+        (_linked_manifest, r"has no manifest\.json"),
+        (lambda p: (p / "manifest.json").unlink(), r"has no manifest\.json"),
+        (lambda p: (p / "manifest.json").write_text("{"), "is not valid JSON"),
+        (lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe"), "is not valid JSON"),
+        (lambda p: (p / "manifest.json").write_text("[" * 100_000), "is not valid JSON"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "has schema None"),
+        (_huge, "is larger than 4 MB"),
+        (_manifest(lambda d: d.update(schema="greencc.bundle/2")), "has schema 'greencc.bundle/2'"),
+        (_manifest(_entry("../outside")), r"unsafe path '\.\./outside'"),
+        (_manifest(_entry("/etc/passwd")), "unsafe path '/etc/passwd'"),
+        (_manifest(_entry("a/../../b")), "unsafe path"),
+        (_manifest(_entry("a\\b")), "unsafe path"),
+        (_manifest(_entry("./recipe.toml")), "unsafe path"),
+        (_manifest(_entry("manifest.json")), "unsafe path"),
+        (
+            _manifest(lambda d: d.update(main="artifact/other.onnx")),
+            r"main is 'artifact/other\.onnx', which is not",
+        ),
+        (_manifest(lambda d: d.update(main=3)), "has no text 'main'"),
+        (_manifest(lambda d: d.update(files=[])), "has no table 'files'"),
+        (_manifest(lambda d: d["files"]["recipe.toml"].update(size=-1)), "has no valid size"),
+        (_manifest(lambda d: d["files"]["recipe.toml"].update(sha256="zz")), "has no valid sha256"),
+        (_manifest(lambda d: d["files"].update({"x": 3})), r"files\['x'\] has no valid size"),
+        (
+            _manifest(lambda d: d.update(inputs=[{"name": "x", "dtype": "evil", "shape": []}])),
+            "unknown type 'evil'",
+        ),
+        (
+            _manifest(lambda d: d.update(inputs=[{"name": "x", "dtype": "int8", "shape": [{}]}])),
+            "invalid shape",
+        ),
+        (_manifest(lambda d: d.update(outputs={})), "has no list 'outputs'"),
+        (_manifest(lambda d: d["device"].pop("fingerprint")), "has no text 'fingerprint'"),
+    ],
+)
+def test_tampering_is_found_before_anything_is_opened(
+    path: Path, target: ScaleTarget, tamper: Callable[[Path], Any], message: str
+) -> None:
+    tamper(path)
+    with pytest.raises(InputError, match=message):
+        load(path)
+    assert target.opened == []
+
+
+def test_not_a_bundle(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"x")
+    with pytest.raises(InputError, match="is a file, not a bundle"):
+        load(file)
+    with pytest.raises(InputError, match="is not a bundle folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        load(tmp_path)
+
+
+def test_broken_artifact_is_not_shipped(
+    tmp_path: Path, target: ScaleTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Target, artifact: Path) -> Engine:
+        raise InputError("cannot open")
+
+    monkeypatch.setattr(ScaleTarget, "open", refuse)
+    with pytest.raises(GreenccError, match="cannot open"), atomic_folder(tmp_path / "b") as work:
+        _write(work, target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_not_bundled(tmp_path: Path, target: ScaleTarget) -> None:
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(InputError, match="contains the link 'link'"):
+        _write(tmp_path, target)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float8_e4m3fn", "int4", "uint8", "bool", "complex64"]
+)
+def test_manifest_round_trip_of_types(path: Path, dtype: str) -> None:
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    manifest = replace(read_manifest(path), inputs=(TensorSpec("x", kind, (1, "N", None)),))
+    (path / "manifest.json").write_text(manifest.dump())
+    assert read_manifest(path) == manifest
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.onnx", "a b", "ä.bin"])
+def test_safe_names(name: str) -> None:
+    assert safe_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/a", "a/", "a//b", "../a", "a/..", "c:\\x", "a\x00b", "a\nb"]
+)
+def test_unsafe_names(name: str) -> None:
+    assert not safe_name(name)
+
+
+def test_bundle_is_public_api(path: Path) -> None:
+    assert isinstance(load(path), Bundle)

@@ -1,0 +1,138 @@
+"""report.json: out, in again, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from greencc.core.errors import InputError
+from greencc.core.report import Interval, Report
+from greencc.report import dump_report, load_report, parse_report
+
+
+@pytest.mark.parametrize("name", ["full", "minimal"])
+def test_round_trip(reports: dict[str, Report], name: str, tmp_path: Path) -> None:
+    report = reports[name]
+    path = tmp_path / "report.json"
+    path.write_text(dump_report(report), encoding="utf-8")
+    loaded = load_report(path)
+    # Options come back with lists for tuples; everything else is equal, rounded figures included.
+    passes = tuple(
+        replace(item, options={k: list(v) if isinstance(v, tuple) else v for k, v in item.options.items()})
+        for item in report.passes
+    )
+    assert loaded == replace(report, passes=passes)
+    assert dump_report(loaded) == dump_report(report)
+
+
+def test_stable_keys(full_report: Report) -> None:
+    data = json.loads(dump_report(full_report))
+    assert data["schema"] == "greencc.report/1"
+    assert {"name", "sha256", "params", "macs"} <= set(data["model"])
+    for side in ("baseline", "artifact"):
+        assert {"latency_ms", "energy_mj", "size_bytes", "accuracy"} <= set(data[side])
+        assert {"median", "p95"} <= set(data[side]["latency_ms"])
+        assert {"value", "low", "high", "grade", "boundary"} <= set(data[side]["energy_mj"])
+    assert list(data["ratio"]) == ["latency", "energy", "size"]
+    assert set(data["ratio"]["latency"]) == {"value", "low", "high"}
+    wanted = "metric baseline artifact drop low high agreement n certified epsilon confidence"
+    assert set(wanted.split()) <= set(data["accuracy"])
+    assert set(data["budget"]) == {"asked", "met"}
+    assert {"name", "options", "changed", "error", "findings", "seconds"} <= set(data["passes"][0])
+    assert {"source", "digest", "n"} <= set(data["calibration"])
+    assert {"seconds", "peak_rss_mb"} <= set(data["compile"])
+
+
+def test_figures_are_rounded_and_options_are_not(full_report: Report) -> None:
+    report = replace(full_report, ratio=replace(full_report.ratio, latency=Interval(1.23456789, 1.1, 1.4)))
+    data = json.loads(dump_report(report))
+    assert data["ratio"]["latency"]["value"] == 1.23457
+    assert data["passes"][3]["options"]["percentile"] == 99.99999
+
+
+def test_no_nan_gets_out(full_report: Report) -> None:
+    optional = replace(
+        full_report, accuracy=replace(full_report.accuracy, p_value=math.nan), conditions={"x": math.inf}
+    )
+    data = json.loads(dump_report(optional))
+    assert data["accuracy"]["p_value"] is None
+    assert data["conditions"]["x"] is None
+    required = replace(full_report, ratio=replace(full_report.ratio, latency=Interval(math.inf, 1, 2)))
+    with pytest.raises(ValueError, match=r"report\.ratio\.latency\.value is inf"):
+        dump_report(required)
+
+
+def test_plain_values_of_options(full_report: Report) -> None:
+    class Method(Enum):
+        MINMAX = "minmax"
+
+    facts: dict[str, Any] = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": Method.MINMAX,
+        "d": Path("x/y"),
+        "e": (1, 2),
+    }
+    data = json.loads(dump_report(replace(full_report, device=facts)))
+    assert data["device"] == {"a": 0.5, "b": 3, "c": "minmax", "d": "x/y", "e": [1, 2]}
+    with pytest.raises(TypeError, match=r"report\.device\.s holds a set"):
+        dump_report(replace(full_report, device={"s": {1}}))
+
+
+def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        data = json.loads(text)
+        change(data)
+        return json.dumps(data)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:100], "not valid JSON"),
+        (lambda text: "[" * 200_000, "not valid JSON"),
+        (lambda text: "[]", "schema None"),
+        (lambda text: text.replace("greencc.report/1", "greencc.report/9"), "schema 'greencc.report/9'"),
+        (lambda text: text.replace('"n": 4500', '"n": NaN'), "NaN is not JSON"),
+        (_edit(lambda d: d.pop("model")), "has no 'model'"),
+        (
+            _edit(lambda d: d["model"].update(params="many")),
+            r"\.model\.params is 'many', expected a whole number",
+        ),
+        (_edit(lambda d: d["model"].update(params=True)), r"\.model\.params is True"),
+        (_edit(lambda d: d["ratio"].update(latency=None)), r"\.ratio\.latency is None, expected a table"),
+        (_edit(lambda d: d["passes"].__setitem__(1, 7)), r"\.passes\[1\] is 7"),
+        (
+            _edit(lambda d: d["passes"][1]["findings"][0].update(kind="odd")),
+            r"findings\[0\]\.kind is 'odd', expected one",
+        ),
+        (
+            _edit(lambda d: d["baseline"]["latency_ms"].update(samples=["x"])),
+            r"samples\[0\] is 'x', expected a number",
+        ),
+    ],
+)
+def test_damaged_reports(full_report: Report, damage: Callable[[str], str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_report(damage(dump_report(full_report)))
+
+
+def test_unknown_keys_are_ignored(full_report: Report) -> None:
+    data = json.loads(dump_report(full_report))
+    data["later"] = data["model"]["later"] = 1
+    assert parse_report(json.dumps(data)) == parse_report(dump_report(full_report))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the report"):
+        load_report(tmp_path / "none.json")

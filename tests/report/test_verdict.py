@@ -1,0 +1,134 @@
+"""The verdict claims what the intervals show, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from greencc.core.report import Budget, Energy, Interval, Report
+from greencc.report import judge, with_verdict
+from greencc.report.figures import (
+    bytes_text,
+    change_text,
+    energy_change,
+    figure_rows,
+    joules,
+    number,
+    points,
+    printable,
+    shorten,
+    time_ms,
+)
+
+
+def test_full(full_report: Report) -> None:
+    verdict = judge(full_report)
+    assert verdict.headline == (
+        "INT8: 1.84× faster, 47 % less energy (estimated) and 3.87× smaller; "
+        "accuracy drop of at most 1 % certified to 95 %."
+    )
+    assert verdict.details == (
+        "Measured latency: 1.84× faster [1.79, 1.90].",
+        "Estimated energy (grade D, package (model)): saves 47 % [38, 54].",
+        "Certified: with 95 % confidence the drop in accuracy is at most 1 % (18 of 4,500 samples got worse).",
+    )
+    assert with_verdict(full_report).verdict == verdict.text
+
+
+def test_fp32_kept_says_why(minimal_report: Report) -> None:
+    verdict = judge(minimal_report)
+    assert verdict.headline == "FP32 kept: no saving shown; accuracy was not checked."
+    assert verdict.details[0] == "FP32 was kept (int8-minmax: measured 1.4x slower than fp32)."
+    asked = replace(minimal_report, budget=Budget({"precision": "fp32"}, met=True))
+    assert judge(asked).details[0] == "FP32 was asked for."
+    alone = replace(minimal_report, candidates=())
+    assert judge(alone).details[0] == "FP32 was kept: no other form was possible."
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (Interval(1.45, 1.37, 1.54), "saves 31 % [27, 35]"),
+        (Interval(1.45, 0.99, 1.9), "no saving shown"),
+        (Interval(1.45, 1.0, 1.9), "no saving shown"),
+        (Interval(0.8, 0.7, 0.9), "costs 25 % more [11, 43]"),
+    ],
+)
+def test_energy_claims(ratio: Interval, text: str) -> None:
+    assert energy_change(ratio, "measured").startswith(text)
+    assert energy_change(ratio, "estimated").endswith("estimated")
+
+
+@pytest.mark.parametrize(
+    ("grade", "word"), [("A", "Measured"), ("B", "Measured"), ("C", "Estimated"), ("D", "Estimated")]
+)
+def test_grades(full_report: Report, grade: str, word: str) -> None:
+    energy = Energy(1.0, 0.9, 1.1, grade, "package-0", "RAPL")
+    report = replace(
+        full_report,
+        baseline=replace(full_report.baseline, energy_mj=energy),
+        artifact=replace(full_report.artifact, energy_mj=replace(energy, grade="A")),
+    )
+    verdict = judge(report)
+    assert f"{word} energy (grade {grade}, package-0)" in verdict.text
+    assert ("(estimated)" in verdict.headline) == (word == "Estimated")
+    assert any(row.label == f"Energy, {word.lower()} ({grade})" for row in figure_rows(report))
+
+
+def test_losses_are_not_hidden(full_report: Report) -> None:
+    slower = replace(full_report.ratio, latency=Interval(0.8, 0.75, 0.85), energy=None)
+    assert judge(replace(full_report, ratio=slower)).headline.startswith(
+        "INT8: 3.87× smaller, but 1.25× slower;"
+    )
+    worse = replace(slower, size=Interval(0.5, 0.5, 0.5))
+    headline = judge(replace(full_report, ratio=worse)).headline
+    assert headline.startswith("INT8: no saving shown; 1.25× slower and 2.00× larger;")
+
+
+def test_uncertified_accuracy(full_report: Report) -> None:
+    accuracy = replace(
+        full_report.accuracy, certified=False, reason="not certifiable with n = 120: needs 299"
+    )
+    verdict = judge(replace(full_report, accuracy=accuracy, budget=Budget({}, met=False)))
+    assert "accuracy drops by 0.13 points, not certified." in verdict.headline
+    assert verdict.details[-2] == "Not certifiable with n = 120: needs 299."
+    assert verdict.details[-1] == "The artifact does not meet what was asked of it."
+    better = judge(replace(full_report, accuracy=replace(accuracy, drop=-0.001)))
+    assert "no drop in accuracy seen on 4,500 samples, not certified." in better.headline
+    unlabelled = replace(accuracy, drop=None, baseline=None, artifact=None)
+    assert (
+        "99.02 % agreement on 4,500 samples, not certified."
+        in judge(replace(full_report, accuracy=unlabelled)).headline
+    )
+
+
+def test_closeness_certificate_is_not_called_accuracy(full_report: Report) -> None:
+    accuracy = replace(full_report.accuracy, drop=None, metric="outputs within 10 %")
+    assert (
+        "at most 1 % of samples changed certified" in judge(replace(full_report, accuracy=accuracy)).headline
+    )
+
+
+def test_numbers() -> None:
+    assert [number(v) for v in (0, 1.8349, 12.345, 99.96, 1234.5, -0.25, 0.00012345, 1e-9)] == [
+        "0",
+        "1.83",
+        "12.3",
+        "100",
+        "1,234",
+        "−0.25",
+        "0.000123",
+        "1.0e-09",
+    ]
+    assert [time_ms(v) for v in (0.0841, 0.9999, 12.4, 1500.0)] == ["84.1 µs", "1.00 ms", "12.4 ms", "1.50 s"]
+    assert [bytes_text(v) for v in (0, 999, 11_184_532, 2.7e9)] == ["0 B", "999 B", "11.2 MB", "2.70 GB"]
+    assert [joules(v) for v in (402.0, 1500.0, 0.25)] == ["402 mJ", "1.50 J", "250 µJ"]
+    assert [points(v) for v in (0.0013, -0.0011, -0.000001)] == ["0.13", "−0.11", "0.00"]
+    assert change_text(Interval(0.5, 0.4, 0.6), "faster", "slower", "none") == "2.00× slower [1.67, 2.50]"
+
+
+def test_names_are_made_harmless() -> None:
+    assert printable("a\x1b[31mb\n\u202ec") == "a\ufffd[31mb \ufffdc"
+    assert shorten("x" * 50, 11) == "xxxxx…xxxxx"
+    assert shorten("short", 11) == "short"
