@@ -63,6 +63,7 @@ def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
         EliminateNoOps(),
         EliminateCommonSubexpressions(),
         MoveTransposes(),
+        MergeReshapes(),
         # Whole patterns first: folding takes their constants away into neighbouring weights.
         NormalizeClips(),
         RecoverGelu(),

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
 
 import click
@@ -82,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     try:
         result = main.main(arguments, prog_name="greencc", standalone_mode=False)
     except GreenccError as error:
-        _complain(error.message, error.hint)
+        _complain(error.message, error.hint, getattr(error, "__notes__", ()))
         return int(error.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "greencc"
@@ -117,7 +118,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _complain(message: str, hint: str | None) -> None:
+def _complain(message: str, hint: str | None, notes: Iterable[str] = ()) -> None:
     click.echo(f"greencc: {message}", err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
+    for line in (hint, *notes):
+        if line:
+            click.echo(f"  {line}", err=True)

@@ -70,6 +70,11 @@ def compile_model(
         session = Session(options, target, scratch, progress)
         try:
             _compile(session, model, work)
+        except GreenccError as error:
+            # What was odd about the input may explain the error.
+            for warning in session.warnings:
+                error.add_note(f"Warning: {warning}")
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return load(final)
@@ -207,7 +212,7 @@ def _certify(
             )
         problem = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
         if problem is not None:
-            item.note(f"refused on the certification split: {problem.message}")
+            item.place = f"refused on the certification split: {problem.message}"
             break
         last = (item, accuracy)
     if last is None:
@@ -215,6 +220,7 @@ def _certify(
         raise problem
     if problem is not None:
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
+        last[0].place = "the fastest form that held on the certification split"
     chosen, accuracy = last
     if not accuracy.certified and accuracy.n_needed is None and not splits.certification.synthetic:
         needed = samples_needed(session.options.max_drop, 1.0 - session.options.confidence)

@@ -17,6 +17,7 @@ from greencc.core.report import CalibrationInfo
 PLANNING_SHARE = 0.25
 MAX_PLANNING = 1_000
 GATE_SAMPLES = 4
+FEW_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
         session.warn("no evaluation data was given: the accuracy is not certified")
         evaluation = synthetic(inputs, 64, seed=options.seed)
     used = take(calibration, options.samples, seed=options.seed) if calibration is not None else None
+    if (
+        used is not None
+        and used.count < FEW_SAMPLES
+        and options.precision in (Precision.AUTO, Precision.INT8)
+    ):
+        session.warn(
+            f"calibration rests on {used.count} sample{'s' * (used.count > 1)}: "
+            f"{FEW_SAMPLES} or more give steadier INT8 ranges"
+        )
     planning, certification = _plan_and_certify(evaluation, options.seed)
     for source in (used, evaluation):
         for note in source.notes if isinstance(source, Source) else ():

@@ -26,16 +26,30 @@ _WORTH = 0.02
 
 @dataclass
 class Contender:
-    """A form with its open engine and what is known of it so far."""
+    """A form with its open engine and what is known of it so far.
+
+    `reason` is what it is and what happened to it; `place` why it comes first, or does not.
+    """
 
     form: Form
     engine: Engine
     planning: Accuracy | None = None
     latency_ms: float | None = None
     reason: str = ""
+    place: str = ""
 
     def note(self, text: str) -> None:
         self.reason = f"{self.reason}; {text}" if self.reason else text
+
+    @property
+    def sqnr(self) -> float | None:
+        """Lowest SQNR of any output in dB: tells forms apart that make the same mistakes."""
+        found = [item.sqnr_db for item in self.planning.outputs] if self.planning is not None else []
+        return min((value for value in found if value is not None), default=None)
+
+    @property
+    def explanation(self) -> str:
+        return "; ".join(text for text in (self.reason, self.place) if text)
 
     @property
     def timed(self) -> Engine:
@@ -57,7 +71,7 @@ class Choice:
     def candidates(self, chosen: Contender) -> tuple[Candidate, ...]:
         """What the report says of every form."""
         return tuple(
-            Candidate(item.form.name, item.latency_ms, item.loss, item is chosen, item.reason)
+            Candidate(item.form.name, item.latency_ms, item.loss, item is chosen, item.explanation)
             for item in self.all
         )
 
@@ -138,9 +152,11 @@ def _int8(session: Session, builder: FormBuilder, baseline: Engine, splits: Spli
         return [first]
     second = _contender(session, builder.int8(RangeMethod.PERCENTILE), baseline, splits)
     second.reason = "percentile ranges"
-    better, worse = sorted((first, second), key=lambda item: (item.loss or 0.0, item is second))
+    better, worse = sorted(
+        (first, second), key=lambda item: (item.loss or 0.0, -(item.sqnr or 0.0), item is second)
+    )
     better.note(f"they lose less on the planning split ({_percent(better)} against {_percent(worse)})")
-    worse.note("not chosen: the other ranges lose less on the planning split")
+    worse.place = "not chosen: the other ranges lose less on the planning split"
     return [better, worse]
 
 
@@ -215,8 +231,8 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
             best = item
     for item in eligible:
         if item is not best:
-            item.note(f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms")
-    best.note("the fastest form within the limit")
+            item.place = f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms"
+    best.place = "the fastest form within the limit"
     return [best, *sorted((i for i in eligible if i.form.rank < best.form.rank), key=lambda i: -i.form.rank)]
 
 
@@ -234,7 +250,7 @@ def refuse(accuracy: Accuracy, options: CompileOptions, *, synthetic: bool = Fal
         what = "accuracy drops by" if accuracy.drop is not None else "the decisions change on"
         return LimitError(
             f"{what} {loss:.2%} of the {accuracy.n} certification samples, "
-            f"more than the limit of {options.max_drop:.2%}",
+            f"more than the limit of {options.max_drop * 100:.3g}%",
             hint="raise --max-drop, give more calibration samples, or use --precision auto",
         )
     if options.require_certified and not accuracy.certified:

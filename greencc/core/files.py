@@ -27,7 +27,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def translated_os_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a failed write to `path`, or of any other file access meanwhile, into one clear `InputError`."""
+    """Turn the errors of a failed write to `path`, or of other file access meanwhile, into one clear `InputError`."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,8 @@ from greencc.core.errors import InputError
 from greencc.core.graph import ONNX_DOMAINS, graphs_of
 from greencc.core.serialization import root_cause
 from greencc.core.shapes import check_model, infer_shapes
-from greencc.core.validation import is_sorted, validate
+from greencc.core.topology import is_sorted
+from greencc.core.validation import validate
 
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _CONSTANT_INITIALIZERS = 4

@@ -14,8 +14,10 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
 
-from greencc.core.errors import InputError, did_you_mean
+from greencc.core.errors import InputError
+from greencc.core.operators import closest, introductions, operators_at
 from greencc.core.tensors import check_tensor
+from greencc.core.topology import every_node, find_cycle
 
 MIN_OPSET = 11
 MAX_OPSET = 23
@@ -272,7 +274,7 @@ class _Validator:
             )
         if domain not in _CHECKED_DOMAINS:
             return
-        known = _schemas(domain, opsets[domain])
+        known = operators_at(domain, opsets[domain])
         if node.op_type in known:
             if known[node.op_type]:
                 raise self.fail(
@@ -280,12 +282,12 @@ class _Validator:
                     "run onnx.version_converter or export again",
                 )
             return
-        newer = [version for name, version in _introduced(domain) if name == node.op_type]
+        newer = [version for name, version in introductions(domain) if name == node.op_type]
         raise self.fail(
             f"{node_label(node)}: {domain or 'ai.onnx'} opset {opsets[domain]} has no such operator",
             f"it came with opset {min(newer)}; raise the opset import"
             if newer
-            else f"custom operators need a domain of their own; {_closest(node.op_type, known)}",
+            else f"custom operators need a domain of their own; {closest(node.op_type, known)}",
         )
 
     def _callee(self, node: NodeProto) -> FunctionProto | None:
@@ -340,88 +342,6 @@ class _Validator:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise self.fail(f"{what}: {twice[0]!r} appears twice", "names must be unique; export it again")
-
-
-def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield nodes and the nodes of their subgraphs. Depth is bounded by protobuf's own nesting limit."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from every_node(attribute.g.node)
-            for graph in attribute.graphs:
-                yield from every_node(graph.node)
-
-
-def is_sorted(graph: GraphProto | FunctionProto) -> bool:
-    """True when every node comes after the nodes it reads from, at every depth."""
-    written = {name for node in graph.node for name in node.output if name}
-    seen: set[str] = set()
-    for node in graph.node:
-        inner = list(every_node([node]))
-        defined = {name for other in inner[1:] for name in other.output}
-        reads = {name for other in inner for name in other.input if name} - defined
-        if any(name in written and name not in seen for name in reads):
-            return False
-        seen.update(node.output)
-        for attribute in node.attribute:
-            bodies = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-            if not all(is_sorted(body) for body in bodies):
-                return False
-    return True
-
-
-def find_cycle(depends: Sequence[Sequence[int]]) -> list[int]:
-    """Return the nodes of one cycle in data-flow order, or an empty list (Kahn's algorithm, then a walk)."""
-    readers: list[list[int]] = [[] for _ in depends]
-    waiting = [len(sources) for sources in depends]
-    for index, sources in enumerate(depends):
-        for source in sources:
-            readers[source].append(index)
-    ready = [index for index, count in enumerate(waiting) if count == 0]
-    while ready:
-        for reader in readers[ready.pop()]:
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
-                ready.append(reader)
-    stuck = {index for index, count in enumerate(waiting) if count}
-    if not stuck:
-        return []
-    walk = [min(stuck)]
-    position = {walk[0]: 0}
-    while True:
-        source = next(other for other in depends[walk[-1]] if other in stuck)
-        if source in position:
-            return list(reversed(walk[position[source] :]))
-        position[source] = len(walk)
-        walk.append(source)
-
-
-def _schemas(domain: str, version: int) -> dict[str, bool]:
-    """Operators of a domain at a version, and whether each is deprecated there."""
-    key = (domain, version)
-    if key not in _SCHEMA_CACHE:
-        newest: dict[str, tuple[int, bool]] = {}
-        for schema in onnx.defs.get_all_schemas_with_history():
-            if schema.domain == domain and schema.since_version <= version:
-                seen = newest.get(schema.name, (0, False))
-                newest[schema.name] = max(seen, (schema.since_version, schema.deprecated))
-        _SCHEMA_CACHE[key] = {name: deprecated for name, (_, deprecated) in newest.items()}
-    return _SCHEMA_CACHE[key]
-
-
-_SCHEMA_CACHE: dict[tuple[str, int], dict[str, bool]] = {}
-
-
-def _introduced(domain: str) -> Iterator[tuple[str, int]]:
-    for schema in onnx.defs.get_all_schemas_with_history():
-        if schema.domain == domain:
-            yield schema.name, schema.since_version
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    """A suggestion without the listing of all operators."""
-    return did_you_mean(name, known).partition("? ")[0].partition("known: ")[0] or "check the spelling"
 
 
 def _form(kind: TypeProto) -> str:

@@ -3,7 +3,7 @@
 from greencc.report.html import render_html
 from greencc.report.json_out import dump_report, load_report, parse_report
 from greencc.report.markdown import render_markdown
-from greencc.report.text import candidates_table, figures_table, summary
+from greencc.report.text import candidates_table, figures_table, measurement_table, summary
 from greencc.report.verdict import Verdict, judge, with_verdict
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "figures_table",
     "judge",
     "load_report",
+    "measurement_table",
     "parse_report",
     "render_html",
     "render_markdown",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from greencc.core.meter import Grade
-from greencc.core.report import Energy, Interval, Report
+from greencc.core.report import Energy, Figures, Interval, Ratio, Report
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -161,25 +161,29 @@ def size_text(ratio: Interval) -> str:
 
 def figure_rows(report: Report) -> list[Row]:
     """The rows of the figures table; figures that were not measured are left out."""
-    old, new = report.baseline, report.artifact
+    return [*measured_rows(report.baseline, report.artifact, report.ratio), *_accuracy_rows(report)]
+
+
+def measured_rows(old: Figures, new: Figures, ratio: Ratio) -> list[Row]:
+    """The rows that need no accuracy: latency, energy, size and memory."""
     rows = [
         Row(
             "Latency, median",
             time_ms(old.latency_ms.median),
             time_ms(new.latency_ms.median),
-            change_text(report.ratio.latency, "faster", "slower", "no speed-up shown"),
+            change_text(ratio.latency, "faster", "slower", "no speed-up shown"),
             f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved",
         ),
         Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
         Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
-        *_energy_rows(report),
-        Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(report.ratio.size)),
+        *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy),
+        Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
     ]
     if old.peak_memory_mb is not None and new.peak_memory_mb is not None:
         rows.append(
             Row("Peak memory", bytes_text(old.peak_memory_mb * 1e6), bytes_text(new.peak_memory_mb * 1e6), "")
         )
-    return [*rows, *_accuracy_rows(report)]
+    return rows
 
 
 def _runs(baseline: int, artifact: int) -> str:
@@ -188,13 +192,12 @@ def _runs(baseline: int, artifact: int) -> str:
     return f"{baseline:,} and {artifact:,} runs"
 
 
-def _energy_rows(report: Report) -> list[Row]:
-    old, new = report.baseline.energy_mj, report.artifact.energy_mj
+def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None) -> list[Row]:
     if old is None or new is None:
         return []
     word = "measured" if measured(old, new) else "estimated"
     grade = worst_grade(old, new)
-    change = "" if report.ratio.energy is None else energy_change(report.ratio.energy, word)
+    change = "" if ratio is None else energy_change(ratio, word)
     note = f"{word}, grade {grade}: {old.boundary}, {old.method}"
     if (old.boundary, old.method) != (new.boundary, new.method):
         note += f"; artifact: {new.boundary}, {new.method}"

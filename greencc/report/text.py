@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greencc.core.report import Report
-from greencc.report.figures import Row, capitalized, figure_rows, printable
+from greencc.core.report import Figures, Ratio, Report
+from greencc.report.figures import Row, capitalized, figure_rows, measured_rows, printable
 from greencc.report.verdict import judge
 
 
@@ -24,13 +26,23 @@ def summary(report: Report) -> RenderableType:
 
 
 def figures_table(report: Report) -> Table:
-    """Baseline / artifact / ratio. What the ratio means is said in words, never by colour alone."""
+    """Baseline / artifact / ratio of a compile."""
+    return _table(figure_rows(report))
+
+
+def measurement_table(baseline: Figures, artifact: Figures, ratio: Ratio) -> Table:
+    """Baseline / artifact / ratio of a measurement, which has no accuracy."""
+    return _table(measured_rows(baseline, artifact, ratio))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """What the ratio means is said in words, never by colour alone."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
     table.add_column("", overflow="fold")
     table.add_column("Baseline", justify="right", overflow="fold")
     table.add_column("Artifact", justify="right", overflow="fold")
     table.add_column("Change", overflow="fold")
-    for row in figure_rows(report):
+    for row in rows:
         table.add_row(Text(row.label), _cell(row.baseline), _cell(row.artifact), _change(row))
     return table
 

@@ -1,8 +1,14 @@
-"""A small real classifier (scikit-learn digits) and its data, as files."""
+"""A small real classifier (scikit-learn digits) and its data, as files; the command line, run in this process."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +16,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+
+from greencc.bundle import load
+from greencc.cli.main import _run
+from greencc.compiler import CompileOptions, Effort, Precision, compile_model
+from greencc.measure.profiles import QUICK
 
 
 def build_digits(folder: Path) -> None:
@@ -20,7 +32,10 @@ def build_digits(folder: Path) -> None:
     y = digits.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order], y[order]
-    net = MLPClassifier((48,), max_iter=60, tol=1e-2, n_iter_no_change=60, random_state=0).fit(x[:900], y[:900])
+    with warnings.catch_warnings():
+        # Sixty rounds are enough for 95 %.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        net = MLPClassifier((48,), max_iter=60, random_state=0).fit(x[:900], y[:900])
     weights = [
         numpy_helper.from_array(np.asarray(value, np.float32), name)
         for name, value in (
@@ -58,3 +73,83 @@ def digits(digits_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bundle_files(digits_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT8 bundle of the digits model, compiled once for all tests and measured for real."""
+    options = CompileOptions(
+        calibration=digits_files / "calibration.npz",
+        evaluation=digits_files / "eval.npz",
+        precision=Precision.INT8,
+        effort=Effort.QUICK,
+    )
+    output = tmp_path_factory.mktemp("bundle") / "digits.greencc"
+    return compile_model(digits_files / "model.onnx", options, output=output).path
+
+
+@pytest.fixture
+def bundle(bundle_files: Path, digits: Path) -> Path:
+    """A fresh copy of the bundle beside the digits files, relative to the current folder."""
+    shutil.copytree(bundle_files, digits / "digits.greencc")
+    load(digits / "digits.greencc")
+    return Path("digits.greencc")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure for a moment only, and neither memory nor energy: for tests that are not about the figures."""
+    from greencc.compiler import measurement, select
+    from greencc.measure.memory import PeakMemory
+
+    short = replace(QUICK, seconds=0.05, rounds=4, min_rounds=4, min_runs=2, warm_up_seconds=0.01)
+    monkeypatch.setitem(measurement.PROFILES, Effort.QUICK, short)
+    monkeypatch.setattr(measurement, "available_meters", lambda: ())
+    monkeypatch.setattr(measurement, "peak_memory", lambda *args, **kwargs: PeakMemory(None, "a test"))
+    monkeypatch.setattr(select, "quick_compare", functools.partial(select.quick_compare, profile=short))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def greencc(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """The real entry point, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = _run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every file and folder, hidden ones too, with a hash of what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if "__pycache__" in name:
+            continue
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    return found
+
+
+@pytest.fixture
+def untouched(digits: Path) -> Callable[[], None]:
+    """Call it at the end: the working folder must be as it was when the first call was made."""
+    states: list[dict[str, str]] = []
+
+    def check() -> None:
+        states.append(listing(digits))
+        assert states[-1] == states[0]
+
+    return check

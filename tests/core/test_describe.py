@@ -251,7 +251,7 @@ def test_functions_are_inlined() -> None:
     model = ir.from_onnx_text(
         """<ir_version: 10, opset_import: ["" : 18, "lib" : 1]>
         g (float[N,4] x) => (float[N,4] y) { t = lib.square(x) y = lib.square(t) }
-        <domain: "lib", opset_import: ["" : 18]> 
+        <domain: "lib", opset_import: ["" : 18]>
         square (a) => (b) { c = Transpose(a) d = MatMul(c, a) b = MatMul(a, d) }"""
     )
     infer_shapes(model)

@@ -19,10 +19,13 @@ def command(bundle: Path, form: str, output: Path | None) -> None:
     """Print the report of BUNDLE, or write it as Markdown, JSON or one self-contained HTML file."""
     from greencc.bundle import load
     from greencc.cli.console import stdout
+    from greencc.cli.paths import refuse_inside
     from greencc.core.errors import UsageError
     from greencc.core.files import atomic_file
     from greencc.report import dump_report, render_html, render_markdown, summary
 
+    if output is not None:
+        refuse_inside(output, bundle)
     with load(bundle) as loaded:
         report = loaded.report
     if form == "text":

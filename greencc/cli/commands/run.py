@@ -31,11 +31,13 @@ def command(bundle: Path, source: str, output: Path, preprocess: Path | None, ba
     from greencc.bundle import load
     from greencc.calibration import open_data
     from greencc.cli.console import progress_bars, stdout
+    from greencc.cli.paths import refuse_inside
     from greencc.core.errors import InputError, UsageError
     from greencc.core.files import atomic_file
 
     if output.suffix != ".npz":
         raise UsageError(f"--output is {output}", hint="outputs are written as an .npz file")
+    refuse_inside(output, bundle)
     with load(bundle) as loaded, progress_bars() as progress:
         engine = loaded.engine()
         data = open_data(source, engine.inputs, preprocess=preprocess, role="input")
