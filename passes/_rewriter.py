@@ -85,7 +85,8 @@ class Scope:
         """A new constant: an initializer, or in functions (which have none) a `Constant` node."""
         name = self.names.value(name)
         if self.function is None:
-            return add_initializer(self.graph, name, array)
+            # Arithmetic on 0-d arrays yields NumPy scalars; they are constants as well.
+            return add_initializer(self.graph, name, np.asarray(array))
         tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         node = ir.Node(
             "", "Constant", [], [ir.AttrTensor("value", tensor)], name=self.names.node(f"{name}/Constant")

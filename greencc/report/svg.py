@@ -51,7 +51,10 @@ def latency_plot(baseline: Latency, artifact: Latency) -> LatencyPlot | None:
     """
     if not baseline.samples or not artifact.samples:
         return None
-    reach = max(baseline.p99, artifact.p99, baseline.median, artifact.median)
+    # A few stragglers must not squeeze both distributions into one bar.
+    p95, p99 = max(baseline.p95, artifact.p95), max(baseline.p99, artifact.p99)
+    median = max(baseline.median, artifact.median)
+    reach = max(median, min(p99, max(1.25 * p95, 2.5 * median)))
     end = reach * _HEADROOM or 1.0
     rows = ((baseline, "Baseline", "b"), (artifact, "Artifact", "a"))
     parts: list[Markup] = []

@@ -82,7 +82,7 @@ class UserMetric:
     def _call(self, *arguments: Any) -> Any:
         try:
             return self.function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"metric {self.name} failed at {_where(error)}: {_what(error)}") from error
 
 
@@ -119,7 +119,7 @@ def _load_module(where: str, reference: str) -> ModuleType:
                 f"metric {reference}: no module {where!r}", hint=f"looked on Python's path and in {folder}"
             ) from error
         raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
     finally:
         sys.path.remove(folder)
@@ -132,7 +132,7 @@ def _load_file(path: Path, reference: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
     return module
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -343,6 +344,8 @@ CASES = (
 def test_bad_input(case, digits, greencc, untouched):
     if case.prepare is not None:
         case.prepare(digits)
+    # Each test has a user module of its own.
+    sys.modules.pop(MODULE, None)
     untouched()
     outcome = greencc(*case.arguments)
     assert outcome.code == case.code, outcome.err
