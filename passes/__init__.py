@@ -8,7 +8,6 @@ from greencc.passes.eliminate_common_subexpressions import EliminateCommonSubexp
 from greencc.passes.eliminate_dead_code import EliminateDeadCode
 from greencc.passes.eliminate_no_ops import EliminateNoOps
 from greencc.passes.float16 import ConvertFloat16
-from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.fold_affine import FoldAffine
 from greencc.passes.fold_batch_norm import FoldBatchNorm
 from greencc.passes.fold_constants import FoldConstants
@@ -20,8 +19,6 @@ from greencc.passes.merge_convolutions import MergeConvolutions
 from greencc.passes.merge_reshapes import MergeReshapes
 from greencc.passes.move_transposes import MoveTransposes
 from greencc.passes.normalize_clips import NormalizeClips
-from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.recover_gelu import RecoverGelu

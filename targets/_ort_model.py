@@ -115,9 +115,13 @@ def share(model: ir.Model) -> SharedModel:
     keep: list[object] = []
     nbytes = 0
     for graph in clone.graphs():
-        for name, value in graph.initializers.items():
+        for name, value in list(graph.initializers.items()):
             tensor = value.const_value
             if tensor is None:
+                continue
+            if name not in inputs and not value.uses() and not value.is_graph_output():
+                # The runtime drops what nothing reads, and then cannot find it to hand the data over.
+                del graph.initializers[name]
                 continue
             large = tensor.nbytes >= _SHARE_FROM_BYTES and graph is clone.graph and name not in inputs
             if large and folder is not None and _folder(tensor) == folder:

@@ -30,6 +30,8 @@ _MAX_THREADS = 1024
 _WARM_UP_RUNS = 3
 # Reference engines of larger models run on the weights where they are, without a rearranged copy.
 _PREPACK_UP_TO_BYTES = 512 << 20
+# More than this in memory (weights that passes have replaced) goes to a reference engine through a file.
+_SPILL_FROM_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,21 @@ class CpuTarget(Target):
     def _in_memory(
         self, model: ir.Model, outputs: Sequence[str] | None, optimization: Optimization
     ) -> OrtEngine:
+        import onnx_ir as ir
+
         from greencc.targets._ort_model import expose, share
 
         self._require()
         inner: frozenset[str] = frozenset()
         if outputs is not None:
             model, inner = expose(model, outputs)
+        private = sum(
+            value.const_value.nbytes
+            for value in model.graph.initializers.values()
+            if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor)
+        )
+        if private > _SPILL_FROM_BYTES:
+            return self._from_file(model, optimization, inner)
         shared = share(model)
         config = SessionConfig(self._threads(), optimization, prepack=shared.nbytes <= _PREPACK_UP_TO_BYTES)
         options = session_options(config)
@@ -206,6 +217,22 @@ class CpuTarget(Target):
             keep=(shared.keep, shared.values),
             inner=inner,
         )
+
+    def _from_file(self, model: ir.Model, optimization: Optimization, inner: frozenset[str]) -> OrtEngine:
+        """Run a model from a temporary file, which the runtime maps: handing the weights over would copy them."""
+        from greencc.core.files import translated_os_errors
+        from greencc.core.model import save_model
+
+        config = SessionConfig(self._threads(), optimization, prepack=False, arena=False)
+        folder = Path(tempfile.mkdtemp(prefix="greencc-reference-"))
+        try:
+            path = folder / "model.onnx"
+            with translated_os_errors(path):
+                save_model(model, path, external_threshold=0)
+            # The mapping outlives the file.
+            return OrtEngine(path, config, name=model.graph.name or "the model", inner=inner)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe_device(threads: int, root: Path = machine.ROOT) -> Device:

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sklearn.neural_network import MLPClassifier
 from greencc.bundle import load
 from greencc.cli.main import _run
 from greencc.compiler import CompileOptions, Effort, Precision, compile_model
+from greencc.core.errors import ExitCode
 from greencc.measure.profiles import QUICK
 
 
@@ -144,12 +145,24 @@ def listing(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def untouched(digits: Path) -> Callable[[], None]:
-    """Call it at the end: the working folder must be as it was when the first call was made."""
-    states: list[dict[str, str]] = []
+def refused(digits: Path, greencc: Callable[..., Outcome]) -> Callable[..., None]:
+    """Expect a call to be refused: exit code, part of the message and of the hint, nothing on standard output.
 
-    def check() -> None:
-        states.append(listing(digits))
-        assert states[-1] == states[0]
+    The folder must be as it was before, hidden files included.
+    """
+
+    def check(arguments: Sequence[str], code: ExitCode, message: str, hint: str = "") -> None:
+        before = listing(digits)
+        outcome = greencc(*arguments)
+        assert outcome.code == code, outcome.err
+        # click ends the line that the terminal shows ^C in.
+        first, *rest = outcome.err.lstrip("\n").splitlines()
+        assert first.startswith("greencc: ")
+        assert message in first
+        assert hint in "\n".join(rest)
+        assert "Traceback" not in outcome.err
+        assert "internal error" not in outcome.err
+        assert outcome.out == ""
+        assert listing(digits) == before
 
     return check

@@ -70,7 +70,7 @@ def _layer(g, data, x: str) -> str:
 
 
 @settings(
-    max_examples=25,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,

@@ -1,0 +1,446 @@
+"""Every command does its job on a small real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import greencc as api
+from greencc.cli.types import EFFORTS, PRECISIONS
+from greencc.compiler.options import Effort, Precision
+from greencc.core.errors import ExitCode, InputError
+from greencc.core.recipe import load_recipe
+from greencc.core.report import Accuracy
+from greencc.passes import PASSES
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.report import parse_report
+from greencc.targets import TARGETS
+
+COMMANDS = {"compile", "verify", "measure", "run", "inspect", "targets", "passes", "doctor", "report"}
+COMPILE = ("compile", "model.onnx", "-c", "calibration.npz", "--eval", "eval.npz", "--effort", "quick")
+INT8 = (*COMPILE, "--precision", "int8")
+
+# What a reader of report.json may rely on; the parts of a dotted key are nested.
+STABLE_KEYS = """
+    schema model.name model.sha256 model.params model.macs target device
+    baseline.latency_ms.median baseline.latency_ms.p95 baseline.size_bytes baseline.accuracy
+    baseline.energy_mj.value baseline.energy_mj.low baseline.energy_mj.high baseline.energy_mj.grade
+    baseline.energy_mj.boundary
+    artifact.latency_ms.median artifact.latency_ms.p95 artifact.size_bytes artifact.accuracy
+    artifact.energy_mj.value artifact.energy_mj.low artifact.energy_mj.high artifact.energy_mj.grade
+    artifact.energy_mj.boundary
+    ratio.latency.value ratio.latency.low ratio.latency.high
+    ratio.energy.value ratio.energy.low ratio.energy.high
+    ratio.size.value ratio.size.low ratio.size.high
+    accuracy.metric accuracy.baseline accuracy.artifact accuracy.drop accuracy.low accuracy.high accuracy.agreement
+    accuracy.n accuracy.certified accuracy.epsilon accuracy.confidence
+    budget.asked budget.met passes calibration.source calibration.digest calibration.n
+    compile.seconds compile.peak_rss_mb
+""".split()
+PASS_KEYS = {"name", "options", "changed", "error", "findings", "seconds"}
+
+
+def at(data: dict, dotted: str) -> object:
+    for key in dotted.split("."):
+        data = data[key]
+    return data
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+# Help.
+
+
+def test_help_lists_the_commands(greencc):
+    for arguments in ((), ("-h",), ("--help",)):
+        outcome = greencc(*arguments)
+        assert outcome.code == ExitCode.OK
+        assert outcome.err == ""
+        assert set(re.findall(r"^  ([a-z]+)  ", outcome.out.split("Commands:")[1], re.MULTILINE)) == COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_of_a_command(name, greencc):
+    outcome = greencc(name, "--help")
+    assert outcome.code == ExitCode.OK
+    assert outcome.out.startswith(f"Usage: greencc {name} [OPTIONS]")
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compile", "--help"], ["--version"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments):
+    """`greencc --help` answers at once because it imports neither NumPy, ONNX nor a runtime."""
+    program = (
+        "import atexit, sys\n"
+        "heavy = {'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'scipy', 'rich', 'jinja2'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+        "from greencc.cli.main import run\n"
+        "run()\n"
+    )
+    done = process("-c", program, *arguments)
+    assert done.returncode == ExitCode.OK
+    assert done.stderr == "[]\n"
+    assert done.stdout
+
+
+def test_module_is_the_command_line():
+    done = process("-m", "greencc", "--version")
+    assert (done.returncode, done.stderr) == (ExitCode.OK, "")
+    assert done.stdout == f"greencc, version {api.__version__}\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m greencc passes | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    first, status = done.stdout.splitlines()
+    assert first.startswith("Pass")
+    assert status == "0"
+    assert done.stderr == ""
+
+
+def test_repeated_enums_equal_the_real_ones():
+    assert tuple(item.value for item in Effort) == EFFORTS
+    assert tuple(item.value for item in Precision) == PRECISIONS
+
+
+def test_exit_codes_are_the_documented_ones():
+    assert {code.name: code.value for code in ExitCode} == {
+        "OK": 0, "INTERNAL": 1, "USAGE": 2, "LIMIT": 3, "BAD_INPUT": 4, "UNAVAILABLE": 5, "INTERRUPTED": 130,
+    }  # fmt: skip
+
+
+# compile
+
+
+def test_compile_prints_a_table_and_the_path_of_the_report(digits, greencc, brief):
+    outcome = greencc(*COMPILE)
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert outcome.err == ""
+    for word in ("Baseline", "Artifact", "Latency", "Size", "accuracy", "Report: model.greencc/report.html"):
+        assert word in outcome.out
+    assert Path("model.greencc/report.html").is_file()
+    assert api.load("model.greencc").report.verdict in flat(outcome.out)
+
+
+def test_the_original_is_measured_like_any_other_form(digits, greencc, brief):
+    """When the model is kept as it came, both sides are the same engine, and no cache speeds one of them up."""
+    outcome = greencc(*COMPILE, "--json")
+    report = parse_report(outcome.out)
+    assert report.precision == "original"
+    assert report.artifact.size_bytes == report.baseline.size_bytes
+    assert 0.6 < report.ratio.latency.value < 1.7
+
+
+def test_compile_json_prints_the_report_and_nothing_else(digits, greencc, brief):
+    outcome = greencc(*INT8, "--json", "-o", "x.greencc")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert outcome.out == Path("x.greencc/report.json").read_text()
+    assert outcome.err == ""
+
+
+def test_report_has_the_stable_keys(bundle):
+    data = json.loads((bundle / "report.json").read_text())
+    for key in STABLE_KEYS:
+        at(data, key)
+    assert data["passes"]
+    for record in data["passes"]:
+        assert record.keys() >= PASS_KEYS
+    assert data["model"]["params"] == 64 * 48 + 48 + 48 * 10 + 10
+    assert data["model"]["macs"] == 64 * 48 + 48 * 10
+    assert data["artifact"]["size_bytes"] < 0.6 * data["baseline"]["size_bytes"]
+    assert data["accuracy"]["n"] == 523
+    assert data["accuracy"]["baseline"] > 0.9
+    assert data["calibration"]["n"] == 200
+    assert data["budget"]["met"] is True
+    assert data["artifact"]["latency_ms"]["median"] > 0
+    assert data["artifact"]["peak_memory_mb"] > 0
+
+
+def test_two_compiles_give_the_same_bytes(bundle, digits, brief):
+    """By another way in, with other measurements: only the report may differ."""
+    again = api.compile(
+        "model.onnx",
+        calibration="calibration.npz",
+        evaluation=Path("eval.npz"),
+        precision="int8",
+        effort="quick",
+        output="again.greencc",
+    )
+    for name in ("artifact/model.onnx", "recipe.toml"):
+        assert (again.path / name).read_bytes() == (bundle / name).read_bytes()
+    first, second = (json.loads((path / "manifest.json").read_text()) for path in (bundle, again.path))
+    for data in (first, second):
+        for name in ("report.json", "report.html", "report.md"):
+            del data["files"][name]
+    assert first == second
+
+
+def test_recipe_of_a_bundle_compiles_again(bundle, digits, greencc, brief):
+    outcome = greencc(*COMPILE, "--recipe", bundle / "recipe.toml", "-o", "again.greencc")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert Path("again.greencc/recipe.toml").read_bytes() == (bundle / "recipe.toml").read_bytes()
+    assert (
+        Path("again.greencc/artifact/model.onnx").read_bytes()
+        == (bundle / "artifact/model.onnx").read_bytes()
+    )
+    assert api.load("again.greencc").report.precision == "int8"
+
+
+def test_recipe_options_are_used(digits, greencc, brief):
+    Path("r.toml").write_text(
+        'schema = "greencc.recipe/1"\n[[pass]]\nname = "quantize-int8"\nmethod = "percentile"\n'
+        'percentile = 99\nexclude = ["head"]\n'
+    )
+    (step,) = load_recipe(Path("r.toml"), PASSES)
+    assert isinstance(step, QuantizeInt8)
+    outcome = greencc(*COMPILE, "--recipe", "r.toml", "--max-drop", "50%", "-o", "x.greencc", "--json")
+    assert outcome.code == ExitCode.OK, outcome.err
+    (record,) = parse_report(outcome.out).passes
+    assert record.options["percentile"] == 99.0
+    assert record.options["method"] == "percentile"
+    assert record.options["exclude"] == ["head"]
+    assert record.changed == 1
+    assert load_recipe(Path("x.greencc/recipe.toml"), PASSES) == (step,)
+
+
+def test_force_replaces_a_bundle(bundle, digits, greencc, brief):
+    before = (bundle / "manifest.json").read_bytes()
+    arguments = (*COMPILE, "--precision", "fp32", "-o", str(bundle))
+    assert greencc(*arguments).code == ExitCode.BAD_INPUT
+    assert (bundle / "manifest.json").read_bytes() == before
+    outcome = greencc(*arguments, "--force")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert api.load(bundle).report.precision == "fp32"
+    assert sorted(path.name for path in digits.iterdir() if path.name.startswith(".")) == []
+
+
+def test_compile_without_data_is_not_certified(digits, greencc, brief):
+    outcome = greencc("compile", "model.onnx", "--effort", "quick", "--json")
+    assert outcome.code == ExitCode.OK, outcome.err
+    report = parse_report(outcome.out)
+    assert report.precision in ("original", "fp32")
+    assert not report.accuracy.certified
+    assert any("no evaluation data was given" in warning for warning in report.warnings)
+    assert any("INT8 was not considered" in warning for warning in report.warnings)
+
+
+def test_options_reach_the_compile(digits, greencc, brief):
+    with np.load("eval.npz") as archive:
+        np.savez("unlabelled.npz", pixels=archive["pixels"])
+        Path("labels.csv").write_text("\n".join(map(str, archive["labels"])))
+    Path("metric_of_a_test.py").write_text(
+        "def right(outputs, labels, feeds):\n    return (outputs['logits'].argmax(1) == labels).astype(float)\n"
+    )
+    options = (
+        "-t", "cpu:threads=1", "-c", "calibration.npz", "--eval", "unlabelled.npz", "--labels", "labels.csv",
+        "--metric", "metric_of_a_test:right", "--precision", "int8", "--max-drop", "2.5%", "--confidence", "0.9",
+        "--samples", "50", "--effort", "quick", "--seed", "7", "-o", "a/b/x.greencc", "--json",
+    )  # fmt: skip
+    outcome = greencc("compile", "model.onnx", *options)
+    assert outcome.code == ExitCode.OK, outcome.err
+    report = parse_report(outcome.out)
+    assert report.target == "cpu:threads=1"
+    assert report.calibration is not None
+    assert report.calibration.n == 50
+    assert report.accuracy.metric == "metric_of_a_test:right"
+    assert (report.accuracy.epsilon, report.accuracy.confidence) == (0.025, 0.9)
+    assert report.accuracy.baseline is not None
+    assert report.accuracy.baseline > 0.9
+    assert report.budget.asked["max_drop"] == 0.025
+    assert Path("a/b/x.greencc/manifest.json").is_file()
+
+
+# The other commands.
+
+
+def test_verify_checks_the_hashes(bundle, greencc):
+    outcome = greencc("verify", bundle)
+    assert (outcome.code, outcome.out, outcome.err) == (
+        ExitCode.OK, "digits.greencc: every file matches its hash\n", "",
+    )  # fmt: skip
+    outcome = greencc("verify", bundle, "--json")
+    assert json.loads(outcome.out) == {"bundle": "digits.greencc", "hashes": "ok", "accuracy": None}
+
+
+def test_verify_compares_with_the_model(bundle, greencc):
+    arguments = ("verify", bundle, "--model", "model.onnx", "--eval", "eval.npz")
+    outcome = greencc(*arguments)
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert re.search(r"^top-1 accuracy \(logits\): 0\.9\d+ -> 0\.9\d+$", outcome.out, re.MULTILINE)
+    assert "certified" in outcome.out
+    data = json.loads(greencc(*arguments, "--json").out)
+    assert data["accuracy"].keys() == Accuracy.__dataclass_fields__.keys()
+    assert data["accuracy"]["n"] == 697
+
+
+def test_verify_fails_when_the_limit_is_missed(bundle, greencc):
+    with np.load("eval.npz") as archive:
+        np.savez("few.npz", pixels=archive["pixels"][:40], labels=archive["labels"][:40])
+    arguments = ("verify", bundle, "--model", "model.onnx", "--eval", "few.npz")
+    assert greencc(*arguments).code == ExitCode.OK
+    outcome = greencc(*arguments, "--require-certified", "--json")
+    assert outcome.code == ExitCode.LIMIT
+    assert json.loads(outcome.out)["accuracy"]["certified"] is False
+    assert outcome.err.startswith("greencc: the accuracy could not be certified")
+
+
+def test_run_writes_the_outputs(bundle, greencc):
+    with np.load("eval.npz") as archive:
+        x, y = archive["pixels"][:101], archive["labels"][:101]
+    np.savez("x.npz", pixels=x)
+    results = []
+    for batch in ("1", "32"):
+        outcome = greencc("run", bundle, "-i", "x.npz", "-o", "y.npz", "--batch", batch)
+        assert outcome.code == ExitCode.OK, outcome.err
+        assert outcome.out == "101 samples -> y.npz\n"
+        with np.load("y.npz") as archive:
+            assert archive.files == ["logits"]
+            results.append(archive["logits"])
+    assert results[0].shape == (101, 10)
+    assert results[0].dtype == np.float32
+    assert np.mean(results[0].argmax(1) == y) > 0.9
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+def test_report_in_all_formats(bundle, greencc):
+    assert greencc("report", bundle, "--format", "json").out == (bundle / "report.json").read_text()
+    assert greencc("report", bundle, "--format", "md").out == (bundle / "report.md").read_text()
+    assert greencc("report", bundle, "--format", "html").out == (bundle / "report.html").read_text()
+    text = greencc("report", bundle).out
+    assert "Baseline" in text
+    assert api.load(bundle).report.verdict in flat(text)
+    for form in ("json", "md", "html"):
+        outcome = greencc("report", bundle, "--format", form, "-o", f"new/r.{form}")
+        assert (outcome.code, outcome.out, outcome.err) == (ExitCode.OK, "", "")
+        assert Path(f"new/r.{form}").read_text() == (bundle / f"report.{form}").read_text()
+
+
+def test_measure_prints_json(bundle, greencc, brief):
+    arguments = ("measure", bundle, "-b", "model.onnx", "-i", "eval.npz", "--effort", "quick")
+    outcome = greencc(*arguments, "--json")
+    assert outcome.code == ExitCode.OK, outcome.err
+    data = json.loads(outcome.out)
+    assert data.keys() == {"baseline", "artifact", "ratio", "conditions", "warnings"}
+    for side in ("baseline", "artifact"):
+        assert data[side]["latency_ms"]["median"] > 0
+        assert data[side]["energy_mj"]["grade"] == "D"
+    assert data["baseline"]["size_bytes"] == Path("model.onnx").stat().st_size
+    assert data["ratio"]["latency"]["low"] <= data["ratio"]["latency"]["high"]
+    assert not any("synthetic" in warning for warning in data["warnings"])
+
+
+def test_measure_prints_a_table(bundle, greencc, brief):
+    outcome = greencc("measure", "model.onnx", "--effort", "quick")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert "Latency, median" in outcome.out
+    assert "compared with itself" in flat(outcome.err)
+    assert "synthetic" in flat(outcome.err)
+
+
+def test_inspect_a_model_and_a_bundle(bundle, greencc):
+    outcome = greencc("inspect", "model.onnx")
+    assert outcome.code == ExitCode.OK, outcome.err
+    for text in ("pixels: float32 batchx64", "3,610", "hidden", "Gemm"):
+        assert text in outcome.out
+    data = json.loads(greencc("inspect", "model.onnx", "--json").out)
+    assert data["params"] == 3610
+    assert data["macs"] == 64 * 48 + 48 * 10
+    assert len(data["digest"]) == 64
+    data = json.loads(greencc("inspect", bundle, "--json", "--profile").out)
+    assert data["ops"]["QuantizeLinear"] >= 1
+    assert data["microseconds"]
+    assert all(value > 0 for value in data["microseconds"].values())
+
+
+def test_targets(greencc):
+    outcome = greencc("targets")
+    assert outcome.code == ExitCode.OK
+    assert "INT8:" in outcome.out
+    rows = json.loads(greencc("targets", "--json").out)
+    assert [row["name"] for row in rows] == [kind.name for kind in TARGETS]
+    assert rows[0]["missing"] is None
+    assert rows[0]["int8"]
+
+
+def test_passes(greencc):
+    outcome = greencc("passes")
+    assert outcome.code == ExitCode.OK
+    listed = [line.split()[0] for line in outcome.out.splitlines()[1:] if re.match(r"[a-z]", line)]
+    assert set(listed) >= {kind.name for kind in PASSES}
+    assert {"quantize-int8", "convert-float16"} <= set(listed)
+    for kind in PASSES:
+        outcome = greencc("passes", kind.name)
+        assert outcome.code == ExitCode.OK, outcome.err
+        assert outcome.out.startswith(kind.name)
+    outcome = greencc("passes", "quantize-int8")
+    assert re.search(r"^method +minmax \| percentile +minmax", outcome.out, re.MULTILINE)
+
+
+def test_doctor(greencc):
+    outcome = greencc("doctor")
+    assert outcome.code == ExitCode.OK, outcome.err
+    for text in ("Targets", "cpu", "Energy meters", "Measuring conditions"):
+        assert text in outcome.out
+    rows = json.loads(greencc("doctor", "--json").out)
+    assert {row["status"] for row in rows} <= {"ok", "missing", "note"}
+    assert any(row["name"] == "cpu" and row["status"] == "ok" for row in rows)
+
+
+# The Python API.
+
+
+def test_python_api(bundle, digits, brief):
+    with api.load(bundle) as loaded:
+        with np.load("eval.npz") as archive:
+            outputs = loaded.run({"pixels": archive["pixels"][:3]})
+        assert outputs["logits"].shape == (3, 10)
+    accuracy = api.verify(bundle, "model.onnx", "eval.npz")
+    assert accuracy == api.verify(api.load(bundle), Path("model.onnx"), Path("eval.npz"))
+    assert accuracy.n == 697
+    found, warnings = api.measure(bundle, baseline="model.onnx", data="eval.npz", effort="quick")
+    assert found.artifact.latency_ms.median > 0
+    assert any("quick" in warning for warning in warnings)
+    with pytest.raises(InputError, match="does not exist"):
+        api.compile("model.onnx", calibration="none.npz")
+    with pytest.raises(api.UsageError, match="precision"):
+        api.compile("model.onnx", precision="int9")
+    with pytest.raises(api.UsageError, match="effort"):
+        api.measure("model.onnx", effort="quickly")
+
+
+def test_api_names():
+    for name in api.__all__:
+        assert getattr(api, name) is not None
+    assert set(api.__all__) == set(dir(api))
+    with pytest.raises(AttributeError, match="has no attribute 'compyle'"):
+        api.compyle  # noqa: B018
+
+
+def test_options_are_plain_data():
+    options = api.CompileOptions(calibration="x.npz", precision=Precision.INT8)
+    assert replace(options, max_drop=0.02).max_drop == 0.02
+    with pytest.raises(api.UsageError, match="max_drop is 0"):
+        replace(options, max_drop=0.0)
+
+
+def test_width_of_the_terminal_is_respected(bundle):
+    env = {**os.environ, "COLUMNS": "60"}
+    done = process("-m", "greencc", "report", str(bundle), env=env)
+    assert done.returncode == ExitCode.OK
+    assert max(map(len, done.stdout.splitlines())) <= 60
