@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import ROOT
-from greencc.core.files import atomic_path
+from greencc.core.files import atomic_file
 from greencc.measure.intervals import ratio_interval
 
 FOLDER = ROOT / "benchmarks" / "results"
@@ -59,7 +59,7 @@ def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Pa
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_path(path, overwrite=True) as work:
+    with atomic_file(path) as work:
         work.write_text(text, encoding="utf-8")
     return path
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from greencc.bundle import Bundle, load
 from greencc.compiler import CompileOptions, Effort, Precision, compile_model
 from greencc.compiler.check import measure as _measure
 from greencc.compiler.check import verify_accuracy
 from greencc.compiler.measurement import Measurement
+from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
+
+E = TypeVar("E", bound=Enum)
 
 __all__ = ["compile", "load", "measure", "verify"]
 
@@ -48,13 +53,13 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         labels=_path(labels),
         preprocess=_path(preprocess),
         metric=metric,
-        precision=Precision(precision),
+        precision=_choice(Precision, precision),
         max_drop=max_drop,
         confidence=confidence,
         require_certified=require_certified,
         recipe=_path(recipe),
         samples=samples,
-        effort=Effort(effort),
+        effort=_choice(Effort, effort),
         seed=seed,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
@@ -105,10 +110,20 @@ def measure(
         data=data,
         preprocess=_path(preprocess),
         target=target,
-        effort=Effort(effort),
+        effort=_choice(Effort, effort),
         confidence=confidence,
         progress=progress,
     )
+
+
+def _choice(kind: type[E], value: E | str) -> E:
+    try:
+        return kind(value)
+    except ValueError:
+        known = [str(item.value) for item in kind]
+        raise UsageError(
+            f"{kind.__name__.lower()} is {value!r}", hint=did_you_mean(str(value), known)
+        ) from None
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -96,9 +96,12 @@ def _run(arguments: list[str]) -> int:
         _complain("interrupted; nothing was left half-written", None)
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our standard output went away (`greencc ... | head`): not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return _reader_left()
+    except SystemExit as error:
+        # click and rich turn a broken pipe into this.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_left()
+        raise
     except MemoryError:
         _complain("out of memory", "use fewer or smaller samples per batch, or a machine with more memory")
         return int(ExitCode.BAD_INPUT)
@@ -111,6 +114,12 @@ def _run(arguments: list[str]) -> int:
         )
         return int(ExitCode.INTERNAL)
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _reader_left() -> int:
+    """The reader of our standard output went away (`greencc ... | head`): not an error of ours."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(ExitCode.OK)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

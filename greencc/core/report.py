@@ -183,10 +183,10 @@ class CalibrationInfo:
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked (`--max-drop`, `--precision`, ...) and whether the artifact meets it."""
+    """What was asked (`--max-drop`, `--precision`, ...) and whether the artifact meets it; None: not known."""
 
     asked: dict[str, Any]
-    met: bool
+    met: bool | None
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def judge(report: Report) -> Verdict:
         headline = f"{subject}: no saving shown"
     headline += f"; {_accuracy_claim(report)}."
     details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
-    if not report.budget.met:
+    if report.budget.met is None:
+        details.append("Whether it meets what was asked of it is not known.")
+    elif not report.budget.met:
         details.append("The artifact does not meet what was asked of it.")
     return Verdict(headline, tuple(_sentence(text) for text in details))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,22 +29,19 @@ COMPILE = ("compile", "model.onnx", "-c", "calibration.npz", "--eval", "eval.npz
 INT8 = (*COMPILE, "--precision", "int8")
 
 # What a reader of report.json may rely on; the parts of a dotted key are nested.
-STABLE_KEYS = """
-    schema model.name model.sha256 model.params model.macs target device
-    baseline.latency_ms.median baseline.latency_ms.p95 baseline.size_bytes baseline.accuracy
-    baseline.energy_mj.value baseline.energy_mj.low baseline.energy_mj.high baseline.energy_mj.grade
-    baseline.energy_mj.boundary
-    artifact.latency_ms.median artifact.latency_ms.p95 artifact.size_bytes artifact.accuracy
-    artifact.energy_mj.value artifact.energy_mj.low artifact.energy_mj.high artifact.energy_mj.grade
-    artifact.energy_mj.boundary
-    ratio.latency.value ratio.latency.low ratio.latency.high
-    ratio.energy.value ratio.energy.low ratio.energy.high
-    ratio.size.value ratio.size.low ratio.size.high
-    accuracy.metric accuracy.baseline accuracy.artifact accuracy.drop accuracy.low accuracy.high accuracy.agreement
-    accuracy.n accuracy.certified accuracy.epsilon accuracy.confidence
-    budget.asked budget.met passes calibration.source calibration.digest calibration.n
-    compile.seconds compile.peak_rss_mb
-""".split()
+FIGURES = (
+    "latency_ms.median", "latency_ms.p95", "size_bytes", "accuracy",
+    "energy_mj.value", "energy_mj.low", "energy_mj.high", "energy_mj.grade", "energy_mj.boundary",
+)  # fmt: skip
+STABLE_KEYS = (
+    "schema", "model.name", "model.sha256", "model.params", "model.macs", "target", "device",
+    *(f"{side}.{key}" for side in ("baseline", "artifact") for key in FIGURES),
+    *(f"ratio.{what}.{key}" for what in ("latency", "energy", "size") for key in ("value", "low", "high")),
+    "accuracy.metric", "accuracy.baseline", "accuracy.artifact", "accuracy.drop", "accuracy.low", "accuracy.high",
+    "accuracy.agreement", "accuracy.n", "accuracy.certified", "accuracy.epsilon", "accuracy.confidence",
+    "budget.asked", "budget.met", "passes", "calibration.source", "calibration.digest", "calibration.n",
+    "compile.seconds", "compile.peak_rss_mb",
+)  # fmt: skip
 PASS_KEYS = {"name", "options", "changed", "error", "findings", "seconds"}
 
 
@@ -105,12 +101,17 @@ def test_module_is_the_command_line():
     assert done.stdout == f"greencc, version {api.__version__}\n"
 
 
-def test_a_reader_that_leaves_is_no_error():
-    command = f"{shlex.quote(sys.executable)} -m greencc passes | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
-    first, status = done.stdout.splitlines()
-    assert first.startswith("Pass")
-    assert status == "0"
+@pytest.mark.parametrize("arguments", ["passes", "targets --json", "--help"])
+def test_a_reader_that_leaves_is_no_error(arguments):
+    """As in `greencc passes | head -1`, with a pipe whose other end is closed from the start."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        command = [sys.executable, "-m", "greencc", *arguments.split()]
+        done = subprocess.run(
+            command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert done.returncode == ExitCode.OK
     assert done.stderr == ""
 
 
@@ -135,7 +136,7 @@ def test_compile_prints_a_table_and_the_path_of_the_report(digits, greencc, brie
     for word in ("Baseline", "Artifact", "Latency", "Size", "accuracy", "Report: model.greencc/report.html"):
         assert word in outcome.out
     assert Path("model.greencc/report.html").is_file()
-    assert api.load("model.greencc").report.verdict in flat(outcome.out)
+    assert api.load("model.greencc").report.verdict.split(". ")[0] in flat(outcome.out)
 
 
 def test_the_original_is_measured_like_any_other_form(digits, greencc, brief):
@@ -324,7 +325,7 @@ def test_report_in_all_formats(bundle, greencc):
     assert greencc("report", bundle, "--format", "html").out == (bundle / "report.html").read_text()
     text = greencc("report", bundle).out
     assert "Baseline" in text
-    assert api.load(bundle).report.verdict in flat(text)
+    assert api.load(bundle).report.verdict.split(". ")[0] in flat(text)
     for form in ("json", "md", "html"):
         outcome = greencc("report", bundle, "--format", form, "-o", f"new/r.{form}")
         assert (outcome.code, outcome.out, outcome.err) == (ExitCode.OK, "", "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from greencc.core.errors import InputError, UsageError
-from greencc.verify import compare
+from greencc.verify import compare, outputs
 from greencc.verify.intervals import paired_drop
 
 
@@ -295,7 +295,7 @@ def test_large_outputs_are_sliced_without_changing_the_figures(
     x = np.random.default_rng(2).normal(size=(40, 6)).astype(np.float32)
     baseline, artifact = fakes.engine(lambda x: {"y": x}), fakes.engine(lambda x: {"y": np.round(x, 1)})
     whole = compare(baseline, artifact, fakes.data(x))
-    monkeypatch.setattr("greencc.verify.outputs._SLICE_ELEMENTS", 13)
+    monkeypatch.setattr(outputs, "_SLICE_ELEMENTS", 13)
     sliced = compare(baseline, artifact, fakes.data(x))
     assert sliced.outputs[0].sqnr_db == pytest.approx(whole.outputs[0].sqnr_db)
     assert sliced.failures == whole.failures

@@ -25,8 +25,9 @@ def command(name: str | None) -> None:
     console = stdout()
     if name is None:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("Pass", "Preserves outputs", "What it does"):
-            table.add_column(heading)
+        table.add_column("Pass", no_wrap=True)
+        table.add_column("Preserves outputs")
+        table.add_column("What it does")
         for kind in PASSES:
             table.add_row(kind.name, "no" if kind.lossy else "yes", kind.summary)
         console.print(table)
