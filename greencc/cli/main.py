@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterable
@@ -98,8 +99,8 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return _reader_left()
     except SystemExit as error:
-        # click and rich turn a broken pipe into this.
-        if isinstance(error.__context__, BrokenPipeError):
+        # rich and click turn a broken pipe into this; rich has put something else in its place by then.
+        if isinstance(error.__context__, BrokenPipeError) or _stdout_is_closed():
             return _reader_left()
         raise
     except MemoryError:
@@ -114,6 +115,13 @@ def _run(arguments: list[str]) -> int:
         )
         return int(ExitCode.INTERNAL)
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _stdout_is_closed() -> bool:
+    """True for a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _reader_left() -> int:

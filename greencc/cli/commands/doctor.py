@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
     marks = {
         "ok": Text("ok", style="green"),
         "missing": Text("missing", style="yellow"),
-        "note": Text("note"),
+        "note": Text(""),
     }
     for group in dict.fromkeys(row.group for row in rows):
         table = Table(

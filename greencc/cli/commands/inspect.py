@@ -123,6 +123,6 @@ def _print(
 
 def _spec(spec: TensorSpec) -> str:
     shape = (
-        "unknown rank" if spec.shape is None else "x".join("?" if d is None else str(d) for d in spec.shape)
+        "unknown rank" if spec.shape is None else " × ".join("?" if d is None else str(d) for d in spec.shape)
     )
     return f"{spec.name}: {spec.dtype} {shape or 'scalar'}"
