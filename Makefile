@@ -29,8 +29,9 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.run
+# Peers get an environment of their own. BENCH_MODELS=FOLDER adds models; ARGS are passed on (--quick, --only build).
+bench: $(VENV)/bench/.ready
+	$(VENV)/bench/bin/python -m benchmarks.run $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,8 +48,9 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e ".[lint,test]"
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e ".[bench,test]"
+$(VENV)/bench/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/bench
+	$(VENV)/bench/bin/python -m pip --disable-pip-version-check install --quiet -e ".[bench,images]"
 	@touch $@
 
 clean:

@@ -79,7 +79,9 @@ def slug(case: Case) -> str:
 def _rows(case: Case, runs: dict[str, list[Run]]) -> list[Row]:
     rows: list[Row] = []
     good = {tool: found for tool, found in runs.items() if all(run.error is None for run in found)}
-    peers = {tool: spread([run.seconds for run in good[tool]])["median"] for tool in good if tool != "greencc"}
+    peers = {
+        tool: spread([run.seconds for run in good[tool]])["median"] for tool in good if tool != "greencc"
+    }
     fastest = min(peers, key=lambda tool: peers[tool], default=None)
     for tool, found in runs.items():
         row: Row = {"case": case.name, "tool": tool, "error": next((r.error for r in found if r.error), None)}

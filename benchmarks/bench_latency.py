@@ -35,7 +35,13 @@ def run(settings: Settings) -> None:
         variants, missing = _variants(case, settings)
         rows += [{"case": case.name, "variant": name, "error": reason} for name, reason in missing.items()]
         found: dict[str, Row] = {
-            name: {"case": case.name, "variant": name, "error": None, "size_bytes": _size(path), "latency": {}}
+            name: {
+                "case": case.name,
+                "variant": name,
+                "error": None,
+                "size_bytes": _size(path),
+                "latency": {},
+            }
             for name, path in variants.items()
         }
         for count in threads:

@@ -30,7 +30,9 @@ def shown_command() -> str:
     """What was run, as a reader would type it."""
     case = Case("CASE", model=find_cases(None)[0].model)
     options = [item for item in arguments(case, case.model.parent) if item != str(case.model)]
-    return f"greencc {options[0]} MODEL {' '.join(options[1:])} [--calibration DATA --eval DATA] --effort quick"
+    return (
+        f"greencc {options[0]} MODEL {' '.join(options[1:])} [--calibration DATA --eval DATA] --effort quick"
+    )
 
 
 def summarise(case: Case, compiled: Compiled) -> Row:

@@ -101,9 +101,13 @@ def true_labels(case: Case, work: Path) -> Path | None:
 
 
 def _first_error(text: str) -> str:
-    """The error message and its hint without what was printed around them."""
-    lines = [line.strip() for line in text.splitlines()]
-    for number, line in enumerate(lines):
-        if line.startswith("Error:"):
-            return " ".join(lines[number : number + 3]).removeprefix("Error:").strip()[:400]
-    return last_line(text)
+    """The error and its hint, without the warnings that follow and what was printed before."""
+    found: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("greencc: "):
+            found = [line.removeprefix("greencc: ").strip()]
+        elif found and line.startswith("  ") and not line.lstrip().startswith("Warning:"):
+            found.append(line.strip())
+        elif found:
+            break
+    return "; ".join(found)[:400] or last_line(text)

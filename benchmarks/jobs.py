@@ -88,7 +88,9 @@ def build_ort(model: str, calibration: str, samples: int, folder: str, method: s
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method={"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[method],
+        calibrate_method={"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[
+            method
+        ],
         reduce_range=not _has_vnni(),
     )
     return {"artifact": str(artifact), "job_seconds": time.perf_counter() - started}

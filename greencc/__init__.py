@@ -14,12 +14,10 @@ Names are imported when they are first used, so that `import greencc` and the co
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greencc.api import compile, measure, verify  # noqa: A004
+    from greencc.api import compile, measure_artifact, verify_accuracy  # noqa: A004
     from greencc.bundle import Bundle, load
     from greencc.compiler import CompileOptions, Effort, Precision
     from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError
@@ -40,8 +38,8 @@ _WHERE = {
     "UsageError": "greencc.core.errors",
     "compile": "greencc.api",
     "load": "greencc.bundle",
-    "measure": "greencc.api",
-    "verify": "greencc.api",
+    "measure_artifact": "greencc.api",
+    "verify_accuracy": "greencc.api",
 }
 
 __all__ = [
@@ -58,8 +56,8 @@ __all__ = [
     "__version__",
     "compile",
     "load",
-    "measure",
-    "verify",
+    "measure_artifact",
+    "verify_accuracy",
 ]
 
 
@@ -71,14 +69,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps `greencc.verify` and `greencc.measure` functions when the packages of these names are imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

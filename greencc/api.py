@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from greencc.bundle import Bundle, load
-from greencc.compiler import CompileOptions, Effort, Precision, compile_model
-from greencc.compiler.check import measure as _measure
-from greencc.compiler.check import verify_accuracy
+from greencc.compiler import CompileOptions, Effort, Precision, check, compile_model
 from greencc.compiler.measurement import Measurement
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.progress import Progress, silent
@@ -17,7 +15,7 @@ from greencc.core.report import Accuracy
 
 E = TypeVar("E", bound=Enum)
 
-__all__ = ["compile", "load", "measure", "verify"]
+__all__ = ["compile", "load", "measure_artifact", "verify_accuracy"]
 
 
 def compile(  # noqa: A001 - the name users expect: greencc.compile
@@ -65,7 +63,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 
 
-def verify(
+def verify_accuracy(
     bundle: str | Path | Bundle,
     model: str | Path,
     evaluation: str | Path,
@@ -79,7 +77,7 @@ def verify(
 ) -> Accuracy:
     """Check a bundle's hashes and compare it with the model it was compiled from."""
     loaded = bundle if isinstance(bundle, Bundle) else load(bundle)
-    return verify_accuracy(
+    return check.verify_accuracy(
         loaded,
         Path(model),
         evaluation,
@@ -92,7 +90,7 @@ def verify(
     )
 
 
-def measure(
+def measure_artifact(
     subject: str | Path,
     *,
     baseline: str | Path | None = None,
@@ -104,7 +102,7 @@ def measure(
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings."""
-    return _measure(
+    return check.measure(
         Path(subject),
         baseline=_path(baseline),
         data=data,

@@ -189,6 +189,9 @@ def _heads(value: ir.Value | None, wanted: str, scope: Scope) -> Heads | str:
     for _ in range(_MAX_DEPTH):
         if value is None or value.shape is None:
             break
+        if "".join("bsh"[axis] for axis in order if axis < 3) == wanted and len(value.shape) == 3:
+            # Without heads the first value with the right axes is as good a source as any before it.
+            return _source(value, order, wanted, factor, scope)
         scaled = _factor(value, scope)
         if scaled is not None:
             value, factor = scaled[0], factor * scaled[1]
@@ -304,6 +307,8 @@ def _mask_problem(mask: Mask, scores: ir.Value) -> str | None:
     shape = mask.value.shape
     if shape is None or len(shape) > 4 or scores.shape is None:
         return "has an unknown shape"
+    if len(shape) > len(scores.shape):
+        return "has more axes than the scores"
     if len(scores.shape) == 3 and len(shape) == 3 and dimension(mask.value, 0) != 1:
         return "differs between samples of an attention without heads"
     if mask.fill is None and mask.value.dtype is not ir.DataType.FLOAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import venv
@@ -19,11 +18,13 @@ LINKS = ("passes", "targets", "calibration")
 def test_symlinks_are_symlinks(name: str) -> None:
     link = ROOT / "greencc" / name
     assert link.is_symlink(), f"greencc/{name} is not a symlink: check out with git's core.symlinks=true"
-    assert os.readlink(link) == f"../{name}"
+    assert str(link.readlink()) == f"../{name}"
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -35,7 +36,9 @@ def test_wheel_from_sdist_works_in_an_empty_environment(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in LINKS:
         assert f"greencc/{name}/__init__.py" in names
-    assert not [n for n in names if n.split("/")[0] not in ("greencc", f"{wheel.name.split('-py3')[0]}.dist-info")]
+    assert not [
+        n for n in names if n.split("/")[0] not in ("greencc", f"{wheel.name.split('-py3')[0]}.dist-info")
+    ]
     assert any(n.endswith(".html.j2") for n in names), "the report template is missing from the wheel"
 
     venv.create(tmp_path / "env", with_pip=True)

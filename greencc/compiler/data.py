@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,6 +56,13 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
         UsageError: Static INT8 was asked for and there is nothing to calibrate on.
     """
     options = session.options
+    if options.preprocess is not None and not any(
+        spec is not None and Path(str(spec)).is_dir() for spec in (options.calibration, options.evaluation)
+    ):
+        raise UsageError(
+            f"--preprocess {options.preprocess} was given without a folder of images",
+            hint="name a folder with --calibration or --eval, or leave --preprocess out",
+        )
     calibration = _open(options, options.calibration, inputs, "calibration")
     evaluation = _open(options, options.evaluation, inputs, "evaluation")
     if options.precision is Precision.INT8 and calibration is None:
@@ -98,11 +106,13 @@ def _open(
     if spec is None:
         return None
     labelled = role == "evaluation" or options.evaluation is None
+    # Arrays are preprocessed already; the spec is for whichever of the two sources is a folder of images.
+    folder = Path(str(spec)).is_dir()
     return open_data(
         str(spec),
         inputs,
         labels=options.labels if labelled else None,
-        preprocess=options.preprocess,
+        preprocess=options.preprocess if folder else None,
         role=role,
     )
 

@@ -19,6 +19,7 @@ from greencc.core.report import PassRecord
 from greencc.passes import PASSES, default_cleanup
 from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.quantize_int8 import QuantizeInt8, RangeMethod
+from greencc.passes.quantize_weights import QuantizeWeights
 
 ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, INT8_RANK = range(4)
 
@@ -81,7 +82,7 @@ class FormBuilder:
         steps = load_recipe(path, PASSES)
         lossy = any(step.lossy for step in steps)
         kinds = {type(step) for step in steps}
-        if QuantizeInt8 in kinds:
+        if kinds & {QuantizeInt8, QuantizeWeights}:
             precision = Precision.INT8
         else:
             precision = Precision.FP16 if ConvertFloat16 in kinds else Precision.FP32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from greencc.compiler.data import Splits
@@ -129,9 +130,18 @@ def _required(form: Form, what: str) -> Form:
     return form
 
 
+@contextmanager
+def closed_on_error(engine: Engine) -> Iterator[Engine]:
+    """Hand an engine over, but close it when the block fails."""
+    try:
+        yield engine
+    except BaseException:
+        engine.close()
+        raise
+
+
 def _contender(session: Session, form: Form, baseline: Engine, splits: Splits) -> Contender:
-    engine = session.target.open(form.artifact)
-    with session.phase("planning"):
+    with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
         planning = compare(
             baseline,
             engine,

@@ -158,6 +158,10 @@ def check_labels(labels: Array, output: Array, name: str) -> None:
             f"label {int(labels.max())} is out of range: output {name!r} has {classes} classes, 0 to {classes - 1}",
             hint="labels count from 0",
         )
+    if labels.size and int(labels.min()) < -1:
+        raise InputError(
+            f"label {int(labels.min())} is negative", hint="classes count from 0; -1 stands for no label"
+        )
 
 
 def correct(decided: NDArray[Any], labels: Array, *, indices: bool) -> NDArray[np.bool_]:

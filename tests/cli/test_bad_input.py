@@ -277,7 +277,7 @@ CASES = (
     case("images without preprocessing", (*COMPILE, "-c", "images"), BAD,
          "images holds images, and nothing says how to preprocess them", "preprocess.toml", images),
     case("preprocessing without images", (*INT8, "--preprocess", "p.toml"), USAGE,
-         "a preprocessing file belongs to a folder of images"),
+         "--preprocess p.toml was given without a folder of images"),
     # The user's own code.
     case("metric module missing", (*INT8, "--metric", "no_such_module:f"), USAGE,
          "no module 'no_such_module'", "looked on"),

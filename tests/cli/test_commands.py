@@ -422,10 +422,10 @@ def test_python_api(bundle, digits, brief):
         with np.load("eval.npz") as archive:
             outputs = loaded.run({"pixels": archive["pixels"][:3]})
         assert outputs["logits"].shape == (3, 10)
-    accuracy = api.verify(bundle, "model.onnx", "eval.npz")
-    assert accuracy == api.verify(api.load(bundle), Path("model.onnx"), Path("eval.npz"))
+    accuracy = api.verify_accuracy(bundle, "model.onnx", "eval.npz")
+    assert accuracy == api.verify_accuracy(api.load(bundle), Path("model.onnx"), Path("eval.npz"))
     assert accuracy.n == 697
-    found, warnings = api.measure(bundle, baseline="model.onnx", data="eval.npz", effort="quick")
+    found, warnings = api.measure_artifact(bundle, baseline="model.onnx", data="eval.npz", effort="quick")
     assert found.artifact.latency_ms.median > 0
     assert any("quick" in warning for warning in warnings)
     with pytest.raises(InputError, match="does not exist"):
@@ -433,7 +433,7 @@ def test_python_api(bundle, digits, brief):
     with pytest.raises(api.UsageError, match="precision"):
         api.compile("model.onnx", precision="int9")
     with pytest.raises(api.UsageError, match="effort"):
-        api.measure("model.onnx", effort="quickly")
+        api.measure_artifact("model.onnx", effort="quickly")
 
 
 def test_api_names():
