@@ -10,6 +10,7 @@ from benchmarks.cases import Case, find_cases
 from benchmarks.child import Run, run_job
 from benchmarks.results import Row, Settings, interval_of, save, spread
 from greencc.calibration import open_data, take
+from greencc.core.data import Array
 from greencc.core.describe import input_specs
 from greencc.core.model import load_model
 
@@ -57,13 +58,13 @@ def calibration_archive(case: Case, samples: int, work: Path) -> Path:
         return path
     assert case.calibration is not None
     source = take(open_data(case.calibration, input_specs(load_model(case.model))), samples)
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[Array]] = {}
     for batch in source.batches(64):
         for name, values in batch.feeds.items():
             parts.setdefault(name, []).append(values)
     arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     arrays = {name: np.resize(values, (samples, *values.shape[1:])) for name, values in arrays.items()}
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
     return path
 
 
@@ -89,6 +90,7 @@ def _rows(case: Case, runs: dict[str, list[Run]]) -> list[Row]:
             row |= {
                 "seconds": spread([run.seconds for run in found]),
                 "job_seconds": spread([run.result["job_seconds"] for run in found]),
+                "cpu_seconds": spread([run.result["cpu_seconds"] for run in found]),
                 "peak_mb": spread([run.peak_mb for run in found if run.peak_mb is not None]),
                 "passes": found[-1].result.get("passes"),
                 "greencc_ratio": interval_of(

@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "fashion_mnist"
-METRICS = ROOT / "benchmarks" / "metrics.py"
+METRICS = "benchmarks.metrics"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,13 @@ class Compiled:
     bundle: Path
     report: dict[str, Any] | None = None
     message: str | None = None
-    options: tuple[str, ...] = field(default=())
 
 
-def compile_case(case: Case, work: Path, effort: str, options: tuple[str, ...] = ()) -> Compiled:
+def compile_case(case: Case, work: Path, effort: str) -> Compiled:
     """Compile a case with its data, if it has any; a bundle that is there already is used again."""
     bundle = bundle_path(case, work)
     answer = bundle.with_suffix(".json")
-    command = [*arguments(case, work), "--effort", effort, *options]
+    command = [*arguments(case, work), "--effort", effort]
     if answer.is_file():
         kept = json.loads(answer.read_text(encoding="utf-8"))
         if kept["command"] == command:
@@ -60,8 +59,7 @@ def compile_case(case: Case, work: Path, effort: str, options: tuple[str, ...] =
         return Compiled(-1, TIMEOUT_SECONDS, bundle, message=f"took more than {TIMEOUT_SECONDS:g} s")
     seconds = time.perf_counter() - start
     if finished.returncode != 0:
-        message = finished.stderr.replace(str(case.model.parent.parent), "MODELS").replace(str(ROOT), ".")
-        return Compiled(finished.returncode, seconds, bundle, message=_first_error(message))
+        return Compiled(finished.returncode, seconds, bundle, message=_first_error(finished.stderr))
     answer.write_text(json.dumps({"command": command, "seconds": seconds}), encoding="utf-8")
     return Compiled(0, seconds, bundle, json.loads(finished.stdout))
 

@@ -210,6 +210,7 @@ def main(request: str, answer: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit * 10**6, limit * 10**6))
     result = JOBS[asked["job"]](**asked["arguments"])
     result["peak_mb"] = peak_mb()
+    result["cpu_seconds"] = time.process_time()
     Path(answer).write_text(json.dumps(result), encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 Document = dict[str, Any]
 NONE = "–"
 MOVED = 1e-3
+BUSY_LOAD = 0.5
 
 
 def main() -> None:
@@ -53,12 +54,8 @@ def provenance(document: Document) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     quick = " **Quick run: the figures are rough.**" if document["quick"] else ""
     alone = "" if document["models_folder"] else " Only the shipped example was run (no models folder given)."
-    load_average = machine["load_average"][0]
-    busy = (
-        f" **The machine was busy (load {load_average:g})**"
-        if load_average > machine_threads(machine)
-        else ""
-    )
+    load_before = document["load_before"]
+    busy = f" **Others kept the machine busy (load {load_before:g}).**" if load_before > BUSY_LOAD else ""
     return (
         f"<sub>{document['created'][:10]}, {machine['cpu']} ({machine_threads(machine)} threads, "
         f"{machine['features']}{', virtual machine' if machine['virtualised'] == 'yes' else ''}), "
@@ -99,7 +96,7 @@ def build_table(document: Document) -> str:
     rows = []
     for row in document["rows"]:
         if row["error"]:
-            rows.append([f"{row['case']}: {row['tool']}", f"failed: {row['error']}", *[NONE] * 4])
+            rows.append([f"{row['case']}: {row['tool']}", f"failed: {row['error']}", *[NONE] * 5])
             continue
         seconds = row["seconds"]
         mark = " (fastest peer)" if row["fastest_peer"] else ""
@@ -109,6 +106,7 @@ def build_table(document: Document) -> str:
                 f"{seconds['median']:.2f}",
                 f"{seconds['min']:.2f}–{seconds['max']:.2f}",
                 f"{row['job_seconds']['median']:.2f}",
+                f"{row['cpu_seconds']['median']:.2f}",
                 f"{row['peak_mb']['median']:.0f}",
                 NONE if row["tool"] == "greencc" else ratio_text(row["greencc_ratio"]),
             ]
@@ -118,6 +116,7 @@ def build_table(document: Document) -> str:
         "total s (median)",
         "min–max",
         "without imports s",
+        "CPU s",
         "peak MB",
         "greencc's time / this [95 %]",
     ]
@@ -135,7 +134,11 @@ def memory_table(document: Document) -> str:
     counts = sorted({row["samples"] for row in document["rows"]})
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for row in document["rows"]:
-        shown = f"failed ({row['error'][:60]})" if row["error"] else f"{row['peak_mb']:.0f}"
+        if row["error"]:
+            out_of_memory = re.search("(?i)alloc|MemoryError", row["error"])
+            shown = f"over {document['limit_mb']:,}" if out_of_memory else f"failed ({row['error'][:60]})"
+        else:
+            shown = f"{row['peak_mb']:.0f}"
         cells.setdefault((row["tool"], row["method"]), {})[row["samples"]] = shown
     rows = [
         [f"{tool}, {method}", *(found.get(count, NONE) for count in counts)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ class Settings:
         quick: Few repetitions and short measurements, to see that everything works.
         command: How the run was started, without the machine's own paths.
         work: Scratch folder of the run; artifacts of one benchmark serve the next.
+        load: Load average before the run started: what others did to the machine.
     """
 
     models: Path | None
@@ -40,6 +40,7 @@ class Settings:
     quick: bool
     command: str
     work: Path
+    load: float = 0.0
 
 
 def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Path:
@@ -51,6 +52,7 @@ def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Pa
         "command": settings.command,
         "quick": settings.quick,
         "models_folder": settings.models is not None,
+        "load_before": round(settings.load, 2),
         "machine": machine(),
         "versions": versions(),
         **notes,
@@ -58,10 +60,25 @@ def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Pa
     }
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
+    document = _without_folders(document, settings)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_file(path) as work:
         work.write_text(text, encoding="utf-8")
     return path
+
+
+def _without_folders(value: Any, settings: Settings) -> Any:
+    """Replace this machine's folders in every text: messages name files, and results are published."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item, settings) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(item, settings) for item in value]
+    if not isinstance(value, str):
+        return value
+    for folder, name in ((settings.models, "MODELS"), (settings.work, "WORK"), (ROOT, "GREENCC")):
+        if folder is not None:
+            value = value.replace(str(folder), name)
+    return value
 
 
 def load(name: str) -> dict[str, Any] | None:
@@ -74,7 +91,7 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def machine() -> Row:
-    """Facts about the machine, and how busy it was."""
+    """Facts about the machine."""
     from greencc.core.machine import usable_threads
     from greencc.targets.cpu import describe_device
 
@@ -84,7 +101,6 @@ def machine() -> Row:
         **{key: device.facts[key] for key in sorted(device.facts)},
         "platform": platform.system(),
         "python": platform.python_version(),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
     }
 
 

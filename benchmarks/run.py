@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--models", type=Path, help=f"folder with more models [default: ${MODELS_VARIABLE}, else none]"
     )
-    parser.add_argument("--work", type=Path, help="keep scratch files in this folder")
+    parser.add_argument(
+        "--work", type=Path, help="keep scratch files here; bundles found there are used again"
+    )
     asked = parser.parse_args(arguments)
     models = asked.models or _from_environment()
     if models is not None and not models.is_dir():
@@ -53,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             asked.quick,
             shown_command(sys.argv[1:] if arguments is None else arguments, models is not None),
             work,
+            os.getloadavg()[0],
         )
         for name in asked.only or BENCHMARKS:
             print(f"[{time.perf_counter() - started:6.0f} s] {name}", flush=True)

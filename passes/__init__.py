@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greencc.core.capabilities import Capabilities
 from greencc.core.passes import Pass
+from greencc.passes.bound_softmax import BoundSoftmax
 from greencc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from greencc.passes.eliminate_dead_code import EliminateDeadCode
 from greencc.passes.eliminate_no_ops import EliminateNoOps
@@ -21,6 +22,7 @@ from greencc.passes.move_transposes import MoveTransposes
 from greencc.passes.normalize_clips import NormalizeClips
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.recover_attention import RecoverAttention
 from greencc.passes.recover_gelu import RecoverGelu
 from greencc.passes.recover_hard_swish import RecoverHardSwish
 from greencc.passes.recover_layer_norm import RecoverLayerNorm
@@ -41,9 +43,11 @@ PASSES: tuple[type[Pass], ...] = (
     FoldAffine,
     MergeConvolutions,
     FuseGemm,
+    RecoverAttention,
     RecoverGelu,
     RecoverHardSwish,
     RecoverLayerNorm,
+    BoundSoftmax,
     EliminateCommonSubexpressions,
     ConvertFloat16,
     QuantizeInt8,
@@ -77,5 +81,5 @@ def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
     ]
     if capabilities.gemm_gains:
         steps.append(FuseGemm())
-    steps += [MergeReshapes(), EliminateCommonSubexpressions(), EliminateDeadCode()]
+    steps += [BoundSoftmax(), MergeReshapes(), EliminateCommonSubexpressions(), EliminateDeadCode()]
     return tuple(steps)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from greencc.core.graph import attribute_ints, is_op, sole_consumer
 from greencc.core.passes import Context, Outcome, Pass
@@ -167,10 +168,10 @@ class _Emitter:
         target = self._node("Concat", parts, [ir.AttrInt64("axis", 0)])
         target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([4])
         expanded = self._node("Expand", [value, target])
-        leading = [1, 1, None, None]
+        leading: list[int | ir.SymbolicDim | None] = [1, 1, None, None]
         if shape is not None:
             for axis in range(3, len(shape) + 1):
-                leading[4 - axis] = shape[len(shape) - axis]  # type: ignore[call-overload]
+                leading[4 - axis] = shape[len(shape) - axis]
         expanded.type, expanded.shape = value.type, ir.Shape(leading)
         return expanded
 
@@ -192,7 +193,7 @@ class _Emitter:
             raise AssertionError("the source of an attention operand has a shape")
         return shape[0], shape[1]
 
-    def _constant(self, array: np.ndarray, name: str) -> ir.Value:  # type: ignore[type-arg]
+    def _constant(self, array: NDArray[Any], name: str) -> ir.Value:
         return self.scope.constant(array, f"{node_name(self.softmax)}/{name}", self.end)
 
     def _node(
@@ -220,6 +221,10 @@ class RecoverAttention(Pass):
     com.microsoft MultiHeadAttention, or ai.onnx Attention from opset 23 on; only what the target declares it
     runs. The projections around it stay MatMul and Gemm, so that INT8 applies to them. Masks, additive or by
     Where, become an additive bias; the attention weights must not be read elsewhere.
+
+    Not part of the default clean-up: on ONNX Runtime's CPU provider the operator gains nothing over the same
+    attention written out with a bounded softmax. MiniLM-L6 (12 heads of 32, 64 tokens, one thread, ONNX Runtime
+    1.31, AVX-512): 14.2 ms written out, 14.0 ms as MultiHeadAttention, 13.5 ms bounded; in INT8 6.6, 6.7 and 5.7 ms.
     """
 
     name: ClassVar[str] = "recover-attention"

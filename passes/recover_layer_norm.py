@@ -13,9 +13,19 @@ from greencc.core.graph import attribute_int, attribute_ints, constant_of, input
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.passes._affine import affine_of
 from greencc.passes._polynomial import matches, polynomial
-from greencc.passes._rewriter import Edit, Rule, Scope, apply_rules, float_scalar, node_name, replace_path
+from greencc.passes._rewriter import (
+    Edit,
+    Rule,
+    Scope,
+    apply_rules,
+    float_scalar,
+    local_producer,
+    node_name,
+    replace_path,
+)
 
 _OPSET = 17
+_SUM_OPSET = 13
 
 
 class _RecoverLayerNorm(Rule):
@@ -65,6 +75,31 @@ class _RecoverLayerNorm(Rule):
             replace_path(end, result, node)
 
         return Edit(node_name(node), apply)
+
+
+class _ResidualAsSum(Rule):
+    """LayerNormalization(Add(a, b)) -> LayerNormalization(Sum(a, b)), where the runtime would fuse the Add."""
+
+    name = "residual-as-sum"
+    ops = frozenset({"LayerNormalization"})
+
+    def match(self, node: ir.Node, scope: Scope) -> Edit | None:
+        x = node.inputs[0]
+        add = local_producer(x, scope, "Add")
+        if add is None or x is None or sole_consumer(x) is not node or scope.opset() < _SUM_OPSET:
+            return None
+        if x.shape is None or len(x.shape) != 3 or x.dtype is not ir.DataType.FLOAT:
+            return None
+        if attribute_int(node, "axis", -1) not in (-1, 2):
+            return None
+        # A bias or an operand of another rank is never fused.
+        if any(value is None or value.shape is None or len(value.shape) != 3 for value in add.inputs):
+            return None
+
+        def apply() -> None:
+            add.op_type = "Sum"
+
+        return Edit(node_name(add), apply)
 
 
 def _variance(value: ir.Value | None) -> tuple[ir.Value, ir.Node, float] | None:
@@ -156,12 +191,25 @@ def _parameter(
 
 @dataclass(frozen=True)
 class RecoverLayerNorm(Pass):
-    """Turn layer normalization (Ba et al., arXiv:1607.06450) written out into LayerNormalization (opset 17 on)."""
+    """Turn layer normalization (Ba et al., arXiv:1607.06450) written out into LayerNormalization (opset 17 on).
+
+    Attributes:
+        separate_residuals: Write the residual addition in front of a LayerNormalization as Sum (the same
+            function) on targets that have SkipLayerNormalization. ONNX Runtime turns Add and LayerNormalization
+            into that operator by itself, and its CPU kernel is a scalar loop: 151 us for 64 x 384 values where
+            LayerNormalization takes 20 us and the addition 10 us (ONNX Runtime 1.31, AVX-512, one thread; at
+            32 samples 8.8 ms and 1.1 ms). It looks for Add only.
+    """
 
     name: ClassVar[str] = "recover-layer-norm"
     summary: ClassVar[str] = "recognize layer normalization written out"
 
+    separate_residuals: bool = True
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        if not ctx.capabilities.runs("", "LayerNormalization"):
-            return Outcome()
-        return apply_rules(model, ctx, (_RecoverLayerNorm(),))
+        rules: list[Rule] = []
+        if ctx.capabilities.runs("", "LayerNormalization"):
+            rules.append(_RecoverLayerNorm())
+        if self.separate_residuals and ctx.capabilities.runs("com.microsoft", "SkipLayerNormalization"):
+            rules.append(_ResidualAsSum())
+        return apply_rules(model, ctx, rules) if rules else Outcome()

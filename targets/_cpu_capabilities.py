@@ -126,4 +126,6 @@ def cpu_capabilities(cpu: CpuInfo, runtime: RuntimeFacts) -> Capabilities:
         fused_ops=runtime.fused_ops,
         gemm_gains=True,
         notes=tuple(notes),
+        # x86 CPUs hand denormal operands and results to microcode; ARM's compute them at full speed.
+        slow_denormals=cpu.x86,
     )

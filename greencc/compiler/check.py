@@ -10,6 +10,7 @@ from greencc.bundle import Bundle, load
 from greencc.calibration import open_data, synthetic
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
+from greencc.compiler.placing import model_size
 from greencc.compiler.session import Session, available_target
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
@@ -124,14 +125,12 @@ def measure(
 def _variant(session: Session, path: Path) -> Variant:
     if path.is_dir():
         bundle = load(path)
-        artifact, size = bundle.artifact, bundle.report.artifact.size_bytes
-        engine = bundle.engine()
+        artifact, engine = bundle.artifact, bundle.engine()
     else:
-        artifact, size = path, path.stat().st_size if path.is_file() else 0
-        engine = session.target.open(path)
+        artifact, engine = path, session.target.open(path)
     model = load_model(artifact)
     infer_shapes(model)
-    return Variant(artifact, engine, model, size)
+    return Variant(artifact, engine, model, model_size(artifact, model))
 
 
 def _check_same_inputs(first: Engine, second: Engine, subject: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,27 +12,28 @@ import onnx_ir as ir
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
+from greencc.compiler.certify import Held, certify
 from greencc.compiler.data import Splits, open_splits
-from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
+from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
 from greencc.compiler.layers import layer_times, quantization_errors
-from greencc.compiler.measurement import Variant, measure_variants
+from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
+from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.select import Choice, Contender, choose, refuse
 from greencc.compiler.session import Session, available_target
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
-from greencc.core.engine import Engine
+from greencc.core.engine import Device
 from greencc.core.errors import GreenccError, InputError
 from greencc.core.files import atomic_folder, sha256_file
+from greencc.core.graph import ensure_names
 from greencc.core.model import digest, infer_shapes, load_model
 from greencc.core.progress import Progress, silent
 from greencc.core.recipe import dump_recipe
 from greencc.core.report import Accuracy, Budget, LayerError, LayerTime, ModelInfo, Report
 from greencc.report import with_verdict
 from greencc.targets import format_spec
-from greencc.verify.certificate import samples_needed
-from greencc.verify.compare import compare
 from greencc.verify.metrics import parse_metric
 
 FEEDS = 32
@@ -96,6 +98,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     with session.phase("loading"):
         source = load_model(path)
         infer_shapes(source)
+        ensure_names(source)
         inputs = input_specs(source)
         splits = open_splits(session, inputs)
     batch = inputs[0].batch if inputs else None
@@ -105,43 +108,101 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             f"the model takes batches of {batch} samples, and there are fewer", hint="give more samples"
         )
     builder = FormBuilder(session, source, splits, samples)
-    original = Form("original", Precision.FP32, 0, source, path)
     feeds = _feeds(splits, batch)
+    original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
     try:
         choice = choose(session, builder, baseline, original, splits, feeds)
-        chosen, accuracy = _certify(session, choice, baseline, splits)
-        artifact = chosen.form.artifact = _place(chosen.form, path, work / "artifact")
-        device = session.target.device()
-        with session.phase("measuring"):
-            measured = measure_variants(
-                session,
-                device,
-                Variant(path, baseline.engine, source, _size(path, source), accuracy.baseline),
-                Variant(
-                    artifact,
-                    chosen.timed,
-                    chosen.form.model,
-                    _folder_size(artifact.parent),
-                    accuracy.artifact,
-                ),
-                feeds,
-            )
-        times, errors = _layers(session, path, source, chosen.form, builder, splits, feeds[0])
-        candidates = choice.candidates(chosen)
+        held = certify(session, choice, baseline, splits)
+        final = _measure(session, path, source, baseline, held, feeds)
+        times, errors = _layers(session, path, source, final.form, builder, splits, feeds[0])
     finally:
         baseline.close()
         if choice is not None:
             choice.close()
+    report = _report(session, path, source, splits, choice, final, times, errors)
+    artifact = place(final.form, path, work / "artifact")
     shutil.rmtree(session.scratch)
+    write_bundle(
+        work,
+        report=report,
+        recipe=dump_recipe(final.form.passes),
+        artifact=artifact,
+        target=session.target,
+        model_digest=digest(source),
+        evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
+    )
+
+
+@dataclass(frozen=True)
+class _Final:
+    """The form that is shipped, and everything that is known of it."""
+
+    contender: Contender
+    accuracy: Accuracy
+    device: Device
+    measured: Measurement
+
+    @property
+    def form(self) -> Form:
+        return self.contender.form
+
+
+def _measure(
+    session: Session,
+    path: Path,
+    source: ir.Model,
+    baseline: MemoEngine,
+    held: list[Held],
+    feeds: list[Feeds],
+) -> _Final:
+    """Measure the preferred form beside the baseline; one that turns out slower gives way to the next safer one."""
+    device = session.target.device()
+    size = model_size(path, source)
+    while True:
+        contender, accuracy = held[-1].contender, held[-1].accuracy
+        form = contender.form
+        with session.phase("measuring"):
+            measured = measure_variants(
+                session,
+                device,
+                Variant(path, baseline.engine, source, size, accuracy.baseline),
+                Variant(
+                    form.artifact,
+                    contender.timed,
+                    form.model,
+                    size if form.artifact == path else folder_size(form.artifact.parent),
+                    accuracy.artifact,
+                ),
+                feeds,
+            )
+        if len(held) == 1 or measured.ratio.latency.high >= 1.0:
+            return _Final(contender, accuracy, device, measured)
+        held.pop()
+        contender.place = "measured slower than the original in the end"
+        held[-1].contender.place = "the fastest form that was not slower in the end"
+        session.warn(f"{form.name} was not kept: it measured slower than the original in the end")
+
+
+def _report(
+    session: Session,
+    path: Path,
+    source: ir.Model,
+    splits: Splits,
+    choice: Choice,
+    final: _Final,
+    times: tuple[LayerTime, ...],
+    errors: tuple[LayerError, ...],
+) -> Report:
+    device, measured, accuracy = final.device, final.measured, final.accuracy
     met = None if splits.certification.synthetic else refuse(accuracy, session.options) is None
-    report = with_verdict(
+    return with_verdict(
         Report(
             greencc=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             verdict="",
-            precision=_precision(chosen.form),
+            precision=_precision(final.form),
             model=_model_info(path, source),
             target=format_spec(session.target),
             device={"name": device.name, "fingerprint": device.fingerprint, **device.facts},
@@ -152,23 +213,14 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             ratio=measured.ratio,
             accuracy=accuracy,
             budget=Budget(asked=session.options.asked(), met=met),
-            candidates=candidates,
-            passes=tuple(chosen.form.records),
-            calibration=splits.info if chosen.form.precision is Precision.INT8 else None,
+            candidates=choice.candidates(final.contender),
+            passes=tuple(final.form.records),
+            calibration=splits.info if final.form.precision is Precision.INT8 else None,
             layers=times,
             layer_errors=errors,
             warnings=tuple(session.warnings),
             compile=session.compile_info(),
         )
-    )
-    write_bundle(
-        work,
-        report=report,
-        recipe=dump_recipe(chosen.form.passes),
-        artifact=artifact,
-        target=session.target,
-        model_digest=digest(source),
-        evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
     )
 
 
@@ -186,79 +238,6 @@ def _feeds(splits: Splits, batch: int | None) -> list[Feeds]:
             f"there is no whole batch of {size} samples to measure with", hint="give more samples"
         )
     return found
-
-
-def _certify(
-    session: Session, choice: Choice, baseline: Engine, splits: Splits
-) -> tuple[Contender, Accuracy]:
-    """Test the forms from safe to aggressive up to the preferred one; ship the last that holds.
-
-    This is the fixed sequence of docs/adr/0005-certificate.md: where a safer form fails, a more aggressive one is not
-    tested, and its certificate costs no correction for having had a choice.
-    """
-    last: tuple[Contender, Accuracy] | None = None
-    problem: GreenccError | None = None
-    for item in sorted(choice.ranked, key=lambda item: item.form.rank):
-        with session.phase("certifying"):
-            accuracy = compare(
-                baseline,
-                item.engine,
-                splits.certification,
-                metric=session.options.metric,
-                epsilon=session.options.max_drop,
-                confidence=session.options.confidence,
-                progress=session.progress,
-            )
-        problem = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
-        if problem is not None:
-            item.place = f"refused on the certification split: {problem.message}"
-            break
-        last = (item, accuracy)
-    if last is None:
-        assert problem is not None
-        raise problem
-    if problem is not None:
-        session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
-        last[0].place = "the fastest form that held on the certification split"
-    chosen, accuracy = last
-    if not accuracy.certified and accuracy.n_needed is None and not splits.certification.synthetic:
-        needed = samples_needed(session.options.max_drop, 1.0 - session.options.confidence)
-        if accuracy.n < needed:
-            session.warn(
-                f"certifying a drop of {session.options.max_drop:.3g} needs at least {needed} samples"
-            )
-    return chosen, accuracy
-
-
-def _place(form: Form, source: Path, folder: Path) -> Path:
-    """Move the chosen artifact into the bundle; the original model is copied with its data."""
-    if form.rank >= CLEANED_RANK:
-        form.artifact.parent.rename(folder)
-        return folder / form.artifact.name
-    folder.mkdir()
-    target = folder / "model.onnx"
-    shutil.copyfile(source, target)
-    for name in sorted(_external_files(form.model)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent / name, folder / name)
-    return target
-
-
-def _external_files(model: ir.Model) -> set[str]:
-    return {
-        str(value.const_value.location)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-
-
-def _size(path: Path, model: ir.Model) -> int:
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in _external_files(model))
-
-
-def _folder_size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _layers(
@@ -291,7 +270,7 @@ def _layers(
 
 
 def _precision(form: Form) -> str:
-    return form.name if form.rank == 0 else form.precision.value
+    return form.name if form.rank == ORIGINAL_RANK else form.precision.value
 
 
 def _model_info(path: Path, model: ir.Model) -> ModelInfo:

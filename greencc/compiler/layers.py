@@ -17,6 +17,8 @@ from greencc.verify.layers import LayerPair, layer_errors
 # What runtimes append or prepend to the names of nodes and values when they rewrite a graph.
 _AFFIX = re.compile(r"^fused |(_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused)$")
 _MAX_WALK = 8
+# One at a time: a large model has tens of megabytes of activations for each, in both models.
+_ERROR_SAMPLES = 8
 _MAX_LAYERS = 200
 _COMPUTE = frozenset(
     {
@@ -134,7 +136,7 @@ def quantization_errors(
     try:
         artifact = target.reference(quantized, list(dict.fromkeys(pair.artifact for pair in pairs)))
         try:
-            return layer_errors(reference, artifact, pairs, data)
+            return layer_errors(reference, artifact, pairs, data, batches=_ERROR_SAMPLES, size=1)
         finally:
             artifact.close()
     finally:

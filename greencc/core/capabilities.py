@@ -58,6 +58,7 @@ class Capabilities:
         fused_ops: Fused operators the runtime executes, "Domain::Op" ("" is written "ai.onnx").
         gemm_gains: MatMul+Add is better expressed as Gemm.
         notes: Facts worth a line in `greencc targets`.
+        slow_denormals: Arithmetic on denormal numbers takes many times as long as on others.
     """
 
     int8: Int8Support | None
@@ -67,6 +68,7 @@ class Capabilities:
     fused_ops: frozenset[str]
     gemm_gains: bool
     notes: tuple[str, ...] = field(default=())
+    slow_denormals: bool = False
 
     def runs(self, domain: str, op_type: str) -> bool:
         """True when the fused operator can be emitted for this target."""

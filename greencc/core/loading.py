@@ -59,7 +59,7 @@ def load_model(path: Path) -> ir.Model:
     override since) are constants here, as they are to runtimes that fold them: they are dropped from the inputs.
 
     Args:
-        path: A binary ONNX file, opset 11 to 23; external data lies in its folder.
+        path: A binary ONNX file, opset 9 to 23; external data lies in its folder.
 
     Raises:
         InputError: The file is missing, no ONNX model, inconsistent or hostile; the message names the file and

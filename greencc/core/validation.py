@@ -19,7 +19,7 @@ from greencc.core.operators import closest, introductions, operators_at
 from greencc.core.tensors import check_tensor
 from greencc.core.topology import every_node, find_cycle
 
-MIN_OPSET = 11
+MIN_OPSET = 9
 MAX_OPSET = 23
 MIN_IR_VERSION = 3
 """Before IR version 3 models have no operator sets."""

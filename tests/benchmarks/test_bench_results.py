@@ -1,14 +1,15 @@
 """The pure parts of the benchmarks: cases, statistics, tables, the page."""
 
 import math
+from pathlib import Path
 
 import onnx
 import pytest
 
 from benchmarks import compiling, render
 from benchmarks.bench_cleanup import count_nodes
-from benchmarks.cases import example, find_cases
-from benchmarks.results import interval_of, machine, spread
+from benchmarks.cases import ROOT, example, find_cases
+from benchmarks.results import Settings, _without_folders, interval_of, machine, spread
 from benchmarks.run import shown_command
 
 
@@ -42,6 +43,14 @@ def test_results_name_the_machine_but_no_folder_of_it():
     assert shown == "BENCH_MODELS=MODELS python -m benchmarks.run --quick --only build"
 
 
+def test_messages_lose_the_folders_of_the_machine():
+    settings = Settings(Path("/data/models"), 1, True, "", Path("/tmp/work"))
+    told = {"rows": [("/data/models/a.onnx is odd", 1), {"m": f"/tmp/work/x in {ROOT}/y"}]}
+    assert _without_folders(told, settings) == {
+        "rows": [["MODELS/a.onnx is odd", 1], {"m": "WORK/x in GREENCC/y"}]
+    }
+
+
 def test_ratio_text():
     assert render.ratio_text(None) == render.NONE
     assert render.ratio_text({"value": 1.5, "low": 1.25, "high": None}) == "1.50 [1.25, –]"
@@ -64,7 +73,8 @@ def test_the_page_has_every_section():
 
 
 def build_rows(ratio):
-    base = {"case": "net", "error": None, "job_seconds": spread([1.0]), "peak_mb": spread([100.0])}
+    base = {"case": "net", "error": None, "job_seconds": spread([1.0])}
+    base |= {"cpu_seconds": spread([1.5]), "peak_mb": spread([100.0])}
     return {
         "rows": [
             {
@@ -90,10 +100,13 @@ def test_the_build_table_says_whether_the_goal_is_met(value, verdict):
 
 def test_the_memory_table_keeps_failures():
     row = {"tool": "t", "method": "m", "error": None, "peak_mb": 123.4}
-    text = render.memory_table(
-        {"rows": [{**row, "samples": 64}, {**row, "samples": 512, "error": "MemoryError"}]}
-    )
-    assert "| t, m | 123 | failed (MemoryError) |" in text
+    rows = [
+        {**row, "samples": 64},
+        {**row, "samples": 512, "error": "MemoryError"},
+        {**row, "samples": 4096, "error": "KeyError: 1"},
+    ]
+    text = render.memory_table({"rows": rows, "limit_mb": 6000})
+    assert "| t, m | 123 | over 6,000 | failed (KeyError: 1) |" in text
 
 
 def test_outputs_that_changed_are_marked():

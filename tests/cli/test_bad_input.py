@@ -225,7 +225,7 @@ CASES = (
          "did you mean 'Relu'", edit(unknown_op)),
     case("custom operator", INT8, BAD, "no operator 'com.example:Magic'", "custom-operator library",
          edit(custom_op)),
-    case("old opset", INT8, BAD, "uses opset 7", "opset 11 to 23", edit(opset(7))),
+    case("old opset", INT8, BAD, "uses opset 7", "opset 9 to 23", edit(opset(7))),
     case("future opset", INT8, BAD, "uses opset 99", "export with opset 23 or older", edit(opset(99))),
     case("external data missing", INT8, BAD, "w.bin", "", edit(external("w.bin"))),
     case("external data short", INT8, BAD, "w.bin", "", external_short),

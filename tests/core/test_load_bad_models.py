@@ -136,8 +136,8 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "ir version": (lambda: edited(lambda m: setattr(m, "ir_version", 2)), "IR version 2"),
     "future ir version": (lambda: edited(lambda m: setattr(m, "ir_version", 999)), "IR version 999"),
     "no opset": (lambda: edited(lambda m: m.ClearField("opset_import")), "does not say which opset"),
-    "old opset": (lambda: parsed(BODY, '<ir_version: 5, opset_import: ["" : 9]>'), "uses opset 9.*11 to 23"),
-    "new opset": (lambda: parsed(BODY, '<ir_version: 8, opset_import: ["" : 24]>'), "uses opset 24.*11 to 23"),
+    "old opset": (lambda: parsed(BODY, '<ir_version: 5, opset_import: ["" : 8]>'), "uses opset 8.*9 to 23"),
+    "new opset": (lambda: parsed(BODY, '<ir_version: 8, opset_import: ["" : 24]>'), "uses opset 24.*9 to 23"),
     "two opsets": (
         lambda: edited(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 13))),
         "at two versions",

@@ -17,6 +17,7 @@ from greencc.core.model import check_model, infer_shapes
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.core.pipeline import Pipeline, output_error
 from greencc.passes import default_cleanup
+from greencc.targets._ort_model import expose
 
 
 class Graph:
@@ -92,10 +93,12 @@ class Runner:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
+        if outputs is not None:
+            model, _ = expose(model, outputs)
         self.session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        names = [value.name for value in self.session.get_outputs()]
+        names = list(outputs or [value.name for value in self.session.get_outputs()])
         return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
 
     def close(self) -> None:

@@ -12,6 +12,9 @@ from greencc.passes.recover_gelu import RecoverGelu
 from greencc.passes.recover_hard_swish import RecoverHardSwish
 from greencc.passes.recover_layer_norm import RecoverLayerNorm
 
+FUSES_RESIDUALS = Capabilities(
+    None, frozenset(), frozenset(), 23, frozenset({"com.microsoft::SkipLayerNormalization"}), False
+)
 NOTHING = Capabilities(None, frozenset(), frozenset(), 23, frozenset(), False)
 
 
@@ -155,3 +158,37 @@ def test_scale_of_another_axis_is_not_taken(graph, check) -> None:
     y = layer_norm(g, g.input("x", ["N", 3, 4]), [-1], 0)
     y = g.op("Mul", y, g.const(np.arange(1.0, 4.0).reshape(3, 1)))
     assert check(g.model(y), RecoverLayerNorm(), tolerance=1e-4).ops == ["LayerNormalization", "Mul"]
+
+
+def residual(g, *, shape=("N", "S", 4), axis: int = -1):
+    x, y = g.input("x", shape), g.input("y", shape)
+    total = g.op("Add", x, y, name="residual")
+    return total, g.op("LayerNormalization", total, g.random(4), axis=axis)
+
+
+def test_residual_before_layer_norm_is_no_add_where_the_runtime_would_fuse_it(graph, check) -> None:
+    g = graph()
+    _, y = residual(g)
+    result = check(g.model(y), RecoverLayerNorm(), capabilities=FUSES_RESIDUALS)
+    assert result.ops == ["Sum", "LayerNormalization"]
+    assert result.names[0] == "residual"
+
+
+def test_residual_stays_an_add_when_it_is_asked_to(graph, check) -> None:
+    g = graph()
+    _, y = residual(g)
+    kept = RecoverLayerNorm(separate_residuals=False)
+    assert check(g.model(y), kept, capabilities=FUSES_RESIDUALS).outcome.changed == 0
+
+
+@pytest.mark.parametrize("case", ["read elsewhere", "rank 2", "bias", "target"])
+def test_residual_that_is_not_fused_stays_an_add(graph, check, case) -> None:
+    g = graph()
+    if case == "bias":
+        total = g.op("Add", g.input("x", ["N", "S", 4]), g.random(4))
+        y = g.op("LayerNormalization", total, g.random(4))
+    else:
+        total, y = residual(g, shape=("N", 4) if case == "rank 2" else ("N", "S", 4))
+    outputs = (y, total) if case == "read elsewhere" else (y,)
+    capabilities = NOTHING if case == "target" else FUSES_RESIDUALS
+    assert check(g.model(*outputs), RecoverLayerNorm(), capabilities=capabilities).outcome.changed == 0

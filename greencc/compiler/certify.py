@@ -1,0 +1,65 @@
+"""Certify the preferred form on data that nothing else has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from greencc.compiler.data import Splits
+from greencc.compiler.select import Choice, Contender, refuse
+from greencc.compiler.session import Session
+from greencc.core.engine import Engine
+from greencc.core.errors import LimitError
+from greencc.core.report import Accuracy
+from greencc.verify.compare import compare
+
+
+@dataclass(frozen=True)
+class Held:
+    """A form that stayed within the limit on the certification split."""
+
+    contender: Contender
+    accuracy: Accuracy
+
+
+def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) -> list[Held]:
+    """Test the forms from safe to aggressive up to the preferred one; return those that hold, in that order.
+
+    This is the fixed sequence of docs/adr/0005-certificate.md: where a safer form fails, a more aggressive one is not
+    tested, and where a safer one is not certified, neither is what comes after it. So a certificate costs no
+    correction for having had a choice.
+
+    Raises:
+        LimitError: Not even the safest form that may be shipped holds.
+    """
+    held: list[Held] = []
+    problem: LimitError | None = None
+    certified = True
+    for item in sorted(choice.ranked, key=lambda item: item.form.rank):
+        with session.phase("certifying"):
+            accuracy = compare(
+                baseline,
+                item.engine,
+                splits.certification,
+                metric=session.options.metric,
+                epsilon=session.options.max_drop,
+                confidence=session.options.confidence,
+                progress=session.progress,
+            )
+        if accuracy.certified and not certified:
+            accuracy = replace(
+                accuracy,
+                certified=False,
+                reason=f"not certified, because a safer form was not ({accuracy.reason})",
+            )
+        certified = certified and accuracy.certified
+        problem = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
+        if problem is not None:
+            item.place = f"refused on the certification split: {problem.message}"
+            break
+        held.append(Held(item, accuracy))
+    if problem is not None:
+        if not held:
+            raise problem
+        session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
+        held[-1].contender.place = "the fastest form that held on the certification split"
+    return held
