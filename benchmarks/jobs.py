@@ -21,7 +21,7 @@ def build_greencc(model: str, calibration: str, samples: int, folder: str, metho
     """Load, clean up, calibrate, quantize, save: what `greencc compile` does to build its INT8 form.
 
     The pipeline is the product's own, with its gate: after every pass that changed something the shapes are
-    inferred, the model is checked, and its outputs on 4 samples are compared. The peers check nothing of the kind.
+    inferred, the model is checked, and its outputs on 2 samples are compared. The peers check nothing of the kind.
     """
     from greencc.calibration import open_data, take
     from greencc.core.describe import input_specs
@@ -39,7 +39,7 @@ def build_greencc(model: str, calibration: str, samples: int, folder: str, metho
     context = Context(
         capabilities=target.capabilities(),
         build=target.reference,
-        samples=[batch.feeds for batch in take(data, 4).batches(1)],
+        samples=[batch.feeds for batch in take(data, 2).batches(1)],
         calibration=data,
         observe=target.calibration_engine,
     )

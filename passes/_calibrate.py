@@ -17,12 +17,26 @@ import onnx_ir as ir
 from greencc.core.data import Array, Batch, DataSource, TensorSpec
 from greencc.core.engine import Engine, EngineBuilder
 from greencc.core.errors import GreenccError, InputError
+from greencc.core.graph import constant_of
 from greencc.core.passes import Context
 from greencc.passes._ranges import Histogram, Range
 
 # Observed activations of one run. Small enough to stay near the caches, which is also the fastest.
 BUDGET_BYTES = 64 << 20
-_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
+# Never negative, so only the largest value is worth a pass over the memory.
+_NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs"})
+# From finite values these make finite ones or infinities, which the minimum and maximum show. What may make NaN of
+# finite values (0/0, the root of a negative number), or is unknown, also needs the sum: the others may skip NaN.
+_NEVER_NAN = frozenset(
+    {
+        "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
+        "DepthToSpace", "Dropout", "Elu", "Erf", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool",
+        "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "MatMul", "Max",
+        "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
+        "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tanh",
+        "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
 
 
 class RangeMethod(Enum):
@@ -87,7 +101,7 @@ def _minmax(
 ) -> dict[str, Range] | None:
     reduced = model.clone()
     outputs = _add_reductions(reduced, names)
-    engine = build(reduced, outputs=[name for triple in outputs for name in triple])
+    engine = build(reduced, outputs=[name for reductions in outputs for name in reductions.values()])
     low = dict.fromkeys(names, math.inf)
     high = dict.fromkeys(names, -math.inf)
     seen = False
@@ -95,14 +109,16 @@ def _minmax(
         for item in runs:
             for results in _run_split(engine, item, item.count):
                 seen = True
-                for name, (smallest, largest, total) in zip(names, outputs, strict=True):
-                    ends = float(results[smallest]), float(results[largest])
-                    # The reductions may skip NaN; the sum does not. It may overflow, so look again.
-                    if not math.isfinite(float(results[total])) or not all(map(math.isfinite, ends)):
-                        if ends == (math.inf, -math.inf):
-                            continue
+                for name, reductions in zip(names, outputs, strict=True):
+                    found = {kind: float(results[output]) for kind, output in reductions.items()}
+                    largest = found["ReduceMax"]
+                    smallest = found.get("ReduceMin", 0.0)
+                    if not all(map(math.isfinite, found.values())):
+                        if largest == -math.inf:
+                            continue  # no elements
+                        # The sum of finite values may overflow: look again.
                         _refuse_non_finite(model, names, build, item)
-                    low[name], high[name] = min(low[name], ends[0]), max(high[name], ends[1])
+                    low[name], high[name] = min(low[name], smallest), max(high[name], largest)
     finally:
         engine.close()
     if not seen:
@@ -110,25 +126,62 @@ def _minmax(
     return {name: Range(low[name], high[name]) if low[name] <= high[name] else Range(0, 0) for name in names}
 
 
-def _add_reductions(model: ir.Model, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Append the scalar min, max and sum of each value; return their names."""
+def _add_reductions(model: ir.Model, names: Sequence[str]) -> list[dict[str, str]]:
+    """Append the scalar maximum of each value, and its minimum and sum where they are needed.
+
+    Returns:
+        For each value the names of its reductions, by operator.
+    """
     values = {value.name: value for value in _graph_values(model.graph)}
-    outputs: list[tuple[str, ...]] = []
+    doubtful = _doubtful(model.graph, frozenset(names))
+    outputs: list[dict[str, str]] = []
     for position, name in enumerate(names):
-        triple = []
-        for op_type in _REDUCTIONS:
+        value = values[name]
+        wanted = ["ReduceMax"]
+        if not _never_negative(value):
+            wanted.append("ReduceMin")
+        if name in doubtful:
+            wanted.append("ReduceSum")
+        reductions = {}
+        for op_type in wanted:
             result = ir.Value(
                 name=f"greencc.{op_type}.{position}",
                 type=ir.TensorType(ir.DataType.FLOAT),
                 shape=ir.Shape([]),
             )
             model.graph.append(
-                ir.node(op_type, [values[name]], {"keepdims": 0}, outputs=[result], name=str(result.name))
+                ir.node(op_type, [value], {"keepdims": 0}, outputs=[result], name=str(result.name))
             )
             model.graph.outputs.append(result)
-            triple.append(str(result.name))
-        outputs.append(tuple(triple))
+            reductions[op_type] = str(result.name)
+        outputs.append(reductions)
     return outputs
+
+
+def _never_negative(value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Clip":
+        floor = constant_of(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        return floor is not None and floor.size == 1 and float(floor.reshape(())) >= 0.0
+    return node.op_type in _NON_NEGATIVE
+
+
+def _doubtful(graph: ir.Graph, observed: frozenset[str]) -> set[str]:
+    """Observed values that an operator which may make NaN reaches without another observed value in between."""
+    tainted: set[ir.Value] = set()
+    found: set[str] = set()
+    for node in graph:
+        safe = node.domain in ("", "ai.onnx") and node.op_type in _NEVER_NAN
+        if safe and not any(value in tainted for value in node.inputs if value is not None):
+            continue
+        for value in node.outputs:
+            if value.name in observed:
+                found.add(str(value.name))
+            else:
+                tainted.add(value)
+    return found
 
 
 def _graph_values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -110,8 +110,9 @@ class BoundSoftmax(Pass):
 
     A mask that adds -10000 makes every masked exponential a denormal number, which x86 CPUs compute many times
     slower. ONNX Runtime 1.31 on AVX-512, one thread, 12 x 64 x 64 scores half of which are masked: Softmax takes
-    160 us, and 26 us after this pass, which itself costs 45 us. Masked weights become at most exp(-80) = 2e-35,
-    whatever the input, so the outputs are those of before to float32 rounding.
+    160 us, and 26 us after this pass, which itself costs 45 us (with nothing masked it takes 28 us to begin with).
+    Masked weights become at most exp(-80) = 2e-35, whatever the input, so the outputs are those of before to
+    float32 rounding.
 
     Attributes:
         least: Share of the scores that must be masked on the sample inputs for this to pay, in [0, 1].

@@ -17,7 +17,7 @@ from greencc.core.report import CalibrationInfo
 
 PLANNING_SHARE = 0.25
 MAX_PLANNING = 1_000
-GATE_SAMPLES = 4
+GATE_SAMPLES = 2
 FEW_SAMPLES = 32
 
 
