@@ -12,7 +12,6 @@ from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.fold_affine import FoldAffine
 from greencc.passes.fold_batch_norm import FoldBatchNorm
 from greencc.passes.fold_constants import FoldConstants
-from greencc.passes.freeze_initializers import FreezeInitializers
 from greencc.passes.fuse_gemm import FuseGemm
 from greencc.passes.fuse_pad import FusePad
 from greencc.passes.inline_functions import InlineFunctions
@@ -29,7 +28,6 @@ from greencc.passes.recover_layer_norm import RecoverLayerNorm
 from greencc.passes.upgrade_opset import UpgradeOpset
 
 PASSES: tuple[type[Pass], ...] = (
-    FreezeInitializers,
     InlineFunctions,
     UpgradeOpset,
     FoldConstants,
@@ -59,7 +57,6 @@ PASSES: tuple[type[Pass], ...] = (
 def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
     """The clean-up recipe: function-preserving passes in the order in which they help each other."""
     steps: list[Pass] = [
-        FreezeInitializers(overridable=True),
         InlineFunctions(),
         UpgradeOpset(),
         FoldConstants(),

@@ -22,6 +22,16 @@ _QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantiz
 _PLAIN = frozenset("biuf")
 
 
+def is_random(node: ir.Node) -> bool:
+    """Whether a standard operator may compute something else each time: random ones, and Dropout in training."""
+    if node.op_type != "Dropout":
+        return node.op_type in RANDOM_OPS
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return False
+    training = constant_of(node.inputs[2])
+    return training is None or bool(np.any(training))
+
+
 def is_foldable(node: ir.Node) -> bool:
     """Whether a node is a deterministic standard operator whose inputs are all constant."""
     if node.domain not in ONNX_DOMAINS or node.op_type in RANDOM_OPS or node.op_type in _QUANTIZATION:

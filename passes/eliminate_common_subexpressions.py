@@ -10,19 +10,32 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from greencc.core.graph import graphs_of, subgraphs_of
+from greencc.core.graph import ONNX_DOMAINS, graphs_of, subgraphs_of
 from greencc.core.passes import Context, Outcome, Pass
-from greencc.passes._evaluate import RANDOM_OPS
+from greencc.passes._evaluate import is_random
 from greencc.passes._rewriter import node_name, remove
 
 _HEAD = 256
+_DOMAINS = ONNX_DOMAINS | {"ai.onnx.ml"}
+# Deterministic operators of com.microsoft, which also has random ones (BiasDropout, Sampling, RandomNormal...).
+_MICROSOFT = frozenset(
+    {
+        "BiasGelu", "DequantizeLinear", "DynamicQuantizeMatMul", "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul",
+        "Gelu", "LayerNormalization", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QGemm",
+        "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu",
+        "QLinearMul", "QLinearSigmoid", "QLinearSoftmax", "QuantizeLinear", "QuickGelu", "RotaryEmbedding",
+        "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EliminateCommonSubexpressions(Pass):
     """Merge equal initializers, then nodes with the same operator, attributes and inputs.
 
-    Random operators, nodes with subgraphs and nodes that compute a graph output are left alone.
+    Only operators known to be deterministic are merged: those of ONNX except the random ones and Dropout in
+    training mode, and the runtime's fused operators. Calls of functions, operators of other domains, nodes with
+    subgraphs and nodes that compute a graph output are left alone.
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
@@ -33,7 +46,7 @@ class EliminateCommonSubexpressions(Pass):
         for graph in graphs_of(model):
             if isinstance(graph, ir.Graph):
                 changed += _merge_initializers(graph, ctx)
-            changed += _merge_nodes(graph, ctx)
+            changed += _merge_nodes(graph, frozenset(model.functions), ctx)
         return Outcome(changed)
 
 
@@ -63,11 +76,15 @@ def _merge_initializers(graph: ir.Graph, ctx: Context) -> int:
     return changed
 
 
-def _merge_nodes(graph: ir.Graph | ir.Function, ctx: Context) -> int:
+def _merge_nodes(
+    graph: ir.Graph | ir.Function, functions: frozenset[ir.OperatorIdentifier], ctx: Context
+) -> int:
     changed = 0
     seen: dict[Hashable, ir.Node] = {}
     for node in list(graph):
-        if node.op_type in RANDOM_OPS or subgraphs_of(node) or not node.outputs:
+        if node.op_identifier() in functions or not _is_deterministic(node):
+            continue
+        if subgraphs_of(node) or not node.outputs:
             continue
         if any(value.is_graph_output() for value in node.outputs):
             continue
@@ -81,6 +98,12 @@ def _merge_nodes(graph: ir.Graph | ir.Function, ctx: Context) -> int:
         remove(node)
         changed += 1
     return changed
+
+
+def _is_deterministic(node: ir.Node) -> bool:
+    if node.domain == "com.microsoft":
+        return node.op_type in _MICROSOFT
+    return node.domain in _DOMAINS and not is_random(node)
 
 
 def _key(node: ir.Node) -> Hashable:

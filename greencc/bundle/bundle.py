@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from greencc.bundle.manifest import FILE_NAME, Manifest, read_manifest
+from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, read_manifest
+from greencc.bundle.seen import split_keys
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.files import sha256_file
 from greencc.core.report import Report
-from greencc.report import load_report
+from greencc.report import parse_report
+from greencc.report.json_out import MAX_BYTES
+
+_CHANGED = "the bundle was changed after it was made; copy it again"
 
 
 class Bundle:
@@ -65,9 +70,30 @@ class Bundle:
         """The report.
 
         Raises:
-            InputError: It is not a report of this version.
+            InputError: It is not a report of this version, or was changed since the bundle was opened.
         """
-        return load_report(self.path / self.manifest.report)
+        file = self.path / self.manifest.report
+        if self.manifest.files[self.manifest.report].size > MAX_BYTES:
+            raise InputError(f"{file} is too large for a report")
+        try:
+            text = self._read(self.manifest.report).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"cannot read the report {file}: {error}") from error
+        return parse_report(text, where=str(file))
+
+    @cached_property
+    def seen(self) -> frozenset[bytes]:
+        """Keys (`greencc.calibration.subsets.sample_keys`) of the samples the compile has used.
+
+        Raises:
+            InputError: They are no keys, or were changed since the bundle was opened.
+        """
+        if self.manifest.seen is None:
+            return frozenset()
+        try:
+            return split_keys(self._read(self.manifest.seen))
+        except ValueError as error:
+            raise InputError(f"{self.path / self.manifest.seen}: {error}") from error
 
     @cached_property
     def target(self) -> Target:
@@ -93,7 +119,7 @@ class Bundle:
 
         Raises:
             UnavailableError: The target cannot run on this machine.
-            InputError: The artifact is not one of its target.
+            InputError: The artifact is not one of its target, or was changed since the bundle was opened.
         """
         if self._engine is None:
             if reason := self.target.missing():
@@ -101,12 +127,29 @@ class Bundle:
                     f"the bundle {self.path} needs the target {self.target.name!r}: {reason}",
                     hint="see 'greencc doctor'",
                 )
+            # A bundle may be opened long after it was loaded: what runs is what was checked.
+            folder = PurePosixPath(self.manifest.main).parent
+            for name, entry in sorted(self.manifest.files.items()):
+                if PurePosixPath(name).is_relative_to(folder):
+                    _check(self.path / name, entry)
             self._engine = self.target.open(self.artifact)
         return self._engine
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once. `feeds` and the result map names to arrays (see `Engine.run` for the errors)."""
         return self.engine().run(feeds)
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a listed file, the very ones whose hash was checked."""
+        file, entry = self.path / name, self.manifest.files[name]
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(entry.size + 1)
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise _mismatch(file)
+        return content
 
     def close(self) -> None:
         """Release the engine. The bundle can be used again: it is reopened on demand."""
@@ -135,19 +178,9 @@ def load(path: Path | str) -> Bundle:
             hint="the bundle was tampered with",
         )
     for name, entry in sorted(manifest.files.items()):
-        file = folder / name
         if name not in found:
             raise InputError(f"{folder} lacks {name!r}", hint="the bundle is incomplete; copy it again")
-        if file.stat().st_size != entry.size:
-            raise InputError(
-                f"{file} has {file.stat().st_size} bytes instead of {entry.size}",
-                hint="the bundle was changed after it was made; copy it again",
-            )
-        if _digest(file) != entry.sha256:
-            raise InputError(
-                f"{file} does not match its SHA-256",
-                hint="the bundle was changed after it was made; copy it again",
-            )
+        _check(folder / name, entry)
     return Bundle(folder, manifest)
 
 
@@ -177,8 +210,19 @@ def _raise(error: OSError) -> None:
     raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _digest(path: Path) -> str:
+def _check(file: Path, entry: FileEntry) -> None:
+    """Raise `InputError` unless the file is a plain one with this size and hash."""
     try:
-        return sha256_file(path)
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{file} is not a plain file", hint="bundles hold no links")
+        if status.st_size != entry.size:
+            raise InputError(f"{file} has {status.st_size} bytes instead of {entry.size}", hint=_CHANGED)
+        if sha256_file(file) != entry.sha256:
+            raise _mismatch(file)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _mismatch(file: Path) -> InputError:
+    return InputError(f"{file} does not match its SHA-256", hint=_CHANGED)

@@ -42,6 +42,7 @@ class Manifest:
         data: Digests of the data that went in, by role ("calibration", "evaluation").
         versions: Versions of the packages the artifact was made with.
         files: Every file but the manifest itself.
+        seen: The file with the keys of the samples that the compile has used, None when there is none.
     """
 
     greencc: str
@@ -60,6 +61,7 @@ class Manifest:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     files: Mapping[str, FileEntry]
+    seen: str | None = None
 
     def dump(self) -> str:
         """The JSON text: keys and files in a fixed order."""
@@ -70,6 +72,7 @@ class Manifest:
             "main": self.main,
             "recipe": self.recipe,
             "report": self.report,
+            "seen": self.seen,
             "target": self.target,
             "device": {"name": self.device, "fingerprint": self.fingerprint},
             "model": {"name": self.model_name, "sha256": self.model_sha256, "digest": self.model_digest},
@@ -136,9 +139,11 @@ class _Reader:
             inputs=self.specs(data, "inputs"),
             outputs=self.specs(data, "outputs"),
             files=files,
+            seen=None if data.get("seen") is None else self.text(data, "seen"),
         )
-        for key, name in (("main", manifest.main), ("recipe", manifest.recipe), ("report", manifest.report)):
-            if name not in files:
+        for key in ("main", "recipe", "report", "seen"):
+            name = getattr(manifest, key)
+            if name is not None and name not in files:
                 raise InputError(f"{self.where}: {key} is {name!r}, which is not among its files")
         return manifest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, safe_name
+from greencc.bundle.seen import split_keys
 from greencc.core.engine import Target
 from greencc.core.errors import InputError
 from greencc.core.files import sha256_file
@@ -14,6 +15,7 @@ from greencc.targets import format_spec
 
 RECIPE = "recipe.toml"
 REPORT = "report.json"
+SEEN = "seen.keys"
 
 
 def write_bundle(
@@ -25,6 +27,7 @@ def write_bundle(
     target: Target,
     model_digest: str,
     evaluation_digest: str | None = None,
+    seen: bytes = b"",
 ) -> Manifest:
     """Add recipe, reports and manifest to `folder`, the last of them listing every file in it.
 
@@ -36,9 +39,12 @@ def write_bundle(
         artifact: The artifact's main file, inside `folder` (what `Target.build` returned).
         model_digest: Digest of the source model's graph and weights (`greencc.core.model.digest`).
         evaluation_digest: Digest of the certification data, None when there was none.
+        seen: Keys (`greencc.calibration.subsets.sample_keys`), one after the other, of all samples that the artifact
+            was tuned or chosen on: they certify nothing later. They are stored sorted, each once.
 
     Raises:
         InputError: The folder holds a link or a file name that a manifest cannot list.
+        ValueError: `seen` is no sequence of whole keys.
     """
     texts = {
         RECIPE: recipe,
@@ -48,6 +54,8 @@ def write_bundle(
     }
     for file_name, text in texts.items():
         (folder / file_name).write_text(text, encoding="utf-8", newline="\n")
+    if seen:
+        (folder / SEEN).write_bytes(b"".join(sorted(split_keys(seen))))
     engine = target.open(artifact)
     try:
         inputs, outputs = tuple(engine.inputs), tuple(engine.outputs)
@@ -75,6 +83,7 @@ def write_bundle(
         inputs=inputs,
         outputs=outputs,
         files=_listed(folder),
+        seen=SEEN if seen else None,
     )
     (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8", newline="\n")
     return manifest

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from greencc.compiler.data import Splits
+from greencc.compiler.forms import INT8_RANK
 from greencc.compiler.select import Choice, Contender, refuse
 from greencc.compiler.session import Session
 from greencc.core.engine import Engine
 from greencc.core.errors import LimitError
 from greencc.core.report import Accuracy
+from greencc.verify.certificate import fixed_sequence
 from greencc.verify.compare import compare
 
 
@@ -33,25 +35,8 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
     """
     held: list[Held] = []
     problem: LimitError | None = None
-    certified = True
     for item in sorted(choice.ranked, key=lambda item: item.form.rank):
-        with session.phase("certifying"):
-            accuracy = compare(
-                baseline,
-                item.engine,
-                splits.certification,
-                metric=session.options.metric,
-                epsilon=session.options.max_drop,
-                confidence=session.options.confidence,
-                progress=session.progress,
-            )
-        if accuracy.certified and not certified:
-            accuracy = replace(
-                accuracy,
-                certified=False,
-                reason=f"not certified, because a safer form was not ({accuracy.reason})",
-            )
-        certified = certified and accuracy.certified
+        accuracy = _judge(session, item, baseline, splits)
         problem = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
         if problem is not None:
             item.place = f"refused on the certification split: {problem.message}"
@@ -62,4 +47,41 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
             raise problem
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
         held[-1].contender.place = "the fastest form that held on the certification split"
-    return held
+    return _sequential(held)
+
+
+def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
+    with session.phase("certifying"):
+        accuracy = compare(
+            baseline,
+            item.engine,
+            splits.certification,
+            metric=session.options.metric,
+            epsilon=session.options.max_drop,
+            confidence=session.options.confidence,
+            progress=session.progress,
+        )
+    made_up = splits.info is not None and splits.info.synthetic and item.form.rank == INT8_RANK
+    if made_up:
+        # What the certificate would say is true of these samples; ranges from noise deserve no seal all the same.
+        return replace(accuracy, certified=False, reason="not certified: the ranges come from synthetic data")
+    return accuracy
+
+
+def _sequential(held: list[Held]) -> list[Held]:
+    """Withdraw the certificates after the first form that has none: the fixed sequence proves nothing beyond it."""
+    last = fixed_sequence(item.accuracy.certified for item in held)
+    proven = 0 if last is None else last + 1
+    return held[:proven] + [
+        replace(
+            item,
+            accuracy=replace(
+                item.accuracy,
+                certified=False,
+                reason=f"not certified, because a safer form was not ({item.accuracy.reason})",
+            ),
+        )
+        if item.accuracy.certified
+        else item
+        for item in held[proven:]
+    ]

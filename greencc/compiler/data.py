@@ -8,10 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from greencc.calibration import Part, Source, Subset, open_data, overlap, split, synthetic, take
+from greencc.calibration import (
+    Part,
+    Source,
+    Subset,
+    open_data,
+    overlap,
+    sample_digests,
+    split,
+    synthetic,
+    take,
+)
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
 from greencc.core.data import DataSource, Feeds, TensorSpec
+from greencc.core.engine import Engine
 from greencc.core.errors import InputError, UsageError
 from greencc.core.report import CalibrationInfo
 
@@ -37,15 +48,40 @@ class Splits:
     certification: DataSource
     info: CalibrationInfo | None
 
-    def samples(self, batch: int | None) -> list[Feeds]:
-        """A few feeds for the equivalence gate: real ones where there are any."""
-        source = self.calibration or self.planning
+    def samples(self, baseline: Engine, batch: int | None) -> list[Feeds]:
+        """A few feeds for the equivalence gate: real ones where there are any.
+
+        Where the batch is dynamic, one of them has two samples, so that a rewrite that bakes in a batch of one is
+        found; exports whose batch is dynamic in name only are run one sample at a time.
+
+        Args:
+            baseline: The original model.
+            batch: Its fixed batch, or None.
+
+        Raises:
+            InputError: There are fewer samples than a batch, or the model cannot be run.
+        """
+        source = take(self.calibration or self.planning, GATE_SAMPLES * (batch or 1))
         size = batch or 1
-        found: list[Feeds] = []
-        for piece in take(source, GATE_SAMPLES * size).batches(size):
-            if piece.count == size:
-                found.append(piece.feeds)
-        return found
+        singles: list[Feeds] = [piece.feeds for piece in source.batches(size) if piece.count == size]
+        if not singles:
+            raise InputError(
+                f"the model takes batches of {size} samples, and there are fewer", hint="give more samples"
+            )
+        baseline.run(singles[0])
+        if batch is not None:
+            return singles
+        pair = next(iter(source.batches(2)))
+        try:
+            baseline.run(pair.feeds)
+        except InputError:
+            return singles
+        return [singles[0], pair.feeds]
+
+    def seen(self) -> bytes:
+        """Keys of all samples that certification must never use again, for `greencc verify`."""
+        sources = [source for source in (self.calibration, self.planning) if source and not source.synthetic]
+        return b"".join(key for source in sources for key in sample_digests(source))
 
 
 def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
@@ -78,6 +114,7 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
     if evaluation is None:
         session.warn("no evaluation data was given: the accuracy is not certified")
         evaluation = synthetic(inputs, 64, seed=options.seed)
+    evaluation = _distinct(session, evaluation)
     used = take(calibration, options.samples, seed=options.seed) if calibration is not None else None
     if (
         used is not None
@@ -150,9 +187,27 @@ def _disjoint(session: Session, calibration: DataSource, evaluation: DataSource)
     return Subset(f"{evaluation.name} ({len(rest)} of {evaluation.count})", evaluation, rest)
 
 
+def _distinct(session: Session, evaluation: DataSource) -> DataSource:
+    """Drop copies: a sample that occurs twice is one observation, not two."""
+    if evaluation.synthetic:
+        return evaluation
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(sample_digests(evaluation)):
+        first.setdefault(key, index)
+    if len(first) == evaluation.count:
+        return evaluation
+    session.warn(f"{evaluation.count - len(first)} evaluation samples are copies of others and were left out")
+    return Subset(evaluation.name, evaluation, np.array(sorted(first.values()), np.int64))
+
+
 def _plan_and_certify(evaluation: DataSource, seed: int) -> tuple[DataSource, DataSource]:
-    if evaluation.synthetic or evaluation.count < 2:
+    if evaluation.synthetic:
         return evaluation, evaluation
+    if evaluation.count < 2:
+        raise InputError(
+            f"{evaluation.name} has one sample, which cannot both choose and certify",
+            hint="give more samples",
+        )
     count = min(MAX_PLANNING, max(1, round(evaluation.count * PLANNING_SHARE)))
     planning, certification = split(
         evaluation,

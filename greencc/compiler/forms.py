@@ -59,9 +59,6 @@ class FormBuilder:
         self._source = source
         self._cleaned: Form | None = None
 
-    def original(self) -> Form:
-        return self._build("original", Precision.FP32, ORIGINAL_RANK, self._source, ())
-
     def cleaned(self) -> Form:
         """The model after the target's clean-up passes: the same function, fewer nodes."""
         if self._cleaned is None:

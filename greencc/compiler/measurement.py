@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def measure_variants(
     facts["profile"] = effort.value
     facts["rounds"] = timing.rounds
     facts["rounds_discarded"] = timing.discarded
+    facts["clean"] = timing.clean
     return Measurement(
         baseline=figures[0],
         artifact=figures[1],
@@ -113,6 +114,17 @@ def measure_variants(
             size=Interval(smaller, smaller, smaller),
         ),
         conditions=facts,
+    )
+
+
+def unchanged(measured: Measurement) -> Measurement:
+    """The measurement of an artifact that *is* the baseline: what differs between the two is noise."""
+    same = Interval(1.0, 1.0, 1.0)
+    ratio = measured.ratio
+    return replace(
+        measured,
+        artifact=measured.baseline,
+        ratio=Ratio(latency=same, energy=None if ratio.energy is None else same, size=ratio.size),
     )
 
 

@@ -8,20 +8,23 @@ from pathlib import Path
 import onnx_ir as ir
 
 from greencc.compiler.forms import Form
+from greencc.core.engine import Target
 
 
-def place(form: Form, source: Path, folder: Path) -> Path:
-    """Copy the artifact of `form` to the new `folder`; the original model comes with its external data."""
+def place(target: Target, form: Form, source: Path, folder: Path) -> Path:
+    """Put the artifact of `form` into the new `folder`.
+
+    The original model is copied as it is; one with external data is written anew, since its files may have any name.
+    """
     if form.artifact != source:
         shutil.copytree(form.artifact.parent, folder)
         return folder / form.artifact.name
     folder.mkdir()
-    target = folder / "model.onnx"
-    shutil.copyfile(source, target)
-    for name in external_files(form.model):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent / name, folder / name)
-    return target
+    if external_files(form.model):
+        return target.build(target.lower(form.model), folder)
+    copy = folder / "model.onnx"
+    shutil.copyfile(source, copy)
+    return copy
 
 
 def external_files(model: ir.Model) -> list[str]:

@@ -13,7 +13,7 @@ from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
-from greencc.core.errors import LimitError, UnavailableError
+from greencc.core.errors import InputError, LimitError, UnavailableError
 from greencc.core.report import Accuracy, Candidate, Interval
 from greencc.measure.latency import quick_compare
 from greencc.passes.quantize_int8 import RangeMethod
@@ -102,16 +102,18 @@ def choose(
         LimitError: The precision that was asked for loses more accuracy than allowed.
         UnavailableError: The target has no kernels for it.
     """
-    options = session.options
+    options, capabilities = session.options, session.target.capabilities()
     if options.recipe is not None:
         return _only(session, builder.recipe(options.recipe), baseline, splits)
     if options.precision is Precision.FP32:
         return _only(session, builder.cleaned(), baseline, splits)
     if options.precision is Precision.FP16:
-        return _only(session, _required(builder.float16(), "FP16"), baseline, splits)
+        return _only(
+            session, _required(builder.float16(), "FP16", bool(capabilities.float16)), baseline, splits
+        )
     if options.precision is Precision.INT8:
         tried = _int8(session, builder, baseline, splits)
-        _required(tried[0].form, "INT8")
+        _required(tried[0].form, "INT8", capabilities.int8 is not None)
         return Choice(tried[:1], tried)
     return _automatic(session, builder, baseline, original, splits, feeds)
 
@@ -122,11 +124,13 @@ def _only(session: Session, form: Form, baseline: Engine, splits: Splits) -> Cho
     return Choice([item], [item])
 
 
-def _required(form: Form, what: str) -> Form:
+def _required(form: Form, what: str, supported: bool) -> Form:
+    """Refuse a form in which nothing was converted: the target's fault, or the model's where it is `supported`."""
     if not form.applied:
         reasons = [finding.message for record in form.records for finding in record.findings]
         detail = f": {reasons[-1]}" if reasons else ""
-        raise UnavailableError(f"no node of the model could be built in {what} for this target{detail}")
+        message = f"no node of the model could be built in {what} for this target{detail}"
+        raise InputError(message) if supported else UnavailableError(message)
     return form
 
 
@@ -220,7 +224,7 @@ def _eligible(item: Contender, options: CompileOptions) -> bool:
 
 
 def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[Contender]:
-    """The form to ship, then the safer ones to fall back to.
+    """The form to ship, then the safer ones to fall back to, each no slower than the ones after it.
 
     The cleaned-up model computes the same function as the original, so it only must not be slower. Every other form
     must be faster than the original with its whole interval, and faster than the safer forms by a margin.
@@ -229,8 +233,9 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
         eligible: The original first, then from safe to aggressive.
         ratios: Latency of the original divided by that of each of the others.
     """
-    best = eligible[0]
+    ladder = [eligible[0]]
     for item, ratio in zip(eligible[1:], ratios, strict=True):
+        best = ladder[-1]
         assert item.latency_ms is not None
         assert best.latency_ms is not None
         if item.form.rank == CLEANED_RANK:
@@ -238,12 +243,13 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
         else:
             better = ratio.low > 1.0 and item.latency_ms < best.latency_ms * (1.0 - _WORTH)
         if better:
-            best = item
+            ladder.append(item)
+    best = ladder[-1]
     for item in eligible:
         if item is not best:
             item.place = f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms"
     best.place = "the fastest form within the limit"
-    return [best, *sorted((i for i in eligible if i.form.rank < best.form.rank), key=lambda i: -i.form.rank)]
+    return ladder[::-1]
 
 
 def _percent(item: Contender) -> str:

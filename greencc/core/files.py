@@ -81,7 +81,7 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `final` exists and `overwrite` is false, or cannot be written.
     """
-    if final.exists() and not overwrite:
+    if os.path.lexists(final) and not overwrite:
         raise InputError(f"{final} already exists", hint="choose another name or pass --force")
     with _parent_folder(final) as parent:
         with translated_os_errors(final):
@@ -96,8 +96,12 @@ def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _move_into_place(work: Path, final: Path) -> None:
-    """Rename `work` to `final`; what was there is removed afterwards, or put back when the renaming fails."""
-    if not final.exists():
+    """Rename `work` to `final`; what was there is removed afterwards, or put back when the renaming fails.
+
+    Raises:
+        InputError: Neither could be moved into place; the message says where the old one is kept.
+    """
+    if not os.path.lexists(final):
         work.rename(final)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
@@ -105,12 +109,28 @@ def _move_into_place(work: Path, final: Path) -> None:
     try:
         final.rename(kept)
         work.rename(final)
-    except BaseException:
-        if kept.exists() and not final.exists():
-            kept.rename(final)
+    except BaseException as error:
+        # `work` still there: the new one is not in place. An interrupt may also come after either renaming.
+        if os.path.lexists(kept) and os.path.lexists(work):
+            _put_back(kept, final, error)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if not os.path.lexists(kept) or not os.path.lexists(work):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(kept: Path, final: Path, error: BaseException) -> None:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+    try:
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        kept.rename(final)
+    except OSError as second:
+        raise InputError(
+            f"cannot write {final}: {reason}; what was there could not be put back ({second.strerror or second}) "
+            f"and is kept at {kept}",
+            hint=f"move {kept} to {final}",
+        ) from error
 
 
 @contextmanager

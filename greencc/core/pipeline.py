@@ -9,8 +9,9 @@ reference.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -18,23 +19,37 @@ import onnx_ir as ir
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import EngineBuilder
 from greencc.core.errors import GreenccError
+from greencc.core.graph import is_op
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass, RewriteLog
 from greencc.core.recipe import options_of
 from greencc.core.report import PassRecord
 
+# Operators that only move values.
+_LAYOUT = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Cast")
+
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the outputs of a function-preserving pass may move.
+    """How far the outputs of a function-preserving pass may move; integer, boolean and string outputs may not.
 
-    The error of a float output is max|a - b| / max|a| over all samples; integer, boolean and string outputs
-    must be equal. 1e-4 is about a hundred times the rounding that folding a BatchNormalization causes
-    in float32 and a hundredth of what an 8-bit step changes (docs/adr/0004-tolerances.md).
+    1e-4 is about a hundred times the rounding that folding a BatchNormalization causes in float32 and a hundredth
+    of what an 8-bit step changes; the slices see damage that one large value hides (docs/adr/0004-tolerances.md).
+
+    Attributes:
+        relative: Of the largest magnitude of a whole float output, over all samples.
+        per_slice: Of the largest magnitude of each slice along the last axis (a class or feature over all samples).
+        rounding: Of the whole output's magnitude: what a slice may move by however small it is.
+        absolute: Keeps an output that is zero from dividing by zero.
+        sigmoid: What an output that a Sigmoid computes may move by however small it is: kernels evaluate it as
+            0.5 + p(x), so its error is relative to 1. Four spacings of float32 at 1.
     """
 
     relative: float = 1e-4
-    absolute: float = 1e-6
+    per_slice: float = 1e-2
+    rounding: float = 1e-6
+    absolute: float = 1e-9
+    sigmoid: float = 4 * 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Pipeline:
             candidate, outcome, rewrites = self._apply(model, step, limit=None)
             error: float | None = None
             rolled_back = False
-            findings = list(outcome.findings)
+            findings = [*outcome.findings, *(_incomparable(reference) if not records else ())]
             if outcome.changed:
                 problem, error = self._judge(candidate, step, reference)
                 if problem is None:
@@ -101,15 +116,16 @@ class Pipeline:
             return failure.message, None
         if not reference:
             return None, None
-        error = output_error(reference, outputs, self.tolerance.absolute)
+        floors = dict.fromkeys(_sigmoids(candidate), self.tolerance.sigmoid)
+        error = output_error(reference, outputs, self.tolerance.absolute, floors)
         if not step.lossy and not error <= self.tolerance.relative:
             return (
                 f"outputs moved by {error:.2g} of their range, more than the tolerance {self.tolerance.relative:g}",
                 error,
             )
-        if step.lossy and not np.isfinite(error):
-            return "outputs are no longer finite", error
-        return None, error
+        if step.lossy:
+            return None if np.isfinite(error) else "outputs are no longer finite", error
+        return slice_problem(reference, outputs, self.tolerance, floors), error
 
     def _blame(
         self,
@@ -152,10 +168,14 @@ def run_samples(build: EngineBuilder, model: ir.Model, samples: Sequence[Feeds])
 
 
 def output_error(
-    reference: Sequence[dict[str, Array]], outputs: Sequence[dict[str, Array]], absolute: float
+    reference: Sequence[dict[str, Array]],
+    outputs: Sequence[dict[str, Array]],
+    absolute: float,
+    floors: Mapping[str, float] = MappingProxyType({}),
 ) -> float:
     """Largest error of any output, relative to the largest magnitude of that output in the reference.
 
+    Distances up to `absolute`, or up to `floors` of the output where that is more, count as none.
     Returns inf where shapes, names or integer values differ, or where a finite value became non-finite.
     """
     worst = 0.0
@@ -176,9 +196,83 @@ def output_error(
             if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
                 return float("inf")
             distance = float(np.max(np.abs(a[finite] - b[finite]), initial=0.0))
-            if distance > absolute:
+            if distance > max(absolute, floors.get(name, 0.0)):
                 worst = max(worst, distance / max(scale, absolute))
     return worst
+
+
+def slice_problem(
+    reference: Sequence[dict[str, Array]],
+    outputs: Sequence[dict[str, Array]],
+    tolerance: Tolerance,
+    floors: Mapping[str, float] = MappingProxyType({}),
+) -> str | None:
+    """The slice along the last axis of a float output that moved most beyond its tolerance, or None.
+
+    Args:
+        reference: Outputs by name, per sample; `outputs` has the same names and shapes (see `output_error`).
+        outputs: Likewise.
+        tolerance: `per_slice`, `rounding` and `absolute` count.
+        floors: By output, distances that count as none.
+
+    Outputs of rank 0 or 1, and those whose last axis differs between samples, have no slices.
+    """
+    worst, problem = tolerance.per_slice, None
+    for name in reference[0] if reference else ():
+        runs = [(run[name], other[name]) for run, other in zip(reference, outputs, strict=True)]
+        if not all(_is_float(a) and a.ndim >= 2 and a.shape[-1] == runs[0][0].shape[-1] for a, _ in runs):
+            continue
+        size = np.zeros(runs[0][0].shape[-1])
+        moved = np.zeros_like(size)
+        for a, b in runs:
+            axes = tuple(range(a.ndim - 1))
+            wide, other = a.astype(np.float64), b.astype(np.float64)
+            # What is not finite was compared for equality.
+            finite = np.isfinite(wide) & np.isfinite(other)
+            distance = np.abs(np.subtract(wide, other, where=finite, out=np.zeros_like(wide)))
+            size = np.maximum(size, np.max(np.abs(wide), axes, where=finite, initial=0.0))
+            moved = np.maximum(moved, np.max(distance, axes, initial=0.0))
+        whole = float(np.max(size, initial=0.0))
+        floor = max(tolerance.rounding * whole, tolerance.absolute, floors.get(name, 0.0))
+        errors = np.where(moved > floor, moved / np.maximum(size, tolerance.absolute), 0.0)
+        if float(np.max(errors, initial=0.0)) > worst:
+            index, worst = int(np.argmax(errors)), float(np.max(errors))
+            problem = (
+                f"slice {index} along the last axis of output {name!r} moved by {worst:.2g} of its own range, "
+                f"more than the tolerance {tolerance.per_slice:g}"
+            )
+    return problem
+
+
+def _sigmoids(model: ir.Model) -> Iterator[str]:
+    """Names of the outputs that a Sigmoid computes, whatever their layout."""
+    for output in model.graph.outputs:
+        node = output.producer()
+        while node is not None and is_op(node, *_LAYOUT) and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if is_op(node, "Sigmoid"):
+            yield output.name or ""
+
+
+def _incomparable(reference: Sequence[dict[str, Array]]) -> list[Finding]:
+    """A warning that names the outputs that hold nothing to compare: the gate cannot see damage there."""
+    names = [
+        name
+        for name in (reference[0] if reference else ())
+        if not any(
+            np.any(np.isfinite(run[name])) if _is_float(run[name]) else run[name].size for run in reference
+        )
+    ]
+    if not names:
+        return []
+    listed = ", ".join(repr(name) for name in names)
+    return [
+        Finding(
+            "warning",
+            f"on the sample inputs, no finite value comes out at {listed}: "
+            "whether the passes preserve what is computed there could not be checked",
+        )
+    ]
 
 
 def _is_float(values: Array) -> bool:

@@ -4,7 +4,8 @@ Engines run in rounds: every round has one block per engine, and the order turns
 a drift of the clock frequency or the temperature falls on all of them alike. The ratio of two engines is estimated from
 the rounds' log-ratios of block medians with a t-interval; what slows a whole round down cancels. A round during which
 other processes took a large share of the machine is discarded, for a reason that does not depend on its outcome;
-where that would leave too few, all are kept and the interval says how noisy they were.
+where that would leave too few, measuring goes on for up to twice the time, and if that does not help, all are kept,
+the interval says how noisy they were and the result says that it is not clean.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from greencc.measure.profiles import QUICK, Profile
 
 _SAMPLES_KEPT = 500
 _BUSY_SHARE = 0.1
+# Measuring ends after this many times the profile's seconds, however disturbed it was.
+_LONGEST = 2.0
 # The stable state: two windows of runs whose medians differ by less than this.
 _STABLE = 0.05
 _WARM_UP_WINDOW = 5
@@ -42,6 +45,7 @@ class LatencyResult:
         rounds: Rounds kept.
         discarded: Rounds left out because other processes were busy.
         warnings: What makes the figures less certain.
+        clean: Whether none of the rounds kept was disturbed by other processes, as far as that is known.
     """
 
     latencies: tuple[Latency, ...]
@@ -49,6 +53,7 @@ class LatencyResult:
     rounds: int
     discarded: int
     warnings: tuple[str, ...]
+    clean: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class QuickComparison:
         faster: Indices of engines whose whole interval is above 1, i.e. that are faster than the incumbent.
         best: The engine with the lowest median among `faster`; 0 (the incumbent) when there is none.
         warnings: What makes the choice less certain.
+        clean: As in `LatencyResult`.
     """
 
     median_ms: tuple[float, ...]
@@ -68,6 +74,7 @@ class QuickComparison:
     faster: tuple[int, ...]
     best: int
     warnings: tuple[str, ...]
+    clean: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,10 @@ class _Round:
 
     times: tuple[tuple[float, ...], ...]
     others: float | None
+
+    @property
+    def disturbed(self) -> bool:
+        return self.others is not None and self.others > _BUSY_SHARE
 
 
 def measure_latency(
@@ -106,12 +117,16 @@ def measure_latency(
     probe = load or SystemLoad()
     run_ms = [_warm_up(engine, feeds, profile.warm_up_seconds, clock_ns) for engine in engines]
     runs = _runs_per_block(run_ms, profile)
-    deadline = clock_ns() + int(profile.seconds * 1e9)
+    start = clock_ns()
+    deadline, last = (start + int(factor * profile.seconds * 1e9) for factor in (1.0, _LONGEST))
     rounds: list[_Round] = []
     with _collector_paused():
         while len(rounds) < profile.min_rounds or (len(rounds) < profile.rounds and clock_ns() < deadline):
             rounds.append(_measure_round(engines, feeds, runs, len(rounds), clock_ns, probe))
-    kept, discarded, warnings = _select(rounds, profile)
+        enough = max(profile.min_rounds, len(rounds) // 2)
+        while sum(not each.disturbed for each in rounds) < enough and clock_ns() < last:
+            rounds.append(_measure_round(engines, feeds, runs, len(rounds), clock_ns, probe))
+    kept, warnings = _select(rounds, enough)
     samples = [[ms for each in kept for ms in each.times[index]] for index in range(len(engines))]
     blocks = [[statistics.median(each.times[index]) for each in kept] for index in range(len(engines))]
     if len(samples[0]) < profile.min_runs:
@@ -120,8 +135,9 @@ def measure_latency(
         latencies=tuple(_latency(values) for values in samples),
         ratios=tuple(ratio_interval(blocks[0], other, confidence) for other in blocks[1:]),
         rounds=len(kept),
-        discarded=discarded,
+        discarded=len(rounds) - len(kept),
         warnings=tuple(warnings),
+        clean=not any(each.disturbed for each in kept),
     )
 
 
@@ -145,7 +161,7 @@ def quick_compare(
     medians = tuple(latency.median for latency in result.latencies)
     faster = tuple(index for index, ratio in enumerate(result.ratios, start=1) if ratio.low > 1.0)
     best = min(faster, key=lambda index: medians[index], default=0)
-    return QuickComparison(medians, result.ratios, faster, best, result.warnings)
+    return QuickComparison(medians, result.ratios, faster, best, result.warnings, result.clean)
 
 
 def _warm_up(engine: Engine, feeds: Sequence[Feeds], seconds: float, clock_ns: Callable[[], int]) -> float:
@@ -199,22 +215,17 @@ def _timed(engine: Engine, feeds: Feeds, clock_ns: Callable[[], int]) -> float:
     return max(clock_ns() - start, 1) / 1e6
 
 
-def _select(rounds: Sequence[_Round], profile: Profile) -> tuple[list[_Round], int, list[str]]:
-    """Leave out the rounds that other processes disturbed, unless too few would be left."""
-    clean = [each for each in rounds if each.others is None or each.others <= _BUSY_SHARE]
+def _select(rounds: Sequence[_Round], enough: int) -> tuple[list[_Round], list[str]]:
+    """Leave out the rounds that other processes disturbed, unless fewer than `enough` would be left."""
+    clean = [each for each in rounds if not each.disturbed]
     discarded = len(rounds) - len(clean)
     if not discarded:
-        return list(rounds), 0, []
-    if len(clean) >= max(profile.min_rounds, len(rounds) // 2):
-        return (
-            clean,
-            discarded,
-            [f"{discarded} of {len(rounds)} rounds were discarded: other processes were busy"],
-        )
+        return clean, []
+    if len(clean) >= enough:
+        return clean, [f"{discarded} of {len(rounds)} rounds were discarded: other processes were busy"]
     shares = [each.others for each in rounds if each.others is not None]
     return (
         list(rounds),
-        0,
         [
             f"other processes used {statistics.median(shares):.0%} of the CPU while latency was measured; "
             "the intervals include that noise"

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from greencc.core.errors import UsageError, did_you_mean
+from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Grade
 from greencc.core.report import Energy, Interval
 from greencc.meters.rapl import SYSFS, design_power_watts
@@ -51,19 +51,35 @@ class Range:
 # BF16 lies between INT8 and FP16 multipliers; it is given FP16's figures.
 PICOJOULES_PER_MAC: Mapping[str, tuple[float, float]] = {
     "int8": (0.007 + 0.07, 0.03 + 0.2),
+    "int32": (0.03 + 1.48, 0.1 + 3.1),
     "float16": (0.16 + 0.34, 0.4 + 1.1),
     "bfloat16": (0.16 + 0.34, 0.4 + 1.1),
     "float32": (0.38 + 1.31, 0.9 + 3.7),
+    # 64 bits are in neither table: a multiplier's energy grows with the square of its width, an adder's linearly.
+    "int64": (2.0 * 0.03 + 4.0 * 1.48, 2.0 * 0.1 + 4.0 * 3.1),
+    "float64": (2.0 * 0.38 + 4.0 * 1.31, 2.0 * 0.9 + 4.0 * 3.7),
+    # A complex multiply-accumulate is four real ones.
+    "complex64": (4.0 * (0.38 + 1.31), 4.0 * (0.9 + 3.7)),
+    "complex128": (4.0 * (2.0 * 0.38 + 4.0 * 1.31), 4.0 * (2.0 * 0.9 + 4.0 * 3.7)),
 }
-# Double precision is in neither table: a multiplier's energy grows with the square of its width, an adder's linearly.
-_DOUBLE = (2.0 * 0.38 + 4.0 * 1.31, 2.0 * 0.9 + 4.0 * 3.7)
 
 _ALIASES = {
     "float": "float32",
     "double": "float64",
     "uint8": "int8",
+    "uint32": "int32",
+    "uint64": "int64",
     "half": "float16",
 }
+
+# Types without figures of their own take those of the nearest wider type, an upper bound. The first match counts;
+# a type that matches nothing is taken for float32.
+_WIDER = (
+    (re.compile(r"u?int16"), "int32"),
+    (re.compile(r"bool|u?int[1-7]"), "int8"),
+    (re.compile(r"float[1-8](e.*)?"), "float16"),
+)
+_WIDER_OTHERWISE = "float32"
 
 # Energy of an instruction's handling, relative to its arithmetic, is inside `SHARED`, not here.
 # 0 = 7 nm figures, 1 = 45 nm figures, log-linear between them. 0.35 is about a 14 to 16 nm process.
@@ -144,8 +160,8 @@ class OperationCounts:
     """What one inference executes, of the compiled graph.
 
     Attributes:
-        macs_by_dtype: Multiply-accumulates by the type they run in: ``int8``, ``float16``, ``bfloat16``, ``float32``,
-            ``float64`` (ONNX spellings and ``uint8`` are understood).
+        macs_by_dtype: Multiply-accumulates by the type they run in, in ONNX's or NumPy's spelling. A type without
+            published figures (16-bit integers, 8-bit floats, ...) costs what the nearest wider one does.
         bytes_moved: Bytes of weights and activations read and written.
     """
 
@@ -214,7 +230,7 @@ def estimate(workload: Workload, power: DevicePower, load: float) -> Energy:
     """Millijoules of one inference with the interval over all plausible coefficients.
 
     Raises:
-        UsageError: A count, the time or the load is out of range, or a datatype is unknown.
+        UsageError: A count, the time or the load is out of range.
     """
     _validate(workload, load)
     values = [_millijoules(workload, draw, load) for draw in _corners(power)]
@@ -225,7 +241,8 @@ def estimate(workload: Workload, power: DevicePower, load: float) -> Energy:
         high=max(values),
         grade=Grade.D.name,
         boundary=MODEL_BOUNDARY,
-        method=f"estimated, gross: measured time x power at load {load:.2g} + operations + bytes; {power.source}",
+        method=f"estimated, gross: measured time x power at load {load:.2g} + operations + bytes; {power.source}"
+        + _bounds_note(workload.counts),
     )
 
 
@@ -278,16 +295,26 @@ def _millijoules(workload: Workload, draw: _Draw, load: float) -> float:
 
 
 def _picojoules(dtype: str, process: float) -> float:
-    small, large = _DOUBLE if _canonical(dtype) == "float64" else PICOJOULES_PER_MAC[_canonical(dtype)]
+    small, large = PICOJOULES_PER_MAC[_costed_as(dtype)[0]]
     return math.exp((1.0 - process) * math.log(small) + process * math.log(large))
 
 
-def _canonical(dtype: str) -> str:
+def _costed_as(dtype: str) -> tuple[str, bool]:
+    """The type whose figures a type takes, and whether they are only an upper bound for it."""
     name = _ALIASES.get(dtype.lower(), dtype.lower())
-    if name not in PICOJOULES_PER_MAC and name != "float64":
-        known = [*PICOJOULES_PER_MAC, "float64"]
-        raise UsageError(f"no energy per operation for {dtype!r}", hint=did_you_mean(name, known))
-    return name
+    if name in PICOJOULES_PER_MAC:
+        return name, False
+    wider = (known for pattern, known in _WIDER if pattern.fullmatch(name))
+    return next(wider, _WIDER_OTHERWISE), True
+
+
+def _bounds_note(counts: OperationCounts) -> str:
+    bounded = [
+        f"{dtype.lower()} operations as {known}"
+        for dtype, known, bound in ((dtype, *_costed_as(dtype)) for dtype in sorted(counts.macs_by_dtype))
+        if bound
+    ]
+    return f"; upper bound: {', '.join(bounded)}" if bounded else ""
 
 
 def _ranges(power: DevicePower) -> tuple[Range, ...]:
@@ -329,8 +356,6 @@ def _validate(workload: Workload, load: float) -> None:
         raise UsageError(f"an estimate needs non-negative counts and a positive time, not {workload}")
     if not 0.0 < load <= 1.0:
         raise UsageError(f"the load is {load}", hint="expected a fraction above 0, at most 1")
-    for dtype in counts.macs_by_dtype:
-        _canonical(dtype)
 
 
 def _positive_int(text: str) -> int | None:

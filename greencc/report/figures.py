@@ -12,6 +12,8 @@ from greencc.core.report import Energy, Figures, Interval, Ratio, Report
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
+NOT_CLAIMED = "no saving claimed"
+BUSY = "other processes were busy while measuring"
 
 _TIME = ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"))  # in milliseconds
 _ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  # in millijoules
@@ -129,6 +131,16 @@ def measured(*energies: Energy | None) -> bool:
     return all(energy is not None and Grade[energy.grade].measured for energy in energies)
 
 
+def clean(report: Report) -> bool:
+    """False when the machine was too busy while measuring: neither latency nor energy is claimed then."""
+    return report.conditions.get("clean") is not False
+
+
+def unchanged(ratio: Interval) -> bool:
+    """True for a ratio that is 1 by construction: the artifact is the baseline."""
+    return ratio.value == ratio.low == ratio.high == 1.0
+
+
 def worst_grade(*energies: Energy) -> str:
     """The grade a comparison has: the worse of its sides."""
     return max(energy.grade for energy in energies)
@@ -143,7 +155,9 @@ def energy_text(energy: Energy) -> str:
 
 
 def change_text(ratio: Interval, better: str, worse: str, nothing: str) -> str:
-    """``1.83x faster [1.78, 1.88]``; `nothing` when the interval contains 1."""
+    """``1.83x faster [1.78, 1.88]``; `nothing` when the interval contains 1, "unchanged" when it is exactly 1."""
+    if unchanged(ratio):
+        return "unchanged"
     if ratio.low > 1.0:
         return f"{number(ratio.value)}× {better} {interval_text(ratio)}"
     if ratio.high < 1.0:
@@ -161,22 +175,27 @@ def size_text(ratio: Interval) -> str:
 
 def figure_rows(report: Report) -> list[Row]:
     """The rows of the figures table; figures that were not measured are left out."""
-    return [*measured_rows(report.baseline, report.artifact, report.ratio), *_accuracy_rows(report)]
+    return [
+        *measured_rows(report.baseline, report.artifact, report.ratio, clean=clean(report)),
+        *_accuracy_rows(report),
+    ]
 
 
-def measured_rows(old: Figures, new: Figures, ratio: Ratio) -> list[Row]:
-    """The rows that need no accuracy: latency, energy, size and memory."""
+def measured_rows(old: Figures, new: Figures, ratio: Ratio, *, clean: bool = True) -> list[Row]:
+    """The rows that need no accuracy: latency, energy, size and memory; see `clean` for the flag."""
+    faster = change_text(ratio.latency, "faster", "slower", "no speed-up shown")
+    interleaved = f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved"
     rows = [
         Row(
             "Latency, median",
             time_ms(old.latency_ms.median),
             time_ms(new.latency_ms.median),
-            change_text(ratio.latency, "faster", "slower", "no speed-up shown"),
-            f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved",
+            faster if clean or unchanged(ratio.latency) else NOT_CLAIMED,
+            interleaved if clean else f"{interleaved}; {BUSY}",
         ),
         Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
         Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
-        *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy),
+        *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, clean),
         Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
     ]
     if old.peak_memory_mb is not None and new.peak_memory_mb is not None:
@@ -192,12 +211,14 @@ def _runs(baseline: int, artifact: int) -> str:
     return f"{baseline:,} and {artifact:,} runs"
 
 
-def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None) -> list[Row]:
+def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None, clean: bool) -> list[Row]:
     if old is None or new is None:
         return []
     word = "measured" if measured(old, new) else "estimated"
     grade = worst_grade(old, new)
     change = "" if ratio is None else energy_change(ratio, word)
+    if ratio is not None and not clean and not unchanged(ratio):
+        change = NOT_CLAIMED
     note = f"{word}, grade {grade}: {old.boundary}, {old.method}"
     if (old.boundary, old.method) != (new.boundary, new.method):
         note += f"; artifact: {new.boundary}, {new.method}"
@@ -209,7 +230,9 @@ def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None)
 
 
 def energy_change(ratio: Interval, word: str) -> str:
-    """``saves 31 % [27, 35]``, claimed only when the whole interval clears 1."""
+    """``saves 31 % [27, 35]``, claimed only when the whole interval clears 1; "unchanged" when it is exactly 1."""
+    if unchanged(ratio):
+        return "unchanged"
     saved = saving(ratio)
     bounds = f"[{number(saved.low * 100, 2)}, {number(saved.high * 100, 2)}]"
     suffix = "" if word == "measured" else f", {word}"

@@ -103,7 +103,11 @@ def _latency_tile(report: Report) -> Tile:
     ratio = report.ratio.latency
     old, new = report.baseline.latency_ms.median, report.artifact.latency_ms.median
     detail = f"median {show.time_ms(old)} → {show.time_ms(new)}, interval {show.interval_text(ratio)}"
-    if ratio.low > 1.0:
+    if show.unchanged(ratio):
+        value, unit, tone = "1.00×", "unchanged", "plain"
+    elif not show.clean(report):
+        return _busy_tile("Latency", f"median {show.time_ms(old)} → {show.time_ms(new)}", "measured")
+    elif ratio.low > 1.0:
         value, unit, tone = f"{show.number(ratio.value)}×", "faster", "good"
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
@@ -120,16 +124,25 @@ def _energy_tile(report: Report) -> list[Tile]:
     saved = show.saving(ratio)
     word = "measured" if sure else "estimated"
     interval = f"[{show.number(saved.low * 100, 2)}, {show.number(saved.high * 100, 2)}] %"
-    if ratio.low > 1.0:
+    badge = f"{word}, grade {show.worst_grade(old, new)}"
+    change = f"{show.joules(old.value)} → {show.joules(new.value)} per inference"
+    if show.unchanged(ratio):
+        value, unit, tone = "0 %", "unchanged", "plain"
+    elif not show.clean(report):
+        return [_busy_tile("Energy", f"{change}; {old.boundary}", badge)]
+    elif ratio.low > 1.0:
         value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "less energy", "good"
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number((1 / ratio.value - 1) * 100, 2)} %", "more energy", "bad"
     else:
         value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "no saving shown", "plain"
-    detail = f"{show.joules(old.value)} → {show.joules(new.value)} per inference, saving {interval}; {old.boundary}"
-    return [
-        Tile("Energy", value, unit, detail, f"{word}, grade {show.worst_grade(old, new)}", tone, sure=sure)
-    ]
+    detail = f"{change}, saving {interval}; {old.boundary}"
+    return [Tile("Energy", value, unit, detail, badge, tone, sure=sure)]
+
+
+def _busy_tile(label: str, detail: str, badge: str) -> Tile:
+    """A figure that was taken on a busy machine: it is shown, and nothing is claimed."""
+    return Tile(label, show.MISSING, show.NOT_CLAIMED, f"{detail}; {show.BUSY}", badge, "plain", sure=False)
 
 
 def _size_tile(report: Report) -> Tile:
@@ -165,7 +178,7 @@ def _accuracy_tile(report: Report) -> Tile:
     if found.agreement is not None:
         detail = f"{found.metric}, n = {found.n:,}"
         return Tile("Agreement", show.percent(found.agreement), "", detail, badge, tone, found.certified)
-    return Tile("Accuracy", show.MISSING, "", "no evaluation data", badge, "plain", sure=False)
+    return Tile("Accuracy", show.MISSING, "", "no samples to compare on", badge, "plain", sure=False)
 
 
 def _layer_bars(layers: Sequence[LayerTime]) -> tuple[list[Bar], Bar | None]:

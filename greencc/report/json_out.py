@@ -21,7 +21,7 @@ from greencc.core.errors import InputError
 from greencc.core.report import SCHEMA, Report
 
 _DIGITS = 6
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 
 
 def dump_report(report: Report) -> str:
@@ -42,7 +42,7 @@ def load_report(path: Path) -> Report:
         InputError: It is missing, not JSON, of another schema, or a field is missing or of the wrong type.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is too large for a report")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

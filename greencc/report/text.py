@@ -30,9 +30,12 @@ def figures_table(report: Report) -> Table:
     return _table(figure_rows(report))
 
 
-def measurement_table(baseline: Figures, artifact: Figures, ratio: Ratio) -> Table:
-    """Baseline / artifact / ratio of a measurement, which has no accuracy."""
-    return _table(measured_rows(baseline, artifact, ratio))
+def measurement_table(baseline: Figures, artifact: Figures, ratio: Ratio, *, clean: bool = True) -> Table:
+    """Baseline / artifact / ratio of a measurement, which has no accuracy.
+
+    `clean` is false when other processes were busy meanwhile: then no saving is claimed.
+    """
+    return _table(measured_rows(baseline, artifact, ratio, clean=clean))
 
 
 def _table(rows: Sequence[Row]) -> Table:

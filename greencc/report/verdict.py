@@ -2,6 +2,7 @@
 
 Rules: a saving is claimed only where the whole interval clears 1; otherwise "no saving shown". Energy of grade C
 or D is always called estimated. Accuracy is called certified only by its certificate. FP32 kept is explained.
+Nothing is claimed of latency and energy that were measured on a busy machine.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from dataclasses import dataclass, replace
 
 from greencc.core.report import Report
 from greencc.report.figures import (
+    BUSY,
+    NOT_CLAIMED,
     capitalized,
     change_text,
+    clean,
     energy_change,
     measured,
     number,
@@ -21,10 +25,13 @@ from greencc.report.figures import (
     saving,
     share,
     size_text,
+    unchanged,
     worst_grade,
 )
 
-_KEPT = frozenset({"fp32", "original"})
+_ORIGINAL = "original"
+_KEPT = frozenset({"fp32", _ORIGINAL})
+_NOT_CLAIMED = f"{NOT_CLAIMED}: {BUSY}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,15 @@ def judge(report: Report) -> Verdict:
     claims = [*_gains(report, better=True)]
     losses = [*_gains(report, better=False)]
     subject = _form(report)
-    if claims:
+    if _untouched(report):
+        headline = f"{subject}: unchanged"
+    elif not clean(report):
+        # What is left to claim, or to own up to, is the size.
+        headline = f"{subject}: {_listed(claims)}; in time and energy " if claims else f"{subject}: "
+        headline += _NOT_CLAIMED
+        if losses:
+            headline += f"; {_listed(losses)}"
+    elif claims:
         headline = f"{subject}: {_listed(claims)}"
         if losses:
             headline += f", but {_listed(losses)}"
@@ -60,7 +75,7 @@ def judge(report: Report) -> Verdict:
     headline += f"; {_accuracy_claim(report)}."
     details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
     if report.budget.met is None:
-        details.append("Whether it meets what was asked of it is not known.")
+        details.append("Whether it meets what was asked of it has not been shown.")
     elif not report.budget.met:
         details.append("The artifact does not meet what was asked of it.")
     return Verdict(headline, tuple(_sentence(text) for text in details))
@@ -68,19 +83,33 @@ def judge(report: Report) -> Verdict:
 
 def _form(report: Report) -> str:
     name = printable(report.precision)
+    if name == _ORIGINAL:
+        return "Original kept"
     return "FP32 kept" if name in _KEPT else name.upper()
+
+
+def _untouched(report: Report) -> bool:
+    """The artifact is the original itself, and so compares with it."""
+    ratio = report.ratio
+    return (
+        report.precision == _ORIGINAL
+        and unchanged(ratio.latency)
+        and unchanged(ratio.size)
+        and (ratio.energy is None or unchanged(ratio.energy))
+    )
 
 
 def _gains(report: Report, *, better: bool) -> list[str]:
     """Claims whose whole interval is on the better (or the worse) side of 1."""
     texts: list[str] = []
     latency, energy, size = report.ratio.latency, report.ratio.energy, report.ratio.size
-    if better and latency.low > 1.0:
+    sure = clean(report)
+    if sure and better and latency.low > 1.0:
         texts.append(f"{number(latency.value)}× faster")
-    if not better and latency.high < 1.0:
+    if sure and not better and latency.high < 1.0:
         texts.append(f"{number(1 / latency.value)}× slower")
     old, new = report.baseline.energy_mj, report.artifact.energy_mj
-    if energy is not None and old is not None and new is not None:
+    if sure and energy is not None and old is not None and new is not None:
         suffix = "" if measured(old, new) else " (estimated)"
         if better and energy.low > 1.0:
             texts.append(f"{number(saving(energy).value * 100, 2)} % less energy{suffix}")
@@ -98,9 +127,12 @@ def _accuracy_claim(report: Report) -> str:
     if found.certified:
         return f"{accuracy_subject(report)} certified to {round_share(found.confidence)}"
     if found.drop is not None:
+        drop = f"{points(found.drop)} points"
+        if found.low is not None and found.high is not None:
+            drop += f" [{points(found.low)}, {points(found.high)}]"
         if found.drop <= 0:
-            return f"no drop in accuracy seen on {found.n:,} samples, not certified"
-        return f"accuracy drops by {points(found.drop)} points, not certified"
+            return f"no drop in accuracy seen on {found.n:,} samples: {drop}, not certified"
+        return f"accuracy drops by {drop}, not certified"
     if found.agreement is not None:
         return f"{share(found.agreement, 4)} agreement on {found.n:,} samples, not certified"
     return "accuracy was not checked"
@@ -117,20 +149,23 @@ def accuracy_subject(report: Report) -> str:
 
 def _kept(report: Report) -> list[str]:
     """Why FP32 was kept, where another form was considered."""
-    if printable(report.precision) not in _KEPT:
+    precision = printable(report.precision)
+    if precision not in _KEPT:
         return []
+    # To keep the original is to pass by its FP32 form as well, but not the other way round.
+    subject, own = ("The original", {_ORIGINAL}) if precision == _ORIGINAL else ("FP32", _KEPT)
     if report.budget.asked.get("precision") == "fp32":
         return ["FP32 was asked for."]
-    others = [
-        item for item in report.candidates if not item.chosen and item.reason and item.name not in _KEPT
-    ]
+    others = [item for item in report.candidates if not item.chosen and item.reason and item.name not in own]
     if not others:
-        return ["FP32 was kept: no other form was possible."]
+        return [f"{subject} was kept: no other form was possible."]
     reasons = "; ".join(f"{printable(item.name)}: {printable(item.reason).rstrip('.')}" for item in others)
-    return [f"FP32 was kept ({reasons})."]
+    return [f"{subject} was kept ({reasons})."]
 
 
 def _latency(report: Report) -> str:
+    if not clean(report) and not unchanged(report.ratio.latency):
+        return f"Measured latency: {_NOT_CLAIMED}"
     text = change_text(report.ratio.latency, "faster", "slower", "no speed-up shown")
     return f"Measured latency: {text}"
 
@@ -142,6 +177,8 @@ def _energy(report: Report) -> str:
     sure = measured(old, new)
     word = "measured" if sure else "estimated"
     text = energy_change(ratio, "measured")  # the sentence says the word itself
+    if not clean(report) and not unchanged(ratio):
+        text = _NOT_CLAIMED
     return f"{capitalized(word)} energy (grade {worst_grade(old, new)}, {printable(old.boundary)}): {text}"
 
 

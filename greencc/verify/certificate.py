@@ -129,16 +129,17 @@ def certify_bounded(loss: float, n: int, epsilon: float, confidence: float) -> C
     return Certificate(certified, n, loss, epsilon, confidence, p_value, needed)
 
 
-def fixed_sequence(trials: Iterable[Certificate]) -> int | None:
+def fixed_sequence(certified: Iterable[bool]) -> int | None:
     """Index of the last certified trial before the first one that is not; None when the first is not.
 
-    `trials` is ordered from safe to aggressive, an order fixed without looking at the certification data. It
-    is consumed lazily: nothing after the first failure is evaluated. The error level of the answer is that of
-    one test. (The published reference code returns the failing trial itself, which breaks the level.)
+    `certified` says for each trial whether it was, from safe to aggressive, an order fixed without looking at the
+    certification data. It is consumed lazily: nothing after the first failure is evaluated. The error level of the
+    answer is that of one test. (The published reference code returns the failing trial itself, which breaks the
+    level.)
     """
     last: int | None = None
-    for index, trial in enumerate(trials):
-        if not trial.certified:
+    for index, holds in enumerate(certified):
+        if not holds:
             break
         last = index
     return last

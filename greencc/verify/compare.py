@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from greencc.core.data import Array, Batch, DataSource
 from greencc.core.engine import Engine
@@ -64,18 +65,32 @@ class _Seen:
         self.stats = {name: OutputStats(name, tolerance) for name in outputs}
         self.judge: Judge = make_judge(metric, outputs, has_labels)
         self.broken = 0
+        self.total = 0
+        self.blank = 0
 
     def add(self, batch: Batch, old: dict[str, Array], new: dict[str, Array]) -> None:
         verdicts = [stats.add(old[name], new[name]) for name, stats in self.stats.items()]
         broken = np.logical_or.reduce([verdict.broken for verdict in verdicts])
         close = np.logical_and.reduce([verdict.close for verdict in verdicts])
+        # Where the baseline itself gives nothing, neither agreement nor a loss can be claimed. Whatever is broken is
+        # a failure all the same, and with it all samples of outputs of another shape: the rest can be indexed.
+        blank = np.logical_or.reduce([verdict.blank for verdict in verdicts]) & ~broken
+        self.total += batch.count
         self.broken += int(broken.sum())
-        self.judge.add(Paired(old, new, batch, broken, close))
+        self.blank += int(blank.sum())
+        pair = Paired(old, new, batch, broken, close)
+        if not blank.any():
+            self.judge.add(pair)
+        elif not blank.all():
+            self.judge.add(_rows(pair, ~blank))
 
     def accuracy(self, data: DataSource, epsilon: float, confidence: float) -> Accuracy:
+        if self.blank == self.total:
+            return self._undecidable(epsilon, confidence)
         judged = self.judge.conclude(epsilon, confidence)
-        proof = judged.certificate
-        certified = proof is not None and proof.certified and not data.synthetic
+        # The samples that can be judged are not drawn like the data, so they prove nothing about them.
+        proven = not data.synthetic and not self.blank
+        proof = judged.certificate if proven else None
         return Accuracy(
             metric=judged.metric,
             baseline=judged.baseline,
@@ -85,17 +100,59 @@ class _Seen:
             high=judged.high,
             agreement=judged.agreement,
             n=judged.n,
-            certified=certified,
+            certified=proof is not None and proof.certified,
             epsilon=epsilon,
             confidence=confidence,
             failures=judged.failures,
-            p_value=None if proof is None or data.synthetic else proof.p_value,
-            n_needed=None if proof is None or data.synthetic else proof.n_needed,
-            reason=_reason(judged, data.synthetic, self.broken),
+            p_value=None if proof is None else proof.p_value,
+            n_needed=None if proof is None else proof.n_needed,
+            reason=_reason(judged, data.synthetic, self.broken, self._blank_reason() if self.blank else None),
             outputs=tuple(stats.result() for stats in self.stats.values()),
             improved=judged.improved,
             broken=self.broken,
         )
+
+    def _blank_reason(self) -> str:
+        return (
+            f"not certified: the original's own outputs are not finite for {self.blank:,} of "
+            f"{_samples(self.total)}"
+        )
+
+    def _undecidable(self, epsilon: float, confidence: float) -> Accuracy:
+        """The baseline gave nothing finite for any sample."""
+        return Accuracy(
+            metric="none",
+            baseline=None,
+            artifact=None,
+            drop=None,
+            low=None,
+            high=None,
+            agreement=None,
+            n=0,
+            certified=False,
+            epsilon=epsilon,
+            confidence=confidence,
+            failures=None,
+            p_value=None,
+            n_needed=None,
+            reason=self._blank_reason(),
+            outputs=tuple(stats.result() for stats in self.stats.values()),
+        )
+
+
+def _rows(pair: Paired, keep: NDArray[np.bool_]) -> Paired:
+    """Some of the samples of a batch."""
+    batch = pair.batch
+    return Paired(
+        {name: value[keep] for name, value in pair.baseline.items()},
+        {name: value[keep] for name, value in pair.artifact.items()},
+        Batch(
+            {name: value[keep] for name, value in batch.feeds.items()},
+            None if batch.labels is None else batch.labels[keep],
+        ),
+        pair.broken[keep],
+        pair.close[keep],
+    )
 
 
 def _stream(
@@ -118,10 +175,12 @@ def _stream(
     return seen
 
 
-def _reason(judged: Judgement, synthetic: bool, broken: int) -> str:
+def _reason(judged: Judgement, synthetic: bool, broken: int, blank: str | None) -> str:
     """One sentence: what is certified, or why it is not and what would help."""
     if synthetic:
         text = "not certified: the data is synthetic and says nothing about real inputs"
+    elif blank is not None:
+        text = blank
     elif judged.certificate is None:
         text = (
             f"not certified: {judged.metric} scores all samples at once, and only per-sample scores can be "

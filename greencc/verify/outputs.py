@@ -25,10 +25,12 @@ class Verdicts:
 
     `broken`: the artifact's sample has another shape, or non-finite values where the baseline's are finite.
     `close`: within the tolerance (or equal, for types other than float); never where broken.
+    `blank`: the baseline's own sample has no finite value, so that there is nothing to compare with.
     """
 
     broken: NDArray[np.bool_]
     close: NDArray[np.bool_]
+    blank: NDArray[np.bool_]
 
 
 @dataclass
@@ -58,11 +60,16 @@ class OutputStats:
         self.numeric = is_float(baseline)
         if artifact.shape != baseline.shape or is_float(artifact) != self.numeric:
             self.broken += count
-            return Verdicts(np.ones(count, np.bool_), np.zeros(count, np.bool_))
+            none = np.zeros(count, np.bool_)
+            return Verdicts(np.ones(count, np.bool_), none, none)
         if not self.numeric:
             return self._add_exact(baseline, artifact)
         parts = [self._add_float(baseline[rows], artifact[rows]) for rows in _slices(baseline)]
-        return Verdicts(np.concatenate([p.broken for p in parts]), np.concatenate([p.close for p in parts]))
+        return Verdicts(
+            np.concatenate([p.broken for p in parts]),
+            np.concatenate([p.close for p in parts]),
+            np.concatenate([p.blank for p in parts]),
+        )
 
     def result(self) -> OutputError:
         """The figures so far."""
@@ -82,7 +89,8 @@ class OutputStats:
         different = np.asarray(baseline != artifact, dtype=np.bool_).reshape(len(baseline), -1)
         self.elements += different.size
         self.differing += int(different.sum())
-        return Verdicts(np.zeros(len(baseline), np.bool_), np.asarray(~different.any(axis=1)))
+        none = np.zeros(len(baseline), np.bool_)
+        return Verdicts(none, np.asarray(~different.any(axis=1)), none)
 
     def _add_float(self, baseline: Array, artifact: Array) -> Verdicts:
         a = baseline.astype(np.float64).reshape(len(baseline), -1)
@@ -107,7 +115,10 @@ class OutputStats:
         self.elements += int(usable.sum())
         self.broken += int(broken.sum())
         limit = self.tolerance**2 * signal + _ABSOLUTE**2 * a.shape[1]
-        return Verdicts(broken, np.asarray((noise <= limit) & same_special & ~broken, dtype=np.bool_))
+        close = np.asarray((noise <= limit) & same_special & ~broken, dtype=np.bool_)
+        # An empty output (no detections) is as good as any.
+        blank = np.asarray(~finite.any(axis=1) & (a.shape[1] > 0), dtype=np.bool_)
+        return Verdicts(broken, close, blank)
 
 
 def sqnr_db(signal: float, noise: float) -> float | None:

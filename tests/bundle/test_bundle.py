@@ -123,7 +123,7 @@ def _report() -> Report:
     )
 
 
-def _write(folder: Path, target: Target) -> Manifest:
+def _write(folder: Path, target: Target, seen: bytes = b"") -> Manifest:
     (folder / "artifact").mkdir()
     artifact = target.build(None, folder / "artifact")
     (folder / "artifact" / "weights.bin").write_bytes(b"\0" * 100)
@@ -135,6 +135,7 @@ def _write(folder: Path, target: Target) -> Manifest:
         target=target,
         model_digest="ef" * 32,
         evaluation_digest="01" * 32,
+        seen=seen,
     )
 
 
@@ -229,6 +230,75 @@ def test_reopens_after_close(path: Path, target: ScaleTarget) -> None:
     assert len(target.opened) == 2
 
 
+def _swap_engine(path: Path) -> None:
+    (path / "artifact/model.scale").write_text("9.5")
+
+
+def _swap_weights(path: Path) -> None:
+    (path / "artifact/weights.bin").write_bytes(b"\1" * 100)
+
+
+def _link_weights(path: Path) -> None:
+    file = path / "artifact/weights.bin"
+    file.replace(path.parent / "weights.bin")
+    file.symlink_to(path.parent / "weights.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_swap_engine, r"model\.scale does not match its SHA-256"),
+        (_swap_weights, r"weights\.bin does not match its SHA-256"),
+        (_link_weights, r"weights\.bin is not a plain file"),
+        (lambda path: (path / "artifact/weights.bin").unlink(), r"cannot read .*weights\.bin"),
+    ],
+)
+def test_what_changes_after_loading_is_not_run(
+    path: Path, target: ScaleTarget, change: Callable[[Path], Any], message: str
+) -> None:
+    bundle = load(path)
+    change(path)
+    with pytest.raises(InputError, match=message):
+        bundle.engine()
+    assert target.opened == []
+
+
+def test_the_report_is_the_one_whose_hash_was_checked(path: Path) -> None:
+    bundle = load(path)
+    file = path / "report.json"
+    file.write_text(file.read_text().replace('"net.onnx"', '"bad.onnx"'))
+    with pytest.raises(InputError, match=r"report\.json does not match its SHA-256"):
+        _ = bundle.report
+    with pytest.raises(InputError, match=r"report\.json does not match its SHA-256"):
+        load(path)
+
+
+def test_seen_samples_are_kept(tmp_path: Path, target: ScaleTarget) -> None:
+    keys = [bytes([value]) * 16 for value in (7, 3, 7, 5)]
+    contents = []
+    for name, order in (("a", keys), ("b", keys[::-1])):
+        (tmp_path / name).mkdir()
+        manifest = _write(tmp_path / name, target, b"".join(order))
+        assert manifest.seen == "seen.keys"
+        assert load(tmp_path / name).seen == frozenset(keys)
+        contents.append((tmp_path / name / "manifest.json").read_bytes())
+    assert contents[0] == contents[1]
+    assert (tmp_path / "a/seen.keys").stat().st_size == 48
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match="no whole number of keys"):
+        _write(tmp_path / "c", target, b"x" * 17)
+
+
+def test_bundles_without_seen_samples(path: Path) -> None:
+    assert json.loads((path / "manifest.json").read_text())["seen"] is None
+    assert load(path).seen == frozenset()
+    _manifest(lambda data: data.pop("seen"))(path)
+    assert load(path).seen == frozenset()
+    _manifest(lambda data: data.update(seen="recipe.toml"))(path)
+    with pytest.raises(InputError, match="no whole number of keys"):
+        _ = load(path).seen
+
+
 def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         file = path / "manifest.json"
@@ -307,6 +377,8 @@ def _entry(name: str) -> Callable[[dict[str, Any]], Any]:
             r"main is 'artifact/other\.onnx', which is not",
         ),
         (_manifest(lambda d: d.update(main=3)), "has no text 'main'"),
+        (_manifest(lambda d: d.update(seen=3)), "has no text 'seen'"),
+        (_manifest(lambda d: d.update(seen="other.keys")), r"seen is 'other\.keys', which is not"),
         (_manifest(lambda d: d.update(files=[])), "has no table 'files'"),
         (_manifest(lambda d: d["files"]["recipe.toml"].update(size=-1)), "has no valid size"),
         (_manifest(lambda d: d["files"]["recipe.toml"].update(sha256="zz")), "has no valid sha256"),

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from greencc.core.capabilities import Capabilities
 from greencc.core.errors import InputError
 from greencc.core.passes import Context, Outcome, Pass
-from greencc.core.pipeline import Pipeline, Tolerance, output_error
+from greencc.core.pipeline import Pipeline, Tolerance, output_error, slice_problem
 
 CAPABILITIES = Capabilities(None, frozenset(), frozenset(), 23, frozenset(), False)
 
@@ -180,7 +180,7 @@ def test_without_samples_nothing_is_claimed_about_the_outputs() -> None:
 
 
 def test_the_tolerance_decides() -> None:
-    loose = Pipeline(context(), Tolerance(relative=0.6))
+    loose = Pipeline(context(), Tolerance(relative=0.6, per_slice=0.6))
     assert not loose.run(chain(), [Scale(wrong="mul0")])[1][0].rolled_back
 
 
@@ -204,3 +204,130 @@ def _outputs(*values: Any) -> list[dict[str, Any]]:
 )
 def test_output_error(expected, got, error) -> None:
     assert output_error(_outputs(expected), _outputs(got), 1e-6) == pytest.approx(error)
+
+
+def _problem(expected: Any, got: Any) -> str | None:
+    a, b = _outputs(np.array(expected)), _outputs(np.array(got))
+    tolerance = Tolerance()
+    if output_error(a, b, tolerance.absolute) > tolerance.relative:
+        return "whole"
+    return slice_problem(a, b, tolerance)
+
+
+def test_a_large_value_does_not_hide_a_score() -> None:
+    problem = _problem([[1e4, 0.3], [9e3, 0.2]], [[1e4, 0.9], [9e3, 0.2]])
+    assert problem is not None
+    assert "slice 1 along the last axis of output 'y' moved by 2 of its own range" in problem
+
+
+def test_the_slice_that_moved_most_is_named() -> None:
+    problem = _problem([[1e4, 1.0, 1.0, 1.0]], [[1e4, 1.1, 1.5, 1.2]])
+    assert problem is not None
+    assert problem.startswith("slice 2 ")
+
+
+def test_a_slice_is_judged_over_all_samples() -> None:
+    tolerance = Tolerance()
+    before = _outputs([[100.0, 50.0]], [[100.0, 0.0]])
+    assert slice_problem(before, _outputs([[100.0, 50.0]], [[100.0, 5e-3]]), tolerance) is None
+    assert slice_problem(before[1:], _outputs([[100.0, 5e-3]]), tolerance) is not None
+
+
+def test_rounding_in_a_small_slice_is_no_damage() -> None:
+    assert _problem([[1e4, 1e-7]], [[1e4, 5e-3]]) is None
+    assert _problem([[1e4, 1e-7]], [[1e4, 5e-2]]) is not None
+
+
+def test_small_outputs_count_as_much_as_large_ones() -> None:
+    assert _problem([[9e-7, 5e-7]], [[0.0, 0.0]]) == "whole"
+    assert _problem([[9e-7, 5e-7]], [[9e-7, 5e-7 + 1e-13]]) is None
+    assert _problem([[0.0, 0.0]], [[0.0, 1e-10]]) is None
+    assert _problem([[0.0, 0.0]], [[0.0, 1e-3]]) == "whole"
+
+
+@pytest.mark.parametrize(
+    "values", [3.0, [1.0, 2.0], [[np.inf, 1.0]], [[1, 2]], np.zeros((0, 3)), np.zeros((3, 0))]
+)
+def test_equal_outputs_of_any_kind_have_no_problem(values: Any) -> None:
+    assert _problem(values, values) is None
+
+
+def test_a_last_axis_of_varying_length_has_no_slices() -> None:
+    before, after = _outputs([[1e4, 1.0]], [[1.0]]), _outputs([[1e4, 1.5]], [[1.0]])
+    assert slice_problem(before, after, Tolerance()) is None
+
+
+def _sigmoid(bias: float) -> ir.Model:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "N"])
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], "add"),
+        helper.make_node("Sigmoid", ["a"], ["s"], "sigmoid"),
+        helper.make_node("Transpose", ["s"], ["y"], "transpose", perm=[1, 0]),
+    ]
+    weights = [numpy_helper.from_array(np.full(4, bias, np.float32), "b")]
+    graph = helper.make_graph(nodes, "sigmoid", [x], [y], weights)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@dataclass(frozen=True)
+class Move(Pass):
+    """Adds to the bias (test only)."""
+
+    name: ClassVar[str] = "move"
+    summary: ClassVar[str] = "change the bias"
+
+    by: float = 0.0
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        bias = model.graph.initializers["b"]
+        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(self.by), name="b")
+        return Outcome(1)
+
+
+@pytest.mark.parametrize(("by", "rolled_back"), [(1e-3, False), (-20.0, True)])
+def test_the_rounding_of_a_small_sigmoid_is_no_damage_but_losing_it_is(by, rolled_back) -> None:
+    # Outputs of about 1e-5, in steps of 3e-8 to 1e-7.
+    feeds = [{"x": np.zeros((3, 4), np.float32)}]
+    _, (record,) = Pipeline(Context(CAPABILITIES, Runner, feeds)).run(_sigmoid(-11.5), [Move(by)])
+    assert record.rolled_back is rolled_back
+
+
+@dataclass(frozen=True)
+class Shift(Pass):
+    """Adds to one column of the last constant (test only)."""
+
+    name: ClassVar[str] = "shift"
+    summary: ClassVar[str] = "change one column"
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        if not ctx.rewrites.allow("shift", "mul0"):
+            return Outcome()
+        constant = model.graph.node("mul0").inputs[1]
+        constant.const_value = ir.tensor(
+            constant.const_value.numpy() + np.array([0, 0, 0, 0.5], np.float32), name=constant.name
+        )
+        return Outcome(1)
+
+
+def test_a_hidden_column_rolls_the_pass_back() -> None:
+    model = chain(1)
+    value = model.graph.node("mul0").inputs[1]
+    value.const_value = ir.tensor(np.array([1e5, 1.0, 1.0, 1.0], np.float32), name=value.name)
+    _, (record,) = Pipeline(context()).run(model, [Shift()])
+    assert record.rolled_back
+    assert record.error is not None
+    assert record.error < 1e-4
+    assert "slice 3 along the last axis" in record.findings[0].message
+    assert (record.findings[0].rule, record.findings[0].node) == ("shift", "mul0")
+
+
+def test_outputs_without_a_finite_value_are_warned_about_once() -> None:
+    feeds = [{"x": np.full((3, 4), np.nan, np.float32)}]
+    _, records = Pipeline(Context(CAPABILITIES, Runner, feeds)).run(chain(), [Scale(), Scale()])
+    (finding,) = records[0].findings
+    assert finding.kind == "warning"
+    assert "no finite value comes out at 'v6'" in finding.message
+    assert records[1].findings == ()
+    _, (record,) = Pipeline(context()).run(chain(), [Scale()])
+    assert record.findings == ()

@@ -145,11 +145,40 @@ def test_rounds_with_busy_neighbours_are_discarded(
     assert result.rounds >= SHORT.min_rounds
     assert result.latencies[0].p95 == pytest.approx(10.0)
     assert any("discarded" in warning for warning in result.warnings)
+    assert result.clean
+
+
+def test_measuring_goes_on_until_enough_rounds_are_clean(
+    make_engine: Make, make_load: Make, fake_time: Any, feeds: Any
+) -> None:
+    begin = fake_time.now
+    busy = make_load(lambda now: 0.5 if now - begin < 2.4 else 0.0)
+    disturbed = make_engine(lambda run: 0.05 if fake_time.now - begin < 2.1 else 0.01)
+    result = measure_latency(
+        [disturbed, make_engine(0.01)], feeds, SHORT, clock_ns=fake_time.nanoseconds, load=busy
+    )
+    assert result.clean
+    assert result.rounds == SHORT.rounds // 2
+    assert result.discarded > SHORT.rounds // 2
+    assert result.latencies[0].p99 == pytest.approx(10.0)
+    assert fake_time.now - begin <= 2 * SHORT.seconds
+
+
+def test_one_round_too_few_is_made_up_for(
+    make_engine: Make, make_load: Make, fake_time: Any, feeds: Any
+) -> None:
+    profile = Profile("few", seconds=4.0, rounds=4, min_rounds=4, min_runs=1, warm_up_seconds=0.0)
+    begin = fake_time.now
+    busy = make_load(lambda now: 0.5 if now - begin < 1.5 else 0.0)
+    result = measure_latency([make_engine(0.01)], feeds, profile, clock_ns=fake_time.nanoseconds, load=busy)
+    assert (result.rounds, result.clean) == (4, True)
+    assert result.discarded in {1, 2}
 
 
 def test_when_always_busy_all_rounds_are_kept_with_a_warning(
     make_engine: Make, make_load: Make, fake_time: Any, feeds: Any
 ) -> None:
+    begin = fake_time.now
     result = measure_latency(
         [make_engine(0.01), make_engine(0.01)],
         feeds,
@@ -157,7 +186,8 @@ def test_when_always_busy_all_rounds_are_kept_with_a_warning(
         clock_ns=fake_time.nanoseconds,
         load=make_load(0.4),
     )
-    assert (result.rounds, result.discarded) == (10, 0)
+    assert (result.rounds, result.discarded, result.clean) == (20, 0, False)
+    assert fake_time.now - begin <= 2 * SHORT.seconds + 2 * SHORT.warm_up_seconds + 0.4
     assert any("40% of the CPU" in warning for warning in result.warnings)
 
 
@@ -168,6 +198,7 @@ def test_an_unknown_load_discards_nothing(
         [make_engine(0.01)], feeds, SHORT, clock_ns=fake_time.nanoseconds, load=make_load(None)
     )
     assert (result.ratios, result.discarded, result.warnings) == ((), 0, ())
+    assert result.clean
 
 
 def test_warm_up_waits_for_a_steady_state(
@@ -208,6 +239,9 @@ def test_quick_compare_picks_the_fastest(
     assert choice.faster == (2, 3)
     assert choice.best == 2
     assert choice.median_ms == pytest.approx((10.0, 12.0, 4.0, 6.0))
+    assert choice.clean
+    busy = quick_compare(engines, feeds, clock_ns=fake_time.nanoseconds, load=make_load(0.4))
+    assert (busy.best, busy.clean) == (2, False)
 
 
 def test_quick_compare_keeps_the_incumbent_within_the_noise(

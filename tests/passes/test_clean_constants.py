@@ -1,4 +1,4 @@
-"""Constant folding, known shapes, inlined branches, functions and weights listed as inputs."""
+"""Constant folding, known shapes, inlined branches and functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from greencc.core.errors import UsageError
 from greencc.core.graph import graphs_of
 from greencc.core.passes import Context
 from greencc.passes.fold_constants import FoldConstants
-from greencc.passes.freeze_initializers import FreezeInitializers
 from greencc.passes.inline_functions import InlineFunctions
 
 
@@ -259,25 +258,3 @@ def test_dynamic_same_padding_of_efficientnet_collapses_into_the_convolutions(gr
         [0, 0, 1, 1],
         [1, 1, 2, 2],
     ]
-
-
-def test_weights_listed_as_inputs_before_ir_4_are_constants(graph, check) -> None:
-    g = graph(opset=8, ir_version=3)
-    w = g.random(4, 4, name="w")
-    g.input("w", [4, 4])
-    model = g.model(g.op("MatMul", g.input("x", [2, 4]), w))
-    result = check(model, FreezeInitializers())
-    assert [value.name for value in result.model.graph.inputs] == ["x"]
-    assert result.model.ir_version >= 4
-
-
-def test_defaults_are_frozen_only_on_request_and_never_when_fed(graph, check) -> None:
-    g = graph()
-    w = g.random(4, 4, name="w")
-    g.input("w", [4, 4])
-    model = g.model(g.op("MatMul", g.input("x", ["N", 4]), w))
-    assert "overridable" in check(model, FreezeInitializers()).reasons
-    assert check(model, FreezeInitializers(overridable=True)).outcome.changed == 1
-    feeds = [{"x": np.zeros((1, 4), np.float32), "w": np.zeros((4, 4), np.float32)}]
-    context = Context(None, None, feeds)  # type: ignore[arg-type]
-    assert FreezeInitializers(overridable=True).apply(model.clone(), context).changed == 0

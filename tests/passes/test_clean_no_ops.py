@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
@@ -285,3 +286,57 @@ def test_dead_nodes_weights_functions_and_opsets_go(graph, check) -> None:
     assert not result.model.functions
     assert set(result.model.opset_imports) == {""}
     assert [value.name for value in result.model.graph.inputs] == ["x", "unused"]
+
+
+def _merged(model: ir.Model) -> int:
+    return EliminateCommonSubexpressions().apply(model, Context(None, None, [])).changed  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("training", "merged"), [(None, 1), (False, 1), (True, 0)])
+def test_dropout_in_training_mode_is_random(graph, training, merged) -> None:
+    g = graph()
+    x = g.input("x", [2, 4])
+    more = [] if training is None else [g.const(0.5), g.const(np.bool_(training))]
+    a, b = (g.op("Dropout", x, *more, name=name) for name in "ab")
+    assert _merged(g.model(g.op("Add", a, b))) == merged
+
+
+def test_dropout_whose_mode_is_an_input_is_random(graph) -> None:
+    g = graph()
+    x, mode = g.input("x", [2, 4]), g.input("mode", [], TensorProto.BOOL)
+    a, b = (g.op("Dropout", x, "", mode, name=name) for name in "ab")
+    assert _merged(g.model(g.op("Add", a, b))) == 0
+
+
+@pytest.mark.parametrize(
+    ("domain", "op_type", "merged"),
+    [
+        ("com.microsoft", "Gelu", 1),
+        ("com.microsoft", "BiasDropout", 0),
+        ("com.microsoft", "NobodyKnows", 0),
+        ("my.domain", "Gelu", 0),
+        ("", "RandomNormalLike", 0),
+        ("", "Bernoulli", 0),
+        ("", "Multinomial", 0),
+    ],
+)
+def test_only_operators_known_to_be_deterministic_are_merged(graph, domain, op_type, merged) -> None:
+    g = graph()
+    if domain:
+        g.domains[domain] = 1
+    x = g.input("x", [2, 4])
+    a, b = (g.op(op_type, x, name=name, domain=domain) for name in "ab")
+    assert _merged(g.model(g.op("Concat", a, b, axis=0))) == merged
+
+
+@pytest.mark.parametrize("domain", ["local", "com.microsoft"])
+def test_calls_of_functions_are_not_merged(graph, domain) -> None:
+    g = graph()
+    g.domains[domain] = 1
+    noise = helper.make_node("RandomNormalLike", ["v"], ["w"])
+    g.functions.append(
+        helper.make_function(domain, "Gelu", ["v"], ["w"], [noise], [helper.make_opsetid("", 17)])
+    )
+    x = g.input("x", [2, 4])
+    a, b = (g.op("Gelu", x, name=name, domain=domain) for name in "ab")
+    assert _merged(g.model(g.op("Add", a, b))) == 0

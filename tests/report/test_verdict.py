@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from greencc.core.report import Budget, Energy, Interval, Report
-from greencc.report import judge, with_verdict
+from greencc.report import judge, render_html, with_verdict
 from greencc.report.figures import (
     bytes_text,
     change_text,
@@ -91,11 +91,16 @@ def test_uncertified_accuracy(full_report: Report) -> None:
         full_report.accuracy, certified=False, reason="not certifiable with n = 120: needs 299"
     )
     verdict = judge(replace(full_report, accuracy=accuracy, budget=Budget({}, met=False)))
-    assert "accuracy drops by 0.13 points, not certified." in verdict.headline
+    assert "accuracy drops by 0.13 points [−0.11, 0.38], not certified." in verdict.headline
     assert verdict.details[-2] == "Not certifiable with n = 120: needs 299."
     assert verdict.details[-1] == "The artifact does not meet what was asked of it."
     better = judge(replace(full_report, accuracy=replace(accuracy, drop=-0.001)))
-    assert "no drop in accuracy seen on 4,500 samples, not certified." in better.headline
+    assert (
+        "no drop in accuracy seen on 4,500 samples: −0.10 points [−0.11, 0.38], not certified."
+        in better.headline
+    )
+    bare = judge(replace(full_report, accuracy=replace(accuracy, low=None, high=None)))
+    assert "accuracy drops by 0.13 points, not certified." in bare.headline
     unlabelled = replace(accuracy, drop=None, baseline=None, artifact=None)
     assert (
         "99.02 % agreement on 4,500 samples, not certified."
@@ -108,6 +113,65 @@ def test_closeness_certificate_is_not_called_accuracy(full_report: Report) -> No
     assert (
         "at most 1 % of samples changed certified" in judge(replace(full_report, accuracy=accuracy)).headline
     )
+
+
+def test_the_original_is_not_called_fp32(minimal_report: Report) -> None:
+    one = Interval(1.0, 1.0, 1.0)
+    candidates = tuple(
+        replace(item, name="fp16", reason="no faster") if item.name == "fp32" else item
+        for item in minimal_report.candidates
+    )
+    report = replace(minimal_report, precision="original", candidates=candidates)
+    verdict = judge(report)
+    assert verdict.headline == "Original kept: no saving shown; accuracy was not checked."
+    assert verdict.details[0] == "The original was kept (int8-minmax: measured 1.4x slower than fp32)."
+    same = replace(report, ratio=replace(report.ratio, latency=one))
+    assert judge(same).headline == "Original kept: unchanged; accuracy was not checked."
+    assert "Measured latency: unchanged." in judge(same).details
+    assert figure_rows(same)[0].change == "unchanged"
+    assert "<small>unchanged</small>" in render_html(same)
+    assert judge(replace(same, precision="fp32")).headline.startswith("FP32 kept: no saving shown;")
+
+
+@pytest.mark.parametrize("ratio", [Interval(1.84, 1.79, 1.9), Interval(0.5, 0.4, 0.6)])
+def test_nothing_is_claimed_of_a_busy_machine(full_report: Report, ratio: Interval) -> None:
+    ratios = replace(full_report.ratio, latency=ratio, energy=ratio)
+    busy = replace(full_report, ratio=ratios, conditions={"clean": False})
+    verdict = judge(busy)
+    assert verdict.headline == (
+        "INT8: 3.87× smaller; in time and energy no saving claimed: other processes were busy while measuring; "
+        "accuracy drop of at most 1 % certified to 95 %."
+    )
+    larger = replace(busy, ratio=replace(ratios, size=Interval(0.5, 0.5, 0.5)))
+    assert judge(larger).headline.startswith(
+        "INT8: no saving claimed: other processes were busy while measuring; 2.00× larger; accuracy"
+    )
+    rows = {row.label: row for row in figure_rows(busy)}
+    assert rows["Latency, median"].change == rows["Energy, estimated (D)"].change == "no saving claimed"
+    assert rows["Latency, median"].note.endswith("; other processes were busy while measuring")
+    page = render_html(busy)
+    assert page.count("<small>no saving claimed</small>") == 2
+    for word in ("faster", "slower", "less energy", "more energy", "saves", "costs"):
+        assert word not in verdict.text
+        assert f">{word}<" not in page
+    for conditions in ({}, {"clean": True}):
+        claimed = judge(replace(busy, conditions=conditions))
+        assert "claimed" not in claimed.text
+
+
+@pytest.mark.parametrize(
+    ("met", "sentence", "word"),
+    [
+        (True, None, "yes"),
+        (False, "The artifact does not meet what was asked of it.", "no"),
+        (None, "Whether it meets what was asked of it has not been shown.", "not shown"),
+    ],
+)
+def test_budget(full_report: Report, met: bool | None, sentence: str | None, word: str) -> None:
+    report = replace(full_report, budget=Budget({"max_drop": 0.01}, met=met))
+    details = judge(report).details
+    assert (details[-1] == sentence) if sentence else not any("asked of it" in text for text in details)
+    assert f"<dt>met</dt><dd>{word}</dd>" in render_html(report)
 
 
 def test_numbers() -> None:

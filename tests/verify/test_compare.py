@@ -299,3 +299,46 @@ def test_large_outputs_are_sliced_without_changing_the_figures(
     sliced = compare(baseline, artifact, fakes.data(x))
     assert sliced.outputs[0].sqnr_db == pytest.approx(whole.outputs[0].sqnr_db)
     assert sliced.failures == whole.failures
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("batch", [1, 32, 1000])
+def test_nothing_is_claimed_where_the_baseline_is_not_finite(fakes: Any, batch: int, labelled: bool) -> None:
+    baseline, artifact, data = fakes.pair(worse=0, better=0, both=996, neither=0)
+    if not labelled:
+        data.labels = None
+    odd = data.x[3::100].copy()
+    data.x = np.where(np.arange(996)[:, None] % 100 == 3, np.float32(9), data.x)
+    assert len(odd) == 10
+
+    def holed(engine: Any) -> Any:
+        def function(x: Any) -> dict[str, Any]:
+            return {"scores": np.where(x == 9, np.float32(np.nan), engine.function(x)["scores"])}
+
+        return fakes.engine(function)
+
+    found = compare(holed(baseline), holed(artifact), data, batch=batch)
+    assert not found.certified
+    assert found.reason == ("not certified: the original's own outputs are not finite for 10 of 996 samples")
+    assert (found.n, found.failures, found.p_value, found.n_needed) == (986, 0, None, None)
+    assert found.agreement == 1.0
+    # A finite artifact does not make up for it, and a broken one is a failure where the baseline is finite.
+    assert compare(holed(baseline), artifact, data, batch=batch).reason == found.reason
+    broken = compare(baseline, holed(artifact), data, batch=batch)
+    assert (broken.n, broken.broken, broken.failures) == (996, 10, 10)
+
+
+def test_a_baseline_without_any_finite_output_is_undecidable(fakes: Any) -> None:
+    engine = fakes.engine(
+        lambda x: {"y": np.full((len(x), 3), np.nan, np.float32), "i": np.zeros(len(x), int)}
+    )
+    found = compare(engine, engine, fakes.data(np.zeros((400, 1), np.float32)))
+    assert (found.certified, found.n, found.agreement, found.drop) == (False, 0, None, None)
+    assert found.reason == "not certified: the original's own outputs are not finite for 400 of 400 samples"
+
+
+def test_outputs_without_elements_or_with_some_infinite_ones_are_decidable(fakes: Any) -> None:
+    masked = np.array([[-np.inf, 1.0]], np.float32)
+    for value in (masked, np.zeros((1, 0, 4), np.float32)):
+        engine = fakes.engine(lambda x, value=value: {"y": np.repeat(value, len(x), axis=0)})
+        assert compare(engine, engine, fakes.data(np.zeros((400, 1), np.float32))).certified

@@ -66,6 +66,7 @@ def command(
     if as_json:
         click.echo(json.dumps({**asdict(found), "warnings": list(warnings)}, indent=2))
         return
-    stdout().print(measurement_table(found.baseline, found.artifact, found.ratio))
+    clean = found.conditions.get("clean") is not False
+    stdout().print(measurement_table(found.baseline, found.artifact, found.ratio, clean=clean))
     for warning in warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)

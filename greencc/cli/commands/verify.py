@@ -40,6 +40,8 @@ def command(
 ) -> None:
     """Check every hash of BUNDLE, and its accuracy when --model and --eval are given.
 
+    The model must be the model that BUNDLE was compiled from. Samples that the compile has used are left out.
+
     Exits with 3 when the accuracy drop exceeds --max-drop.
     """
     import json
