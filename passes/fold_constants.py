@@ -192,6 +192,8 @@ def _can_be_constant(value: ir.Value) -> bool:
 def _inferred_bytes(value: ir.Value) -> int | None:
     if value.shape is None or not value.shape.is_static() or value.dtype is None:
         return None
+    if value.dtype in {ir.DataType.UNDEFINED, ir.DataType.STRING}:
+        return None
     return int(np.prod(value.shape.numpy(), dtype=np.int64) * value.dtype.itemsize)
 
 

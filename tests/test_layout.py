@@ -53,3 +53,16 @@ def test_wheel_from_sdist_works_in_an_empty_environment(tmp_path: Path) -> None:
         "-o", tmp_path / "out.greencc", cwd=tmp_path,
     )  # fmt: skip
     _run(greencc, "verify", tmp_path / "out.greencc", cwd=tmp_path)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_repository_stays_small() -> None:
+    files = [ROOT / name for name in _run("git", "ls-files", "-z", cwd=ROOT).split("\0") if name]
+    large = [str(file) for file in files if file.is_file() and file.stat().st_size > 6_000_000]
+    assert not large
+    stray = [
+        file.name
+        for file in files
+        if file.suffix == ".data" or (file.parent == ROOT and file.suffix == ".onnx")
+    ]
+    assert not stray

@@ -102,12 +102,12 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         inputs = input_specs(source)
         splits = open_splits(session, inputs)
     batch = inputs[0].batch if inputs else None
-    feeds = _feeds(splits, batch)
     original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
+        feeds = _feeds(splits, batch)
         choice = choose(session, builder, baseline, original, splits, feeds)
         held = certify(session, choice, baseline, splits)
         final = _measure(session, path, source, baseline, held, feeds)

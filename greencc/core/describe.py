@@ -297,10 +297,14 @@ def _activation_bytes(node: ir.Node, integer: bool) -> Iterator[int | None]:
             yield _bytes(quantizer.outputs[0] if quantizer is not None else value)
 
 
+_SIZELESS = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+
+
 def _bytes(value: ir.Value | None) -> int | None:
     shape = _shape(value)
-    if shape is None or value is None or value.dtype is None or value.dtype == ir.DataType.STRING:
+    if shape is None or value is None or value.dtype in _SIZELESS:
         return None
+    assert value.dtype is not None
     return math.ceil(math.prod(shape) * value.dtype.itemsize)
 
 

@@ -78,8 +78,8 @@ def test_parts_are_disjoint_even_in_content(
         subsets = split(source, parts, seed)
     except InputError:
         # Allowed only when there is not enough to go around.
-        smallest = min(round(f * len(data)) for f in fractions)
-        assert smallest < 1 or len(set(data)) < len(data)
+        quotas = [round(f * len(data)) for f in fractions]
+        assert min(quotas) < 1 or sum(quotas) > len(data) or len(set(data)) < len(data)
         return
     seen: set[int] = set()
     indices: set[int] = set()

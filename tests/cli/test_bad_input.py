@@ -342,7 +342,7 @@ CASES = (
          few_evaluation_samples),
     case("never certified on synthetic data",
          (*COMPILE, "-c", "synthetic", "--precision", "int8", "--require-certified"),
-         LIMIT, "the data is synthetic", "more evaluation samples"),
+         LIMIT, "the ranges come from synthetic data", "more evaluation samples"),
     # Recipes.
     case("recipe missing", RECIPE, BAD, "cannot read the recipe recipe.toml: No such file", "check the path"),
     case("recipe binary", RECIPE, BAD, "recipe.toml is not a text file in UTF-8", "",

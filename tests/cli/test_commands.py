@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import greencc as api
@@ -179,7 +180,7 @@ def test_report_has_the_stable_keys(bundle):
     assert data["accuracy"]["n"] == 523
     assert data["accuracy"]["baseline"] > 0.9
     assert data["calibration"]["n"] == 200
-    assert data["budget"]["met"] is True
+    assert data["budget"]["met"] is (True if data["accuracy"]["certified"] else None)
     assert data["artifact"]["latency_ms"]["median"] > 0
     assert data["artifact"]["peak_memory_mb"] > 0
 
@@ -458,3 +459,17 @@ def test_width_of_the_terminal_is_respected(bundle):
     done = process("-m", "greencc", "report", str(bundle), env=env)
     assert done.returncode == ExitCode.OK
     assert max(map(len, done.stdout.splitlines())) <= 60
+
+
+def test_models_without_node_names(digits, brief):
+    """Exporters may leave every name empty; times by layer still find their layer."""
+    model = onnx.load("model.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, "unnamed.onnx")
+    with api.compile(
+        "unnamed.onnx", calibration="calibration.npz", evaluation="eval.npz", precision="int8", max_drop=0.1
+    ) as bundle:
+        layers = [layer.name for layer in bundle.report.layers]
+    assert "Gemm_h" in layers
+    assert "" not in layers

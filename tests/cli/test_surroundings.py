@@ -294,8 +294,8 @@ def test_auto_falls_back_to_float_and_says_so(fragile, greencc, brief):
     assert report.budget.met
     reasons = {item.name: item.reason for item in report.candidates}
     assert "more than the limit of 0.01" in reasons["int8-percentile"] + reasons["int8-minmax"]
-    assert "FP32 kept" in report.verdict
-    assert "FP32 kept" in outcome.out
+    assert "Original kept" in report.verdict
+    assert "Original kept" in outcome.out
 
 
 def test_constant_calibration_data_warns(digits, greencc, brief):

@@ -285,3 +285,11 @@ def test_interface() -> None:
     y, z, _ = output_specs(model)
     assert (y.name, y.dtype, y.shape) == ("y", np.dtype(ml_dtypes.bfloat16), ("N", 3))
     assert z.shape == ("B", 2)
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.UNDEFINED, ir.DataType.STRING])
+def test_values_without_a_size_do_not_fail_the_count(dtype: ir.DataType) -> None:
+    model = ir.from_onnx_text(HEAD + "(float[2] x) => (float[2] y) { v = Relu(x) y = Relu(v) }")
+    value = next(iter(model.graph)).outputs[0]
+    value.dtype, value.shape = dtype, ir.Shape([2])
+    assert len(nodes_cost(model)) == 2

@@ -258,3 +258,11 @@ def test_dynamic_same_padding_of_efficientnet_collapses_into_the_convolutions(gr
         [0, 0, 1, 1],
         [1, 1, 2, 2],
     ]
+
+
+def test_constants_of_strings_have_no_size_and_stay(graph, check) -> None:
+    g = graph()
+    words = g.op("Concat", *(g.const(np.array(["a"], object), dtype=object) for _ in range(4)), axis=0)
+    picked = g.op("Gather", words, g.input("x", ["N"], TensorProto.INT64), axis=0)
+    equal = g.op("Cast", g.op("Shape", picked), to=TensorProto.FLOAT)
+    assert "Concat" in check(g.model(equal), FoldConstants()).ops
