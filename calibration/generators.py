@@ -1,19 +1,11 @@
-"""``module:function`` sources: samples from the user's own code.
-
-Naming such a source runs that code, with the rights of the process.
-"""
+"""``module:function`` sources: samples from the user's own code."""
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +14,15 @@ from greencc.calibration.arrays import plain_labels
 from greencc.calibration.fit import Fit, check_names, element_kind
 from greencc.calibration.source import Batches, Indices, Source, pick, rebatch, select
 from greencc.core.data import Array, Batch, TensorSpec
-from greencc.core.errors import InputError, did_you_mean
+from greencc.core.errors import InputError
+from greencc.core.user_code import load_function, user_code
 
-_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_SPEC = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|.+\.py):[A-Za-z_]\w*")
 _EXAMPLE = "yield a dict of arrays, an array (single-input models), or a pair (feeds, labels)"
 
 
 def is_function_spec(spec: str) -> bool:
-    """True for ``package.module:function``."""
+    """True for ``package.module:function`` and ``file.py:function``."""
     return _SPEC.fullmatch(spec) is not None
 
 
@@ -100,14 +93,14 @@ class FunctionSource(Source):
     def _items(self) -> Batches:
         left = self._limit
         start = 0
-        with _user_code(self.name):
+        with user_code(self.name, "data"):
             result = self._function()
         if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
             raise InputError(f"{self.name} returned {type(result).__name__}, not an iterable", hint=_EXAMPLE)
-        with _user_code(self.name):
+        with user_code(self.name, "data"):
             iterator = iter(result)
         while left is None or left > 0:
-            with _user_code(self.name):
+            with user_code(self.name, "data"):
                 items = list(islice(iterator, 1))
             if not items:
                 return
@@ -182,68 +175,10 @@ def _crc(value: int, batch: Batch) -> int:
 
 
 def open_function(spec: str, inputs: Sequence[TensorSpec], limit: int | None = None) -> FunctionSource:
-    """Import ``module:function`` from sys.path or the current folder, and run it once.
+    """Import ``module:function`` or ``file.py:function`` (see `greencc.core.user_code`), and run it once.
 
     Raises:
-        InputError: There is no such module or function, or as for `FunctionSource`.
+        UsageError: There is no such module or function.
+        InputError: As for `FunctionSource`.
     """
-    module_name, _, function_name = spec.partition(":")
-    with _user_code(spec):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
-            raise InputError(
-                f"{spec}: there is no module '{error.name}'",
-                hint="module:function is looked up on PYTHONPATH and in the current folder",
-            ) from error
-    function = getattr(module, function_name, None)
-    if function is None:
-        public = [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
-        raise InputError(
-            f"{spec}: module '{module_name}' has no '{function_name}'",
-            hint=did_you_mean(function_name, public),
-        )
-    if not callable(function):
-        raise InputError(f"{spec} is a {type(function).__name__}, not a function", hint=_EXAMPLE)
-    return FunctionSource(spec, function, inputs, limit)
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-@contextmanager
-def _user_code(spec: str) -> Iterator[None]:
-    """Report what the user's code raises, with the innermost line of it that is no library."""
-    try:
-        with _current_folder_importable():
-            yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{spec} failed{_place(error)}: {type(error).__name__}: {error}") from error
-
-
-def _place(error: BaseException) -> str:
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" at {error.filename}:{error.lineno}"
-    own = str(Path(__file__).resolve().parent)
-    skipped = (own, str(Path(importlib.__file__).parent), "site-packages", "<frozen")
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve().parent != Path(own)
-        and not any(s in frame.filename for s in skipped)
-    ]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return FunctionSource(spec, load_function(spec, "data"), inputs, limit)

@@ -10,21 +10,16 @@ for figures such as an AUC that no single sample has. Its interval is bootstrapp
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from greencc.core.data import Array
-from greencc.core.errors import InputError, UsageError, did_you_mean
+from greencc.core.errors import InputError
+from greencc.core.user_code import load_function, user_code
 
 
 @dataclass(frozen=True)
@@ -80,70 +75,15 @@ class UserMetric:
             raise InputError(f"metric {self.name} returned {type(result).__name__}, not a number") from error
 
     def _call(self, *arguments: Any) -> Any:
-        try:
+        with user_code(self.name, "metric"):
             return self.function(*arguments)
-        except (Exception, SystemExit) as error:
-            raise InputError(f"metric {self.name} failed at {_where(error)}: {_what(error)}") from error
 
 
 def load_user_metric(reference: str) -> UserMetric:
-    """Import ``package.module:function`` or ``path/to/file.py:function``.
-
-    Modules are looked for on Python's path and in the current folder.
+    """Import ``package.module:function`` or ``path/to/file.py:function`` (see `greencc.core.user_code`).
 
     Raises:
         UsageError: There is no such module or function.
         InputError: The module failed while it was imported.
     """
-    where, _, name = reference.rpartition(":")
-    if not where or not name:
-        raise UsageError(f"{reference!r} is not a metric", hint="write module:function")
-    module = _load_file(Path(where), reference) if where.endswith(".py") else _load_module(where, reference)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(
-            f"metric {reference}: no function {name!r} in {where}", hint=did_you_mean(name, known)
-        )
-    return UserMetric(reference, function)
-
-
-def _load_module(where: str, reference: str) -> ModuleType:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
-            raise UsageError(
-                f"metric {reference}: no module {where!r}", hint=f"looked on Python's path and in {folder}"
-            ) from error
-        raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
-    finally:
-        sys.path.remove(folder)
-
-
-def _load_file(path: Path, reference: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"metric {reference}: no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"metric {reference} failed to import at {_where(error)}: {_what(error)}") from error
-    return module
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the innermost frame; of the text itself for a syntax error."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}:{frame.lineno}"
-
-
-def _what(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return UserMetric(reference, load_function(reference, "metric"))

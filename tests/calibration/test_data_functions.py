@@ -10,7 +10,7 @@ import pytest
 
 from greencc.calibration import open_data
 from greencc.core.data import TensorSpec
-from greencc.core.errors import InputError
+from greencc.core.errors import InputError, UsageError
 
 F32 = np.dtype("float32")
 SPEC = [TensorSpec("x", F32, ("N", 2))]
@@ -78,11 +78,9 @@ def test_endless_functions_are_cut_by_the_limit(module) -> None:  # type: ignore
         ("def f():\n    yield rows(1)[0]\n    helper()\n", r"failed at .*user_data_\d+.py:7: NameError"),
         ("def f():\n    yield np.zeros(3).reshape(2)\n", r"failed at .*user_data_\d+.py:6: ValueError"),
         ("def f():\n    raise SystemExit(3)\n", r"failed at .*user_data_\d+.py:6: SystemExit"),
-        ("1 / 0\n", r"failed at .*user_data_\d+.py:5: ZeroDivisionError"),
-        ("def f(:\n", r"failed at .*user_data_\d+.py:5: SyntaxError"),
-        ("import no_such_package_xyz\n", r"failed at .*py:5: ModuleNotFoundError"),
-        ("def g(): pass\n", "has no 'f'"),
-        ("f = 3\n", "is a int, not a function"),
+        ("1 / 0\n", r"failed to import at .*user_data_\d+.py:5: ZeroDivisionError"),
+        ("def f(:\n", r"failed to import at .*user_data_\d+.py:5: SyntaxError"),
+        ("import no_such_package_xyz\n", r"failed to import at .*py:5: ModuleNotFoundError"),
         ("def f(): return 3\n", "returned int, not an iterable"),
         ("def f(): return {'x': rows(3)}\n", "returned dict, not an iterable"),
         ("def f(n): return rows(n)\n", "missing 1 required positional argument"),
@@ -111,11 +109,20 @@ def test_unequal_inputs(module) -> None:  # type: ignore[no-untyped-def]
         open_data(f"{spec}:g", PAIR)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [("def g(): pass\n", "no function 'f' in user_data_"), ("f = 3\n", "is a int, not a function")],
+)
+def test_missing_functions(module, body: str, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError, match=message):
+        open_data(f"{module(body)}:f", SPEC)
+
+
 def test_missing_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="there is no module 'no_such_module_xyz'"):
+    with pytest.raises(UsageError, match="no module 'no_such_module_xyz'"):
         open_data("no_such_module_xyz:f", SPEC)
-    with pytest.raises(InputError, match=r"there is no module 'no_such_module_xyz'"):
+    with pytest.raises(UsageError, match="no module 'no_such_module_xyz'"):
         open_data("no_such_module_xyz.inner:f", SPEC)
 
 

@@ -297,8 +297,8 @@ CASES = (
          f"{MODULE}.py:9: RuntimeError: no more", "", user_code),
     case("no generator", (*COMPILE, "-c", f"{MODULE}:no_generator"), BAD,
          "returned NoneType, not an iterable", "yield", user_code),
-    case("generator missing", (*COMPILE, "-c", f"{MODULE}:nothing"), BAD,
-         f"module '{MODULE}' has no 'nothing'", "known:", user_code),
+    case("generator missing", (*COMPILE, "-c", f"{MODULE}:nothing"), USAGE,
+         f"no function 'nothing' in {MODULE}", "known:", user_code),
     # Output.
     case("output exists", INT8, BAD, "out.greencc already exists", "--force", output_exists),
     case("force on something else", (*INT8, "--force"), BAD, "out.greencc exists and is not a bundle",
