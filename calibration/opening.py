@@ -83,6 +83,8 @@ def _open(
     text = str(spec)
     path = Path(spec)
     made_up = re.fullmatch(r"synthetic(?::([0-9]{1,9}))?", text) if isinstance(spec, str) else None
+    if made_up is None and text.startswith("synthetic:"):
+        raise UsageError(f"{role} data: {text} names no number of samples", hint="write synthetic:64")
     if path.is_dir() and not made_up:
         images = image_files(path)
         arrays = contained_files(path, (".npz", ".npy"), recursive=False)

@@ -258,7 +258,7 @@ def test_synthetic_as_named_on_the_command_line() -> None:
         (lambda: synthetic(MIXED, 0), "not positive"),
         (lambda: synthetic(MIXED, 1, dims={"T": 0}), "T=0 is not positive"),
         (lambda: open_data("synthetic:0", MIXED), "not positive"),
-        (lambda: open_data("synthetic:x", MIXED), "does not exist|there is no module"),
+        (lambda: open_data("synthetic:x", MIXED), "synthetic:x names no number of samples"),
     ],
 )
 def test_synthetic_refusals(make: Any, message: str) -> None:
