@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,32 @@ def run_job(job: str, arguments: dict[str, Any], *, memory_limit_mb: int | None 
         answer = Path(folder) / "answer.json"
         request = json.dumps({"job": job, "arguments": arguments, "memory_limit_mb": memory_limit_mb})
         command = [sys.executable, "-m", "benchmarks.jobs", request, str(answer)]
-        start = time.perf_counter()
-        try:
-            finished = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIMEOUT_SECONDS,
-                check=False,
-                cwd=ROOT,
-                env=environment(),
-            )
-        except subprocess.TimeoutExpired:
-            return Run(TIMEOUT_SECONDS, error=f"took more than {TIMEOUT_SECONDS:g} s")
-        seconds = time.perf_counter() - start
+        seconds, finished = execute(command, TIMEOUT_SECONDS)
+        if finished is None:
+            return Run(seconds, error=f"took more than {seconds:g} s")
         if finished.returncode != 0 or not answer.is_file():
             return Run(seconds, error=last_line(finished.stderr) or f"exit status {finished.returncode}")
         told = json.loads(answer.read_text(encoding="utf-8"))
     return Run(seconds, told.pop("peak_mb"), told)
+
+
+def execute(command: Sequence[str], timeout: float) -> tuple[float, subprocess.CompletedProcess[str] | None]:
+    """Run a command; return its wall time in seconds and what became of it, None when it took too long."""
+    start = time.perf_counter()
+    try:
+        finished = subprocess.run(
+            list(command),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            cwd=ROOT,
+            env=environment(),
+        )
+    except subprocess.TimeoutExpired:
+        return timeout, None
+    return time.perf_counter() - start, finished
 
 
 def environment() -> dict[str, str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import numpy as np
 import onnx
 
 from benchmarks.bench_build import slug
-from benchmarks.cases import ROOT, Case
-from benchmarks.child import environment, last_line
+from benchmarks.cases import Case
+from benchmarks.child import execute, last_line
 from benchmarks.metrics import encode_lines
 
 TIMEOUT_SECONDS = 900.0
@@ -42,22 +40,12 @@ def compile_case(case: Case, work: Path, effort: str) -> Compiled:
         if kept["command"] == command:
             report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
             return Compiled(0, kept["seconds"], bundle, report)
-    start = time.perf_counter()
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        finished = subprocess.run(
-            [sys.executable, "-m", "greencc", *command, "-o", str(bundle), "--force", "--json"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-            cwd=ROOT,
-            env=environment(),
-        )
-    except subprocess.TimeoutExpired:
-        return Compiled(-1, TIMEOUT_SECONDS, bundle, message=f"took more than {TIMEOUT_SECONDS:g} s")
-    seconds = time.perf_counter() - start
+    seconds, finished = execute(
+        [sys.executable, "-m", "greencc", *command, "-o", str(bundle), "--force", "--json"], TIMEOUT_SECONDS
+    )
+    if finished is None:
+        return Compiled(-1, seconds, bundle, message=f"took more than {seconds:g} s")
     if finished.returncode != 0:
         return Compiled(finished.returncode, seconds, bundle, message=_first_error(finished.stderr))
     answer.write_text(json.dumps({"command": command, "seconds": seconds}), encoding="utf-8")

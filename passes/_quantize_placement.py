@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from greencc.core.capabilities import Int8Support
+from greencc.core.graph import attribute_int
 from greencc.core.passes import Finding
 from greencc.passes._ranges import Range
 
@@ -287,11 +288,6 @@ def _text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
 def _number(node: ir.Node, name: str) -> float:
     attribute = node.attributes.get(name)
     return 1.0 if attribute is None else attribute.as_float()
@@ -327,10 +323,10 @@ def _describe(node: ir.Node, per_channel: bool) -> Weighted | str:
         axis = 0
     elif node.op_type == "ConvTranspose":
         # With groups, axis 1 holds the channels of one group only: a scale there would be shared wrongly.
-        axis = 1 if _integer(node, "group", 1) == 1 else None
+        axis = 1 if attribute_int(node, "group", 1) == 1 else None
     elif node.op_type == "Gemm":
-        axis = 0 if _integer(node, "transB", 0) else 1
-        if _integer(node, "transA", 0):
+        axis = 0 if attribute_int(node, "transB", 0) else 1
+        if attribute_int(node, "transA", 0):
             return "it transposes its activations"
         if _number(node, "alpha") <= 0:
             return "its alpha is not positive"

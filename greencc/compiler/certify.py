@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import INT8_RANK
-from greencc.compiler.select import Choice, Contender, refuse
+from greencc.compiler.select import Choice, Contender, judge, refuse
 from greencc.compiler.session import Session
 from greencc.core.engine import Engine
 from greencc.core.errors import LimitError
 from greencc.core.report import Accuracy
 from greencc.verify.certificate import fixed_sequence
-from greencc.verify.compare import compare
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,7 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
 
 def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
     with session.phase("certifying"):
-        accuracy = compare(
-            baseline,
-            item.engine,
-            splits.certification,
-            metric=session.options.metric,
-            epsilon=session.options.max_drop,
-            confidence=session.options.confidence,
-            progress=session.progress,
-        )
+        accuracy = judge(session, baseline, item.engine, splits.certification)
     made_up = splits.info is not None and splits.info.synthetic and item.form.rank == INT8_RANK
     if made_up:
         # What the certificate would say is true of these samples; ranges from noise deserve no seal all the same.

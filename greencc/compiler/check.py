@@ -11,6 +11,7 @@ import numpy as np
 from greencc.bundle import Bundle, load
 from greencc.calibration import open_data, synthetic
 from greencc.calibration.subsets import Subset, sample_digests
+from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
 from greencc.compiler.placing import model_size
@@ -19,13 +20,12 @@ from greencc.core.data import DataSource
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError
 from greencc.core.graph import ensure_names
-from greencc.core.model import digest, infer_shapes, load_model
+from greencc.core.model import digest, load_model
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
 from greencc.measure.energy import FULL, QUICK, STANDARD
 from greencc.verify.compare import compare
 
-_FEEDS = 32
 _PROTOCOLS = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 
 
@@ -82,7 +82,6 @@ def _check_source(bundle: Bundle, path: Path) -> None:
     if digest(model) == wanted:
         return
     # A compile names the nodes that have no name before it takes the digest.
-    infer_shapes(model)
     ensure_names(model)
     if digest(model) != wanted:
         raise InputError(
@@ -145,15 +144,11 @@ def measure(
             _check_same_inputs(reference.engine, candidate.engine, subject)
             if data is None:
                 session.warn("no inputs were given: synthetic ones may cost less energy than real ones")
-                source: DataSource = synthetic(candidate.engine.inputs, _FEEDS)
+                source: DataSource = synthetic(candidate.engine.inputs, FEEDS)
             else:
                 source = open_data(str(data), candidate.engine.inputs, preprocess=preprocess, role="input")
             size = candidate.engine.inputs[0].batch or 1
-            feeds = [
-                piece.feeds
-                for _, piece in zip(range(_FEEDS), source.batches(size), strict=False)
-                if piece.count == size
-            ]
+            feeds = whole_batches(source, size, FEEDS)
             if not feeds:
                 raise InputError(f"there is no whole batch of {size} samples to measure with")
             with session.phase("measuring"):
@@ -173,7 +168,6 @@ def _variant(session: Session, path: Path) -> Variant:
     else:
         artifact, engine = path, session.target.open(path)
     model = load_model(artifact)
-    infer_shapes(model)
     return Variant(artifact, engine, model, model_size(artifact, model))
 
 

@@ -13,7 +13,7 @@ from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.compiler.certify import Held, certify
-from greencc.compiler.data import Splits, open_splits
+from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
 from greencc.compiler.layers import layer_times, quantization_errors
 from greencc.compiler.measurement import Measurement, Variant, measure_variants, unchanged
@@ -28,7 +28,7 @@ from greencc.core.engine import Device
 from greencc.core.errors import GreenccError, InputError
 from greencc.core.files import atomic_folder, sha256_file
 from greencc.core.graph import ensure_names
-from greencc.core.model import digest, infer_shapes, load_model
+from greencc.core.model import digest, load_model
 from greencc.core.progress import Progress, silent
 from greencc.core.recipe import dump_recipe
 from greencc.core.report import Accuracy, Budget, LayerError, LayerTime, ModelInfo, Report
@@ -36,7 +36,6 @@ from greencc.report import with_verdict
 from greencc.targets import format_spec
 from greencc.verify.metrics import parse_metric
 
-FEEDS = 32
 PROFILE_RUNS = 20
 
 
@@ -97,7 +96,6 @@ def _check_output(final: Path, force: bool) -> None:
 def _compile(session: Session, path: Path, work: Path) -> None:
     with session.phase("loading"):
         source = load_model(path)
-        infer_shapes(source)
         ensure_names(source)
         inputs = input_specs(source)
         splits = open_splits(session, inputs)
@@ -226,12 +224,7 @@ def _report(
 def _feeds(splits: Splits, batch: int | None) -> list[Feeds]:
     """Real inputs to measure with, one inference each."""
     size = batch or 1
-    found: list[Feeds] = []
-    for piece in splits.planning.batches(size):
-        if piece.count == size:
-            found.append(piece.feeds)
-        if len(found) == FEEDS:
-            break
+    found = whole_batches(splits.planning, size, FEEDS)
     if not found:
         raise InputError(
             f"there is no whole batch of {size} samples to measure with", hint="give more samples"

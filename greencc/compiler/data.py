@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from greencc.core.report import CalibrationInfo
 PLANNING_SHARE = 0.25
 MAX_PLANNING = 1_000
 GATE_SAMPLES = 2
+# Inputs that measurements cycle through.
+FEEDS = 32
 FEW_SAMPLES = 32
 
 
@@ -63,7 +66,7 @@ class Splits:
         """
         source = take(self.calibration or self.planning, GATE_SAMPLES * (batch or 1))
         size = batch or 1
-        singles: list[Feeds] = [piece.feeds for piece in source.batches(size) if piece.count == size]
+        singles = whole_batches(source, size, source.count)
         if not singles:
             raise InputError(
                 f"the model takes batches of {size} samples, and there are fewer", hint="give more samples"
@@ -82,6 +85,11 @@ class Splits:
         """Keys of all samples that certification must never use again, for `greencc verify`."""
         sources = [source for source in (self.calibration, self.planning) if source and not source.synthetic]
         return b"".join(key for source in sources for key in sample_digests(source))
+
+
+def whole_batches(source: DataSource, size: int, most: int) -> list[Feeds]:
+    """The first `most` batches of exactly `size` samples."""
+    return [piece.feeds for piece in islice((p for p in source.batches(size) if p.count == size), most)]
 
 
 def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:

@@ -11,7 +11,7 @@ from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
-from greencc.core.data import Feeds
+from greencc.core.data import DataSource, Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, LimitError, UnavailableError
 from greencc.core.report import Accuracy, Candidate, Interval
@@ -134,6 +134,19 @@ def _required(form: Form, what: str, supported: bool) -> Form:
     return form
 
 
+def judge(session: Session, baseline: Engine, artifact: Engine, data: DataSource) -> Accuracy:
+    """Compare an engine with the baseline on `data`, by the limits and the metric of the compile."""
+    return compare(
+        baseline,
+        artifact,
+        data,
+        metric=session.options.metric,
+        epsilon=session.options.max_drop,
+        confidence=session.options.confidence,
+        progress=session.progress,
+    )
+
+
 @contextmanager
 def closed_on_error(engine: Engine) -> Iterator[Engine]:
     """Hand an engine over, but close it when the block fails."""
@@ -146,15 +159,7 @@ def closed_on_error(engine: Engine) -> Iterator[Engine]:
 
 def _contender(session: Session, form: Form, baseline: Engine, splits: Splits) -> Contender:
     with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
-        planning = compare(
-            baseline,
-            engine,
-            splits.planning,
-            metric=session.options.metric,
-            epsilon=session.options.max_drop,
-            confidence=session.options.confidence,
-            progress=session.progress,
-        )
+        planning = judge(session, baseline, engine, splits.planning)
     return Contender(form, engine, planning)
 
 

@@ -29,7 +29,7 @@ def command(path: Path, profile: bool, target: str, everything: bool, as_json: b
 
     from greencc.cli.console import stdout
     from greencc.core.describe import describe
-    from greencc.core.model import digest, infer_shapes, load_model
+    from greencc.core.model import digest, load_model
 
     model_path = path
     if path.is_dir():
@@ -38,7 +38,6 @@ def command(path: Path, profile: bool, target: str, everything: bool, as_json: b
         with load(path) as bundle:
             model_path = bundle.artifact
     model = load_model(model_path)
-    infer_shapes(model)
     facts = describe(model)
     times = _profile(model_path, target, facts) if profile else {}
     if as_json:
