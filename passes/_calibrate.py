@@ -14,15 +14,23 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Array, Batch, DataSource, TensorSpec
-from greencc.core.engine import Engine, EngineBuilder
-from greencc.core.errors import GreenccError, InputError
+from greencc.core.data import Batch
+from greencc.core.engine import EngineBuilder
+from greencc.core.errors import InputError
 from greencc.core.graph import constant_of
 from greencc.core.passes import Context
+from greencc.passes._capture import (
+    BUDGET_BYTES,
+    checked,
+    graph_values,
+    no_samples,
+    non_finite,
+    run_split,
+    sample_bytes,
+    stream,
+)
 from greencc.passes._ranges import Histogram, Range
 
-# Observed activations of one run. Small enough to stay near the caches, which is also the fastest.
-BUDGET_BYTES = 64 << 20
 # Never negative, so only the largest value is worth a pass over the memory.
 _NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs"})
 # From finite values these make finite ones or infinities, which the minimum and maximum show. What may make NaN of
@@ -70,30 +78,14 @@ def observe_ranges(
     if not names:
         return {}
     build = ctx.observe or ctx.build
-    batch = max(1, min(batch, BUDGET_BYTES // max(1, sum(_sample_bytes(model, names).values()))))
-    runs = ctx.progress(_checked(source, batch), label="Calibrating", total=math.ceil(source.count / batch))
-    if method is RangeMethod.MINMAX:
-        ranges = _minmax(model, names, build, runs)
-    else:
-        ranges = _histograms(model, names, build, runs, percent)
+    batch = max(1, min(batch, BUDGET_BYTES // max(1, sum(sample_bytes(model, names).values()))))
+    if method is not RangeMethod.MINMAX:
+        return _histograms(model, names, ctx, batch, percent)
+    runs = ctx.progress(checked(source, batch), label="Calibrating", total=math.ceil(source.count / batch))
+    ranges = _minmax(model, names, build, runs)
     if ranges is None:
-        raise InputError(f"the calibration data {source.name} has no samples", hint="give it at least one")
+        raise no_samples(source)
     return ranges
-
-
-def _checked(source: DataSource, size: int) -> Iterator[Batch]:
-    """The batches of a source, refusing values no range can be taken from."""
-    seen = 0
-    for item in source.batches(size):
-        for name, values in item.feeds.items():
-            if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-                row = int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(axis=1)))
-                raise InputError(
-                    f"calibration sample {seen + row} of {source.name} holds NaN or infinity in input {name!r}",
-                    hint="remove the sample or repair the preprocessing",
-                )
-        seen += item.count
-        yield item
 
 
 def _minmax(
@@ -107,7 +99,7 @@ def _minmax(
     seen = False
     try:
         for item in runs:
-            for results in _run_split(engine, item, item.count):
+            for results in run_split(engine, item, item.count):
                 seen = True
                 for name, reductions in zip(names, outputs, strict=True):
                     found = {kind: float(results[output]) for kind, output in reductions.items()}
@@ -132,7 +124,7 @@ def _add_reductions(model: ir.Model, names: Sequence[str]) -> list[dict[str, str
     Returns:
         For each value the names of its reductions, by operator.
     """
-    values = {value.name: value for value in _graph_values(model.graph)}
+    values = {value.name: value for value in graph_values(model.graph)}
     doubtful = _doubtful(model.graph, frozenset(names))
     outputs: list[dict[str, str]] = []
     for position, name in enumerate(names):
@@ -184,123 +176,28 @@ def _doubtful(graph: ir.Graph, observed: frozenset[str]) -> set[str]:
     return found
 
 
-def _graph_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs
-
-
 def _refuse_non_finite(model: ir.Model, names: Sequence[str], build: EngineBuilder, item: Batch) -> None:
     """Raise for the first value that is not finite; return when all are (their sum had overflowed)."""
     for name in names:
         engine = build(model, outputs=[name])
         try:
-            for results in _run_split(engine, item, item.count):
+            for results in run_split(engine, item, item.count):
                 if not np.isfinite(results[name]).all():
-                    raise _non_finite(name)
+                    raise non_finite(name)
         finally:
             engine.close()
 
 
-def _non_finite(name: str) -> InputError:
-    return InputError(
-        f"activation {name!r} becomes NaN or infinity on the calibration data",
-        hint="check the preprocessing of the samples, and the model, with these inputs in float",
-    )
-
-
 def _histograms(
-    model: ir.Model, names: Sequence[str], build: EngineBuilder, runs: Iterator[Batch], percent: float
-) -> dict[str, Range] | None:
-    """Fetch the values themselves; the first sample tells how many samples fit the memory budget."""
+    model: ir.Model, names: Sequence[str], ctx: Context, batch: int, percent: float
+) -> dict[str, Range]:
+    """Fetch the values themselves and count them."""
     histograms = {name: Histogram() for name in names}
-    engine = build(model, outputs=list(names))
-    groups = _fetch_groups(model, names)
-    step: int | None = None
-    try:
-        for item in runs:
-            done = 0
-            while done < item.count:
-                part = _rows(item, done, done + (step or 1))
-                size = 0
-                for group in groups:
-                    for results in _run_split(engine, part, part.count, group):
-                        size += sum(values.nbytes for values in results.values())
-                        _count(histograms, results)
-                done += part.count
-                if step is None:
-                    step = max(1, min(BUDGET_BYTES // max(size, 1), item.count))
-    finally:
-        engine.close()
-    if step is None:
-        return None
+    for results in stream(model, names, ctx, batch):
+        for name, values in results.items():
+            if not histograms[name].update(values):
+                raise non_finite(name)
     return {
         name: histogram.percentile(percent) if histogram.exponent is not None else Range(0, 0)
         for name, histogram in histograms.items()
     }
-
-
-def _count(histograms: dict[str, Histogram], results: dict[str, Array]) -> None:
-    for name, values in results.items():
-        if not histograms[name].update(values):
-            raise _non_finite(name)
-
-
-def _fetch_groups(model: ir.Model, names: Sequence[str]) -> list[list[str]]:
-    """Split the values so that one sample of each group fits the memory budget, as far as shapes are known."""
-    sizes = _sample_bytes(model, names)
-    groups: list[list[str]] = [[]]
-    total = 0
-    for name in names:
-        if groups[-1] and total + sizes[name] > BUDGET_BYTES:
-            groups.append([])
-            total = 0
-        groups[-1].append(name)
-        total += sizes[name]
-    return groups
-
-
-def _sample_bytes(model: ir.Model, names: Sequence[str]) -> dict[str, int]:
-    """Bytes of each value for one sample, taking unknown dimensions as 1."""
-    values = {value.name: value for value in _graph_values(model.graph)}
-    sizes = {}
-    for name in names:
-        shape = values[name].shape
-        sizes[name] = 4 * (
-            math.prod(dim for dim in shape if isinstance(dim, int)) if shape is not None else 1
-        )
-    return sizes
-
-
-def _rows(item: Batch, start: int, stop: int) -> Batch:
-    return Batch({name: values[start:stop] for name, values in item.feeds.items()})
-
-
-def _run_split(
-    engine: Engine, item: Batch, step: int, outputs: Sequence[str] | None = None
-) -> Iterator[dict[str, Array]]:
-    """Run a batch in pieces the engine takes: its fixed batch size, else `step` samples, else one by one."""
-    fixed = _fixed_batch(engine.inputs)
-    if fixed is not None:
-        for start in range(0, item.count, fixed):
-            # A short last piece is filled up with its last sample, which adds no new values.
-            index = np.minimum(np.arange(start, start + fixed), item.count - 1)
-            yield engine.run({name: values[index] for name, values in item.feeds.items()}, outputs)
-        return
-    start = 0
-    while start < item.count:
-        piece = _rows(item, start, start + step)
-        try:
-            results = engine.run(piece.feeds, outputs)
-        except GreenccError:
-            # Exporters write a batch of 1 into reshapes of graphs that declare a dynamic batch.
-            if step == 1:
-                raise
-            step = 1
-            continue
-        yield results
-        start += piece.count
-
-
-def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
-    return next((spec.batch for spec in inputs if spec.batch is not None), None)

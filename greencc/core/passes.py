@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from greencc.core.cache import Cache
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import DataSource, Feeds
 from greencc.core.engine import EngineBuilder
@@ -77,6 +78,7 @@ class Context:
         progress: Where long passes report how far they are.
         observe: Makes an engine that sees activations over many samples: the runtime's own fusions may be on
             as long as the outputs asked for are right. None: `build`.
+        cache: Keeps what is dear to compute between passes and runs.
     """
 
     capabilities: Capabilities
@@ -86,6 +88,7 @@ class Context:
     rewrites: RewriteLog = field(default_factory=RewriteLog)
     progress: Progress = silent
     observe: EngineBuilder | None = None
+    cache: Cache = field(default_factory=Cache)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""Results that are dear to compute, kept between runs: calibration statistics, rounding decisions, cost tables.
+
+An entry is a set of arrays under a key that covers everything it depends on (`cache_key`), so an entry is never
+stale, only unused. Files carry the SHA-256 of their payload; one that is damaged counts as absent. Reading never
+unpickles. A compile that was interrupted finds what it had finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greencc.core.data import Array
+from greencc.core.errors import InputError
+from greencc.core.files import atomic_file
+
+VARIABLE = "GREENCC_CACHE"
+LIMIT_BYTES = 1 << 30
+_DIGEST_BYTES = 32
+_SUFFIX = ".cache"
+
+
+def default_folder() -> Path | None:
+    """Where entries are kept: ``$GREENCC_CACHE`` (empty: nowhere), else ``greencc`` in the user's cache folder."""
+    if (chosen := os.environ.get(VARIABLE)) is not None:
+        return Path(chosen) if chosen else None
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "greencc"
+
+
+def cache_key(*parts: Any) -> str:
+    """SHA-256 over numbers, texts, bytes, enums' values, arrays, and sequences and mappings of those."""
+    digest = hashlib.sha256()
+    _feed(digest, parts)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, part: Any) -> None:
+    if isinstance(part, np.ndarray):
+        digest.update(f"a{part.dtype.str}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).tobytes())
+    elif isinstance(part, bytes):
+        digest.update(b"b%d:" % len(part) + part)
+    elif isinstance(part, Mapping):
+        digest.update(b"m%d:" % len(part))
+        for key in sorted(part):
+            _feed(digest, key)
+            _feed(digest, part[key])
+    elif isinstance(part, list | tuple):
+        digest.update(b"l%d:" % len(part))
+        for item in part:
+            _feed(digest, item)
+    elif part is None or isinstance(part, str | bool | int | float):
+        text = repr(part).encode()
+        digest.update(b"v%d:" % len(text) + text)
+    else:
+        raise TypeError(f"{type(part).__name__} cannot be part of a cache key")
+
+
+@dataclass
+class Cache:
+    """Entries in `folder`, or in memory only when it is None.
+
+    A folder that cannot be written costs time, never the compile: `problem` then says why.
+
+    Attributes:
+        folder: Where the files lie.
+        limit: Total bytes of the files; the least recently used go first.
+        problem: Why nothing could be kept, or None.
+    """
+
+    folder: Path | None = None
+    limit: int = LIMIT_BYTES
+    problem: str | None = None
+    _memory: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
+
+    def get(self, kind: str, key: str) -> dict[str, Array] | None:
+        """The entry of a kind (a plain word) under a key, or None."""
+        if self.folder is None:
+            return self._memory.get((kind, key))
+        path = self._path(kind, key)
+        try:
+            if path.stat().st_size > self.limit:
+                return None
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        payload = content[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != content[:_DIGEST_BYTES]:
+            return None
+        try:
+            with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile):
+            return None
+
+    def put(self, kind: str, key: str, arrays: Mapping[str, Array]) -> None:
+        """Keep an entry."""
+        if self.folder is None:
+            self._memory[kind, key] = dict(arrays)
+            return
+        if self.problem is not None:
+            return
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **dict(arrays))
+        payload = buffer.getvalue()
+        try:
+            with atomic_file(self._path(kind, key)) as path:
+                path.write_bytes(hashlib.sha256(payload).digest() + payload)
+        except InputError as error:
+            self.problem = error.message
+            return
+        self._trim()
+
+    def _path(self, kind: str, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / kind / f"{key}{_SUFFIX}"
+
+    def _trim(self) -> None:
+        """Remove the least recently used entries beyond the limit."""
+        assert self.folder is not None
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob(f"*/*{_SUFFIX}"):
+            # Another process may have removed it meanwhile.
+            with suppress(FileNotFoundError):
+                facts = path.stat()
+                found.append((facts.st_mtime, facts.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
