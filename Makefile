@@ -30,8 +30,18 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # Peers get an environment of their own. BENCH_MODELS=FOLDER adds models; ARGS are passed on (--quick, --only build).
-bench: $(VENV)/bench/.ready
-	$(VENV)/bench/bin/python -m benchmarks.run $(ARGS)
+# Peers that need PyTorch are left out unless asked for: PEERS=all, or some of them: PEERS="olive quark". Each has an
+# environment of its own (2 GB with PyTorch for the CPU, 6 GB with PyPI's default: TORCH=torch==2.13.0+cpu chooses).
+PEERS ?=
+TORCH ?= torch
+TORCH_PEERS := aimet olive quark
+aimet_PACKAGES := aimet-onnx
+# Olive's telemetry imports requests, which its metadata does not ask for.
+olive_PACKAGES := olive-ai requests
+quark_PACKAGES := amd-quark
+
+bench: $(VENV)/bench/.ready $(patsubst %,$(VENV)/bench-%/.ready,$(if $(filter all,$(PEERS)),$(TORCH_PEERS),$(PEERS)))
+	$(VENV)/bench/bin/python -m benchmarks.run $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +61,11 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
 $(VENV)/bench/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)/bench
 	$(VENV)/bench/bin/python -m pip --disable-pip-version-check install --quiet -e ".[bench,images]"
+	@touch $@
+
+$(TORCH_PEERS:%=$(VENV)/bench-%/.ready): $(VENV)/bench-%/.ready:
+	$(PYTHON) -m venv $(VENV)/bench-$*
+	$(VENV)/bench-$*/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" onnxruntime $($*_PACKAGES)
 	@touch $@
 
 clean:

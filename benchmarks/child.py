@@ -35,29 +35,43 @@ class Run:
     error: str | None = None
 
 
-def run_job(job: str, arguments: dict[str, Any], *, memory_limit_mb: int | None = None) -> Run:
-    """Run `benchmarks.jobs.JOBS[job](**arguments)` in a process of its own.
+def run_job(
+    job: str,
+    arguments: dict[str, Any],
+    *,
+    memory_limit_mb: int | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+    python: str = sys.executable,
+) -> Run:
+    """Run `benchmarks.jobs.JOBS[job](**arguments)` in a process of its own, in an empty folder.
 
     Args:
         job: Its name.
         arguments: JSON.
         memory_limit_mb: Of data memory; a job that wants more fails with MemoryError rather than filling the machine.
+        timeout: Seconds after which it is stopped.
+        python: The interpreter, for peers with an environment of their own.
     """
     with tempfile.TemporaryDirectory(prefix="greencc-bench-") as folder:
         answer = Path(folder) / "answer.json"
         request = json.dumps({"job": job, "arguments": arguments, "memory_limit_mb": memory_limit_mb})
-        command = [sys.executable, "-m", "benchmarks.jobs", request, str(answer)]
-        seconds, finished = execute(command, TIMEOUT_SECONDS)
+        command = [python, "-m", "benchmarks.jobs", request, str(answer)]
+        # Some peers leave files where they are started.
+        scratch = Path(folder) / "scratch"
+        scratch.mkdir()
+        seconds, finished = execute(command, timeout, scratch)
         if finished is None:
             return Run(seconds, error=f"took more than {seconds:g} s")
         if finished.returncode != 0 or not answer.is_file():
-            return Run(seconds, error=last_line(finished.stderr) or f"exit status {finished.returncode}")
+            return Run(seconds, error=first_error(finished.stderr) or f"exit status {finished.returncode}")
         told = json.loads(answer.read_text(encoding="utf-8"))
     return Run(seconds, told.pop("peak_mb"), told)
 
 
-def execute(command: Sequence[str], timeout: float) -> tuple[float, subprocess.CompletedProcess[str] | None]:
-    """Run a command; return its wall time in seconds and what became of it, None when it took too long."""
+def execute(
+    command: Sequence[str], timeout: float, folder: Path = ROOT
+) -> tuple[float, subprocess.CompletedProcess[str] | None]:
+    """Run a command in a folder; return its wall time in seconds and what became of it, None when it took too long."""
     start = time.perf_counter()
     try:
         finished = subprocess.run(
@@ -67,7 +81,7 @@ def execute(command: Sequence[str], timeout: float) -> tuple[float, subprocess.C
             errors="replace",
             timeout=timeout,
             check=False,
-            cwd=ROOT,
+            cwd=folder,
             env=environment(),
         )
     except subprocess.TimeoutExpired:
@@ -83,6 +97,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT),
         "NO_COLOR": "1",
         "OPENVINO_TELEMETRY": "0",
+        "OLIVE_DISABLE_TELEMETRY": "1",
         "NNCF_CI": "1",
     }
 
@@ -90,3 +105,16 @@ def environment() -> dict[str, str]:
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
+
+
+def first_error(text: str) -> str:
+    """The error and its hint, without the warnings that follow and what was printed before."""
+    found: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("greencc: "):
+            found = [line.removeprefix("greencc: ").strip()]
+        elif found and line.startswith("  ") and not line.lstrip().startswith("Warning:"):
+            found.append(line.strip())
+        elif found:
+            break
+    return "; ".join(found)[:400] or last_line(text)

@@ -13,7 +13,7 @@ import onnx
 
 from benchmarks.bench_build import slug
 from benchmarks.cases import Case
-from benchmarks.child import execute, last_line
+from benchmarks.child import execute, first_error
 from benchmarks.metrics import encode_lines
 
 TIMEOUT_SECONDS = 900.0
@@ -47,7 +47,7 @@ def compile_case(case: Case, work: Path, effort: str) -> Compiled:
     if finished is None:
         return Compiled(-1, seconds, bundle, message=f"took more than {seconds:g} s")
     if finished.returncode != 0:
-        return Compiled(finished.returncode, seconds, bundle, message=_first_error(finished.stderr))
+        return Compiled(finished.returncode, seconds, bundle, message=first_error(finished.stderr))
     answer.write_text(json.dumps({"command": command, "seconds": seconds}), encoding="utf-8")
     return Compiled(0, seconds, bundle, json.loads(finished.stdout))
 
@@ -84,16 +84,3 @@ def true_labels(case: Case, work: Path) -> Path | None:
             count = len(archive[archive.files[0]])
         np.save(path, encode_lines(texts[:count], metadata["character"].split("\n")))
     return path
-
-
-def _first_error(text: str) -> str:
-    """The error and its hint, without the warnings that follow and what was printed before."""
-    found: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("greencc: "):
-            found = [line.removeprefix("greencc: ").strip()]
-        elif found and line.startswith("  ") and not line.lstrip().startswith("Warning:"):
-            found.append(line.strip())
-        elif found:
-            break
-    return "; ".join(found)[:400] or last_line(text)

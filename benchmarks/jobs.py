@@ -6,33 +6,50 @@ Nothing heavy is imported before a job starts, so that every job pays for its ow
 from __future__ import annotations
 
 import json
-import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
+from benchmarks.job_tools import Clock, Result, peak_mb
+from benchmarks.peers import PEER_JOBS
+from benchmarks.quality import measure_quality
+
+SEARCH_TIME = "60s"
+"""Of `greencc compile` for layers that must stay in float; by default it may take five minutes."""
 
 
-def build_greencc(model: str, calibration: str, samples: int, folder: str, method: str = "minmax") -> Result:
-    """Load, clean up, calibrate, quantize, save: what `greencc compile` does to build its INT8 form.
+def build_greencc(
+    model: str,
+    calibration: str,
+    samples: int,
+    folder: str,
+    method: str | None = None,
+    recipe: str | None = None,
+) -> Result:
+    """Load, clean up, apply a recipe (INT8 with `method` where there is none), save: a build of `greencc compile`.
 
     The pipeline is the product's own, with its gate: after every pass that changed something the shapes are
     inferred, the model is checked, and its outputs on 2 samples are compared. The peers check nothing of the kind.
+
+    Args:
+        recipe: The passes after the clean-up, as the text of a recipe or the path of one.
     """
     from greencc.calibration import open_data, take
     from greencc.core.describe import input_specs
     from greencc.core.model import load_model
     from greencc.core.passes import Context
     from greencc.core.pipeline import Pipeline
-    from greencc.passes import default_cleanup
-    from greencc.passes.quantize_int8 import QuantizeInt8, RangeMethod
+    from greencc.core.recipe import parse_recipe
+    from greencc.passes import PASSES, default_cleanup
     from greencc.targets.cpu import CpuTarget
 
-    started = time.perf_counter()
+    clock = Clock()
+    if recipe is None:
+        recipe = f"[[pass]]\nname = 'quantize-int8'\nmethod = '{method or 'minmax'}'\n"
+    elif "\n" not in recipe:
+        recipe = Path(recipe).read_text(encoding="utf-8")
     target = CpuTarget()
     source = load_model(Path(model))
     data = take(open_data(calibration, input_specs(source)), samples)
@@ -43,73 +60,60 @@ def build_greencc(model: str, calibration: str, samples: int, folder: str, metho
         calibration=data,
         observe=target.calibration_engine,
     )
-    steps = (*default_cleanup(context.capabilities), QuantizeInt8(method=RangeMethod(method)))
+    recipe_steps = parse_recipe(recipe, PASSES)
+    steps = (*default_cleanup(context.capabilities), *recipe_steps)
     built, records = Pipeline(context).run(source, steps)
+    idle = [record for record in records[-len(recipe_steps) :] if record.rolled_back or not record.changed]
+    if records[-1] in idle:
+        reason = "; ".join(finding.message for finding in records[-1].findings) or "nothing to do"
+        raise RuntimeError(f"{records[-1].name} changed nothing: {reason}")
     artifact = target.build(target.lower(built), Path(folder))
-    return {
-        "artifact": str(artifact),
-        "job_seconds": time.perf_counter() - started,
-        "passes": {f"{i:02d} {record.name}": record.seconds for i, record in enumerate(records)},
-    }
-
-
-def build_ort(model: str, calibration: str, samples: int, folder: str, method: str = "minmax") -> Result:
-    """`quant_pre_process` and `quantize_static`: per-channel QDQ, unsigned activations, signed weights.
-
-    `reduce_range` follows ONNX Runtime's own advice: 7-bit weights on x86 without VNNI.
-    """
-    import numpy as np
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
+    return clock.result(
+        artifact,
+        passes={f"{i:02d} {record.name}": record.seconds for i, record in enumerate(records)},
+        notes={"idle": [record.name for record in idle]},
     )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._items = _feeds(np.load(calibration), samples)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self._items, None)
-
-    started = time.perf_counter()
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    prepared, artifact = out / "prepared.onnx", out / "model.onnx"
-    quant_pre_process(model, str(prepared))
-    quantize_static(
-        str(prepared),
-        str(artifact),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method={"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[
-            method
-        ],
-        reduce_range=not _has_vnni(),
-    )
-    return {"artifact": str(artifact), "job_seconds": time.perf_counter() - started}
 
 
-def build_nncf(model: str, calibration: str, samples: int, folder: str) -> Result:
-    """`nncf.quantize` on the ONNX backend with its defaults and `subset_size=samples`."""
-    import nncf
-    import numpy as np
-    import onnx
+def compile_greencc(
+    model: str,
+    calibration: str,
+    samples: int,
+    folder: str,
+    evaluation: str | None,
+    metric: str | None,
+    effort: str,
+) -> Result:
+    """`greencc compile --precision int8`, with everything a user gets: planning, certification, measurement, report."""
+    from greencc.cli.main import run
 
-    started = time.perf_counter()
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    artifact = out / "model.onnx"
-    dataset = nncf.Dataset(list(_feeds(np.load(calibration), samples)))
-    quantized = nncf.quantize(onnx.load(model), dataset, subset_size=samples)
-    onnx.save(quantized, str(artifact))
-    return {"artifact": str(artifact), "job_seconds": time.perf_counter() - started}
+    clock = Clock()
+    bundle = Path(folder) / "model.greencc"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        "compile",
+        model,
+        "--precision",
+        "int8",
+        "--calibration",
+        calibration,
+        "--samples",
+        str(samples),
+    ]
+    command += ["--effort", effort, "--search-time", SEARCH_TIME, "--no-cache", "--force", "-o", str(bundle)]
+    if evaluation is not None:
+        command += ["--eval", evaluation]
+    if metric not in (None, "top1"):
+        command += ["--metric", str(metric)]
+    sys.argv = ["greencc", *command]
+    try:
+        run()
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+    report = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    notes = {"precision": report["precision"], "verdict": report["verdict"]}
+    return clock.result(bundle / "artifact" / "model.onnx", notes=notes)
 
 
 def clean_greencc(model: str, folder: str) -> Result:
@@ -167,39 +171,13 @@ def clean_onnxsim(model: str, folder: str) -> Result:
 
 JOBS: dict[str, Callable[..., Result]] = {
     "build-greencc": build_greencc,
-    "build-ort": build_ort,
-    "build-nncf": build_nncf,
+    "compile-greencc": compile_greencc,
+    "measure-quality": measure_quality,
     "clean-greencc": clean_greencc,
     "clean-onnxslim": clean_onnxslim,
     "clean-onnxsim": clean_onnxsim,
+    **PEER_JOBS,
 }
-
-
-def _feeds(archive: Any, samples: int) -> Iterator[dict[str, Any]]:
-    """Feeds of one sample each, as the peers' examples give them; samples are spread over the archive."""
-    arrays = {name: archive[name] for name in archive.files if name != "labels"}
-    count = len(next(iter(arrays.values())))
-    for index in range(min(samples, count)):
-        yield {name: values[index : index + 1] for name, values in arrays.items()}
-
-
-def _has_vnni() -> bool:
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    return bool(re.search(r"avx512_vnni|avx_vnni|asimd", text))
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process in MB (10^6 bytes).
-
-    Linux: `VmHWM`, because `ru_maxrss` still shows the peak of the process that forked this one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def main(request: str, answer: str) -> None:

@@ -7,15 +7,16 @@ is replaced. A benchmark that has not run says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cases import ROOT
+from benchmarks.render_quantization import cost_table, goals_table, quality_table
 from benchmarks.results import Row, load
+from benchmarks.tables import NONE, markdown_table, number, percent, ratio_text
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 Document = dict[str, Any]
-NONE = "–"
 MOVED = 1e-3
 BUSY_LOAD = 0.5
 
@@ -24,9 +25,11 @@ def main() -> None:
     """Render all tables."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in TABLES.items():
-        document = load(name)
+        # One benchmark may have several tables: NAME and NAME-PART.
+        benchmark = name.partition("-")[0]
+        document = load(benchmark)
         body = (
-            f"Not run yet: `python -m benchmarks.run --only {name}`."
+            f"Not run yet: `python -m benchmarks.run --only {benchmark}`."
             if document is None
             else f"{table(document)}\n\n{provenance(document)}"
         )
@@ -65,31 +68,6 @@ def provenance(document: Document) -> str:
 
 def machine_threads(machine: Row) -> int:
     return int(machine["threads"])
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def ratio_text(ratio: Row | None) -> str:
-    """``1.74 [1.61, 1.89]``, an open end where the interval has none."""
-    if ratio is None:
-        return NONE
-    ends = [NONE if ratio[key] is None else f"{ratio[key]:.2f}" for key in ("low", "high")]
-    if ratio["low"] == ratio["high"]:
-        return f"{ratio['value']:.2f}"
-    return f"{ratio['value']:.2f} [{ends[0]}, {ends[1]}]"
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
-
-
-def number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
 
 
 def build_table(document: Document) -> str:
@@ -265,6 +243,9 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "latency": latency_table,
     "cleanup": cleanup_table,
     "models": models_table,
+    "quantization": goals_table,
+    "quantization-artifacts": quality_table,
+    "quantization-cost": cost_table,
 }
 
 

@@ -33,6 +33,7 @@ class Settings:
         command: How the run was started, without the machine's own paths.
         work: Scratch folder of the run; artifacts of one benchmark serve the next.
         load: Load average before the run started: what others did to the machine.
+        peers: Peers with an environment of their own that take part; "all" means every one.
     """
 
     models: Path | None
@@ -41,6 +42,7 @@ class Settings:
     command: str
     work: Path
     load: float = 0.0
+    peers: tuple[str, ...] = ()
 
 
 def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Path:

@@ -11,7 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import bench_build, bench_cleanup, bench_latency, bench_memory, bench_models, render
+from benchmarks import (
+    bench_build,
+    bench_cleanup,
+    bench_latency,
+    bench_memory,
+    bench_models,
+    bench_quantization,
+    render,
+)
 from benchmarks.results import Settings
 
 BENCHMARKS: dict[str, Callable[[Settings], None]] = {
@@ -20,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Settings], None]] = {
     "models": bench_models.run,
     "latency": bench_latency.run,
     "cleanup": bench_cleanup.run,
+    "quantization": bench_quantization.run,
 }
 MODELS_VARIABLE = "BENCH_MODELS"
 
@@ -32,6 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--repetitions", type=int, help="of builds, interleaved [default: 5, quick: 2]")
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="all, or some of aimet, olive, quark [default: none]",
+    )
     parser.add_argument(
         "--models", type=Path, help=f"folder with more models [default: ${MODELS_VARIABLE}, else none]"
     )
@@ -56,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             shown_command(sys.argv[1:] if arguments is None else arguments, models is not None),
             work,
             os.getloadavg()[0],
+            tuple(asked.peers),
         )
         for name in asked.only or BENCHMARKS:
             print(f"[{time.perf_counter() - started:6.0f} s] {name}", flush=True)

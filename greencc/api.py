@@ -9,6 +9,7 @@ from typing import TypeVar
 from greencc.bundle import Bundle, load
 from greencc.compiler import CompileOptions, Effort, Precision, check, compile_model
 from greencc.compiler.measurement import Measurement
+from greencc.compiler.options import QuantizedFormat
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
@@ -35,6 +36,9 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     samples: int = 256,
     effort: Effort | str = Effort.STANDARD,
     seed: int = 0,
+    format: QuantizedFormat | str = QuantizedFormat.QDQ,  # noqa: A002 - as the option is called
+    search_seconds: float = 300.0,
+    cache: bool = True,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -59,6 +63,9 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         samples=samples,
         effort=_choice(Effort, effort),
         seed=seed,
+        format=_choice(QuantizedFormat, format),
+        search_seconds=search_seconds,
+        cache=cache,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from greencc.core.capabilities import Capabilities
 from greencc.core.passes import Pass
+from greencc.passes.absorb_bias import AbsorbBias
 from greencc.passes.bound_softmax import BoundSoftmax
+from greencc.passes.convert_qoperator import ConvertQOperator
 from greencc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from greencc.passes.eliminate_dead_code import EliminateDeadCode
 from greencc.passes.eliminate_no_ops import EliminateNoOps
+from greencc.passes.equalize_layers import EqualizeLayers
 from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.fold_affine import FoldAffine
 from greencc.passes.fold_batch_norm import FoldBatchNorm
@@ -19,12 +22,16 @@ from greencc.passes.merge_convolutions import MergeConvolutions
 from greencc.passes.merge_reshapes import MergeReshapes
 from greencc.passes.move_transposes import MoveTransposes
 from greencc.passes.normalize_clips import NormalizeClips
+from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.recover_attention import RecoverAttention
 from greencc.passes.recover_gelu import RecoverGelu
 from greencc.passes.recover_hard_swish import RecoverHardSwish
 from greencc.passes.recover_layer_norm import RecoverLayerNorm
+from greencc.passes.relax_clips import RelaxClips
+from greencc.passes.smooth_quant import SmoothQuant
+from greencc.passes.split_outlier_channels import SplitOutlierChannels
 from greencc.passes.upgrade_opset import UpgradeOpset
 
 PASSES: tuple[type[Pass], ...] = (
@@ -47,9 +54,16 @@ PASSES: tuple[type[Pass], ...] = (
     RecoverLayerNorm,
     BoundSoftmax,
     EliminateCommonSubexpressions,
-    ConvertFloat16,
+    RelaxClips,
+    EqualizeLayers,
+    AbsorbBias,
+    SmoothQuant,
+    SplitOutlierChannels,
     QuantizeInt8,
+    QuantizeDynamic,
     QuantizeWeights,
+    ConvertQOperator,
+    ConvertFloat16,
 )
 """All passes, by which recipes and the command line know them."""
 

@@ -1,203 +1,129 @@
-"""Ranges of inner values over the calibration data: one pass, memory independent of the number of samples.
+"""Ranges of inner values over the calibration data: one pass for all methods, in constant memory.
 
-For min-max ranges the reductions become part of the graph, so the runtime does them in parallel while the
-values are in cache, and only scalars come back. For percentiles the values come back batch by batch, bounded
-by `BUDGET_BYTES`, and go into histograms of fixed size.
+What is seen in the pass (`_statistics`) is kept in the cache under the digests of the model and the data, value by
+value, so another method, or another choice of layers, on the same model runs only what was never observed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Batch
-from greencc.core.engine import EngineBuilder
-from greencc.core.errors import InputError
-from greencc.core.graph import constant_of
+from greencc.core.cache import cache_key
+from greencc.core.data import Array
+from greencc.core.model import digest
 from greencc.core.passes import Context
-from greencc.passes._capture import (
-    BUDGET_BYTES,
-    checked,
-    graph_values,
-    no_samples,
-    non_finite,
-    run_split,
-    sample_bytes,
-    stream,
-)
-from greencc.passes._ranges import Histogram, Range
+from greencc.passes._capture import require_data
+from greencc.passes._range_methods import Grid, RangeMethod, RangeOptions, Statistics, choose_range
+from greencc.passes._ranges import BINS, Histogram, Range
+from greencc.passes._statistics import observe
 
-# Never negative, so only the largest value is worth a pass over the memory.
-_NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs"})
-# From finite values these make finite ones or infinities, which the minimum and maximum show. What may make NaN of
-# finite values (0/0, the root of a negative number), or is unknown, also needs the sum: the others may skip NaN.
-_NEVER_NAN = frozenset(
-    {
-        "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
-        "DepthToSpace", "Dropout", "Elu", "Erf", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool",
-        "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "MatMul", "Max",
-        "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
-        "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tanh",
-        "Transpose", "Unsqueeze", "Where",
-    }
-)  # fmt: skip
+__all__ = ["Grid", "RangeMethod", "RangeOptions", "observe_ranges", "observe_statistics"]
 
-
-class RangeMethod(Enum):
-    """How the range of an activation is chosen from its values."""
-
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
+_MINMAX, _UINT8 = RangeOptions(), Grid()
+_KIND = "statistics"
+_VERSION = 1
+# Instead of the exponent of a histogram without values, and of one that was not observed.
+_EMPTY, _ABSENT = -(1 << 14), -(1 << 15)
 
 
 def observe_ranges(
-    model: ir.Model, names: Sequence[str], ctx: Context, method: RangeMethod, percent: float, batch: int
+    model: ir.Model,
+    names: Sequence[str],
+    ctx: Context,
+    options: RangeOptions = _MINMAX,
+    grid: Grid = _UINT8,
+    batch: int = 8,
 ) -> dict[str, Range]:
-    """Run the calibration data once and return the range of each named float value of the main graph.
+    """The range of each named float value of the main graph, by the method asked for.
 
     Args:
         model: The float model; it is left unchanged.
         names: Values to observe; values that only ever have no elements get [0, 0].
-        ctx: Gives the calibration data and the engine.
-        method: Min-max, or the percentile `percent`.
-        percent: Share of the values kept, in percent, in (0, 100].
+        ctx: Gives the calibration data, the engine and the cache.
+        options: The method and what it is tuned by.
+        grid: The integers that `entropy` and `mse` choose the range for.
         batch: Samples run at once, where the model's batch is dynamic.
 
     Raises:
         InputError: There is no calibration data, or an input or activation holds NaN or infinity.
     """
-    source = ctx.calibration
-    if source is None:
-        raise InputError(
-            "static INT8 quantization needs calibration data", hint="pass --calibration with sample inputs"
-        )
+    seen = observe_statistics(
+        model,
+        names,
+        ctx,
+        batch=batch,
+        momentum=options.momentum,
+        histograms=options.method.needs_histogram,
+    )
+    return {name: choose_range(found, options, grid) for name, found in seen.items()}
+
+
+def observe_statistics(
+    model: ir.Model,
+    names: Sequence[str],
+    ctx: Context,
+    *,
+    batch: int = 8,
+    momentum: float = RangeOptions.momentum,
+    histograms: bool = True,
+) -> dict[str, Statistics]:
+    """The statistics of each named value, from the cache as far as it has them; see `observe_ranges`."""
+    source = require_data(ctx)
     if not names:
         return {}
-    build = ctx.observe or ctx.build
-    batch = max(1, min(batch, BUDGET_BYTES // max(1, sum(sample_bytes(model, names).values()))))
-    if method is not RangeMethod.MINMAX:
-        return _histograms(model, names, ctx, batch, percent)
-    runs = ctx.progress(checked(source, batch), label="Calibrating", total=math.ceil(source.count / batch))
-    ranges = _minmax(model, names, build, runs)
-    if ranges is None:
-        raise no_samples(source)
-    return ranges
+    key = cache_key(_VERSION, BINS, digest(model), source.digest(), batch, momentum)
+    known = dict(_unpack(ctx.cache.get(_KIND, key) or {}))
+    missing = [
+        name
+        for name in dict.fromkeys(names)
+        if name not in known or (histograms and known[name].histogram is None)
+    ]
+    if missing:
+        known |= observe(model, missing, ctx, batch, momentum, histograms=histograms)
+        ctx.cache.put(_KIND, key, _pack(known))
+    return {name: known[name] for name in names}
 
 
-def _minmax(
-    model: ir.Model, names: Sequence[str], build: EngineBuilder, runs: Iterator[Batch]
-) -> dict[str, Range] | None:
-    reduced = model.clone()
-    outputs = _add_reductions(reduced, names)
-    engine = build(reduced, outputs=[name for reductions in outputs for name in reductions.values()])
-    low = dict.fromkeys(names, math.inf)
-    high = dict.fromkeys(names, -math.inf)
-    seen = False
-    try:
-        for item in runs:
-            for results in run_split(engine, item, item.count):
-                seen = True
-                for name, reductions in zip(names, outputs, strict=True):
-                    found = {kind: float(results[output]) for kind, output in reductions.items()}
-                    largest = found["ReduceMax"]
-                    smallest = found.get("ReduceMin", 0.0)
-                    if not all(map(math.isfinite, found.values())):
-                        if largest == -math.inf:
-                            continue  # no elements
-                        # The sum of finite values may overflow: look again.
-                        _refuse_non_finite(model, names, build, item)
-                    low[name], high[name] = min(low[name], smallest), max(high[name], largest)
-    finally:
-        engine.close()
-    if not seen:
-        return None
-    return {name: Range(low[name], high[name]) if low[name] <= high[name] else Range(0, 0) for name in names}
-
-
-def _add_reductions(model: ir.Model, names: Sequence[str]) -> list[dict[str, str]]:
-    """Append the scalar maximum of each value, and its minimum and sum where they are needed.
-
-    Returns:
-        For each value the names of its reductions, by operator.
-    """
-    values = {value.name: value for value in graph_values(model.graph)}
-    doubtful = _doubtful(model.graph, frozenset(names))
-    outputs: list[dict[str, str]] = []
-    for position, name in enumerate(names):
-        value = values[name]
-        wanted = ["ReduceMax"]
-        if not _never_negative(value):
-            wanted.append("ReduceMin")
-        if name in doubtful:
-            wanted.append("ReduceSum")
-        reductions = {}
-        for op_type in wanted:
-            result = ir.Value(
-                name=f"greencc.{op_type}.{position}",
-                type=ir.TensorType(ir.DataType.FLOAT),
-                shape=ir.Shape([]),
-            )
-            model.graph.append(
-                ir.node(op_type, [value], {"keepdims": 0}, outputs=[result], name=str(result.name))
-            )
-            model.graph.outputs.append(result)
-            reductions[op_type] = str(result.name)
-        outputs.append(reductions)
-    return outputs
-
-
-def _never_negative(value: ir.Value) -> bool:
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "Clip":
-        floor = constant_of(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
-        return floor is not None and floor.size == 1 and float(floor.reshape(())) >= 0.0
-    return node.op_type in _NON_NEGATIVE
-
-
-def _doubtful(graph: ir.Graph, observed: frozenset[str]) -> set[str]:
-    """Observed values that an operator which may make NaN reaches without another observed value in between."""
-    tainted: set[ir.Value] = set()
-    found: set[str] = set()
-    for node in graph:
-        safe = node.domain in ("", "ai.onnx") and node.op_type in _NEVER_NAN
-        if safe and not any(value in tainted for value in node.inputs if value is not None):
-            continue
-        for value in node.outputs:
-            if value.name in observed:
-                found.add(str(value.name))
-            else:
-                tainted.add(value)
-    return found
-
-
-def _refuse_non_finite(model: ir.Model, names: Sequence[str], build: EngineBuilder, item: Batch) -> None:
-    """Raise for the first value that is not finite; return when all are (their sum had overflowed)."""
-    for name in names:
-        engine = build(model, outputs=[name])
-        try:
-            for results in run_split(engine, item, item.count):
-                if not np.isfinite(results[name]).all():
-                    raise non_finite(name)
-        finally:
-            engine.close()
-
-
-def _histograms(
-    model: ir.Model, names: Sequence[str], ctx: Context, batch: int, percent: float
-) -> dict[str, Range]:
-    """Fetch the values themselves and count them."""
-    histograms = {name: Histogram() for name in names}
-    for results in stream(model, names, ctx, batch):
-        for name, values in results.items():
-            if not histograms[name].update(values):
-                raise non_finite(name)
+def _pack(statistics: Mapping[str, Statistics]) -> dict[str, Array]:
+    found = list(statistics.values())
+    ends = [[item.low, item.high, item.average_low, item.average_high] for item in found]
+    histograms = [item.histogram for item in found]
+    counted = [item for item in histograms if item is not None and item.exponent is not None]
     return {
-        name: histogram.percentile(percent) if histogram.exponent is not None else Range(0, 0)
-        for name, histogram in histograms.items()
+        "names": np.array(list(statistics), np.str_),
+        "ends": np.array(ends, np.float64),
+        "exponents": np.array(
+            [
+                _ABSENT if item is None else _EMPTY if item.exponent is None else item.exponent
+                for item in histograms
+            ],
+            np.int32,
+        ),
+        "zeros": np.array([item.zeros for item in counted], np.int64),
+        "inner": np.array([[item.low, item.high] for item in counted], np.float64).reshape(-1, 2),
+        "counts": np.array([item.counts for item in counted], np.uint32).reshape(-1, BINS),
     }
+
+
+def _unpack(entry: Mapping[str, Array]) -> Iterator[tuple[str, Statistics]]:
+    if not entry:
+        return
+    row = 0
+    for name, ends, exponent in zip(entry["names"], entry["ends"], entry["exponents"], strict=True):
+        histogram = None
+        if exponent == _EMPTY:
+            histogram = Histogram()
+        elif exponent != _ABSENT:
+            low, high = entry["inner"][row]
+            histogram = Histogram(
+                entry["counts"][row].astype(np.int64),
+                int(exponent),
+                int(entry["zeros"][row]),
+                float(low),
+                float(high),
+            )
+            row += 1
+        yield str(name), Statistics(float(ends[0]), float(ends[1]), float(ends[2]), float(ends[3]), histogram)

@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 
 from greencc.core.capabilities import ElementType, Int8Support
 from greencc.core.data import Array
+from greencc.core.passes import Finding
+from greencc.passes._quantize_outliers import outlier_finding
 from greencc.passes._quantize_placement import Placement, Weighted, constant, data_inputs
 from greencc.passes._quantize_scales import (
     ActivationScale,
     activation_scale,
     constant_range,
     fit_bias,
+    largest_of_groups,
+    over_groups,
     quantize_bias,
     quantize_weight,
+    storable,
     weight_scales,
 )
 
@@ -34,7 +39,7 @@ def dequantized_name(name: str) -> str:
 
 def insert(
     graph: ir.Graph, plan: Placement, scales: Mapping[ir.Value, ActivationScale], int8: Int8Support
-) -> None:
+) -> list[Finding]:
     """Rewrite the graph.
 
     Args:
@@ -42,8 +47,11 @@ def insert(
         plan: What to quantize.
         scales: The scale of every value of the placement; equal objects are shared by name.
         int8: What the target's integer kernels want.
+
+    Returns:
+        Weights that an outlier leaves too few levels to.
     """
-    _Inserter(graph, plan, scales, int8).run()
+    return _Inserter(graph, plan, scales, int8).run()
 
 
 class _Inserter:
@@ -54,15 +62,18 @@ class _Inserter:
         self.plan = plan
         self.scales = scales
         self.int8 = int8
-        self.taken = {str(value.name) for value in graph.initializers.values()}
-        for node in graph.all_nodes():
-            self.taken.update(str(value.name) for value in node.outputs)
-        self.taken.update(str(value.name) for value in graph.inputs)
-        self.parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
+        self.findings: list[Finding] = []
+        self.taken = {str(node.name) for node in graph.all_nodes()}
+        for inner in (graph, *graph.subgraphs()):
+            # A name of a body must not hide a new value of the main graph from it.
+            self.taken.update(str(value.name) for value in (*inner.inputs, *inner.initializers.values()))
+            for node in inner:
+                self.taken.update(str(value.name) for value in node.outputs)
+        self.parameters: dict[tuple[int, bool], tuple[ir.Value, ir.Value]] = {}
         self.weights: dict[tuple[ir.Value, int | None, float, bytes], ir.Value] = {}
         self.weight_cache: dict[tuple[ir.Value, int | None], NDArray[np.float32]] = {}
 
-    def run(self) -> None:
+    def run(self) -> list[Finding]:
         start = next(iter(self.graph), None)
         order = [node for node in self.graph if node in self.plan.weighted or node in self.plan.others]
         readers = self._readers(order)
@@ -76,15 +87,15 @@ class _Inserter:
         for node in order:
             if node in self.plan.weighted:
                 self._quantize_weights(node, self.plan.weighted[node], sources[node])
-            else:
+            elif node not in self.plan.skips:
                 self._quantize_constants(node)
+        return self.findings
 
     def _readers(self, order: list[ir.Node]) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
         """The integer nodes that read each value, before anything is rewritten."""
         readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
         for node in order:
-            planned = self.plan.weighted.get(node)
-            for index in planned.activations if planned else data_inputs(node):
+            for index in self.plan.reads(node):
                 value = node.inputs[index]
                 if value is not None and value in self.plan.values:
                     readers.setdefault(value, []).append((node, index))
@@ -94,7 +105,7 @@ class _Inserter:
         self, value: ir.Value, whole: bool, readers: list[tuple[ir.Node, int]], start: ir.Node | None
     ) -> None:
         name = str(value.name)
-        scale, zero_point = self._parameters(name, self.scales[value])
+        scale, zero_point = self._parameters(name, self.scales[value], value.dtype)
         is_output = whole and value.is_graph_output()
         restored = ir.Value(
             name=self._fresh(dequantized_name(name)), type=value.type, shape=value.shape, doc_string=None
@@ -117,13 +128,13 @@ class _Inserter:
                     shape=value.shape,
                 )
             ],
-            name=f"{name}_QuantizeLinear",
+            name=self._fresh(f"{name}_QuantizeLinear"),
         )
         dequantize = ir.node(
             "DequantizeLinear",
             [quantize.outputs[0], scale, zero_point],
             outputs=[restored],
-            name=f"{name}_DequantizeLinear",
+            name=self._fresh(f"{name}_DequantizeLinear"),
         )
         producer = value.producer()
         if producer is not None:
@@ -131,12 +142,14 @@ class _Inserter:
         elif start is not None:
             self.graph.insert_before(start, [quantize, dequantize])
 
-    def _parameters(self, name: str, scale: ActivationScale) -> tuple[ir.Value, ir.Value]:
+    def _parameters(
+        self, name: str, scale: ActivationScale, dtype: ir.DataType | None
+    ) -> tuple[ir.Value, ir.Value]:
         """The initializers of a scale; values that share a scale object share them."""
-        key = id(scale)
+        key = (id(scale), dtype is ir.DataType.FLOAT16)
         if key not in self.parameters:
             self.parameters[key] = (
-                self._initializer(f"{name}_scale", np.asarray(scale.scale)),
+                self._initializer(f"{name}_scale", _of_type(np.asarray(scale.scale), dtype)),
                 self._initializer(f"{name}_zero_point", np.asarray(scale.zero_point, scale.dtype)),
             )
         return self.parameters[key]
@@ -162,7 +175,8 @@ class _Inserter:
                 channels = tensor.shape[0 if _transposed(node) else 1]
                 bias = np.broadcast_to(bias, (int(channels),))  # type: ignore[arg-type]
             if self.int8.bias is ElementType.INT32:
-                scales = fit_bias(scales, np.float32(activation * np.float32(alpha)), bias)
+                step = np.float32(activation * np.float32(alpha))
+                scales = fit_bias(scales, step, largest_of_groups(bias, planned.groups))
         node.replace_input_with(
             planned.weight, self._weight(node, weight, tensor, planned.axis, scales, alpha)
         )
@@ -174,10 +188,15 @@ class _Inserter:
         if self.int8.bias is ElementType.INT32:
             node.replace_input_with(
                 planned.bias,
-                self._bias(node, bias, activation, (scales * np.float32(alpha)).astype(np.float32)),
+                self._bias(
+                    node,
+                    bias,
+                    activation,
+                    over_groups((scales * np.float32(alpha)).astype(np.float32), planned.groups),
+                ),
             )
         elif node.op_type == "Gemm":
-            floats = self._initializer(f"{node.name}_bias", bias.astype(np.float32))
+            floats = self._initializer(f"{node.name}_bias", _of_type(bias, old.dtype))
             node.replace_input_with(planned.bias, floats)
         _drop_unused(self.graph, old)
 
@@ -188,7 +207,7 @@ class _Inserter:
         if key not in self.weight_cache:
             found = weight_scales(tensor.numpy(), axis, self.int8.weight_bits)
             assert found is not None
-            self.weight_cache[key] = found
+            self.weight_cache[key] = storable(found, self.int8)
         return self.weight_cache[key]
 
     def _weight(
@@ -204,8 +223,13 @@ class _Inserter:
         key = (weight, axis, alpha, scales.tobytes())
         if key not in self.weights:
             name = str(weight.name)
-            integers = quantize_weight(tensor.numpy(), scales, axis, self.int8.weight_bits)
-            effective = (scales * np.float32(alpha)).astype(np.float32)
+            effective = storable((scales * np.float32(alpha)).astype(np.float32), self.int8)
+            # Rounding of the product to the type of the scales is part of the weights.
+            divisor = scales if alpha == 1.0 else (effective / np.float32(alpha)).astype(np.float32)
+            integers = quantize_weight(tensor.numpy(), divisor, axis, self.int8.weight_bits)
+            found = outlier_finding(node, tensor.numpy(), integers, axis, self.int8.weight_bits)
+            if found is not None:
+                self.findings.append(found)
             self.weights[key] = self._dequantized_constant(
                 node, name, integers, effective, axis, weight.shape
             )
@@ -230,36 +254,40 @@ class _Inserter:
         shape: ir.Shape | None,
         zero_point: Array | None = None,
     ) -> ir.Value:
-        """A DequantizeLinear of an integer initializer, placed before its first reader."""
+        """A DequantizeLinear of an integer initializer, placed before its first reader; floats of the node's type."""
+        first = node.inputs[data_inputs(node)[0]]
+        half = first is not None and first.dtype is ir.DataType.FLOAT16
+        dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
         if zero_point is None:
             zero_point = np.zeros(scales.shape, integers.dtype)
-        restored = ir.Value(
-            name=self._fresh(dequantized_name(name)), type=ir.TensorType(ir.DataType.FLOAT), shape=shape
-        )
+        restored = ir.Value(name=self._fresh(dequantized_name(name)), type=ir.TensorType(dtype), shape=shape)
         self.graph.insert_before(
             node,
             ir.node(
                 "DequantizeLinear",
                 [
                     self._initializer(f"{name}_quantized", integers),
-                    self._initializer(f"{name}_scale", scales),
+                    self._initializer(f"{name}_scale", _of_type(scales, dtype)),
                     self._initializer(f"{name}_zero_point", zero_point),
                 ],
                 {} if axis is None else {"axis": axis},
                 outputs=[restored],
-                name=f"{restored.name}_DequantizeLinear",
+                name=self._fresh(f"{restored.name}_DequantizeLinear"),
             ),
         )
         return restored
 
     def _quantize_constants(self, node: ir.Node) -> None:
-        """Constant operands of arithmetic nodes take the activation type, with a scale of their own."""
+        """Constant operands of arithmetic nodes take the activation type, Concat's with the scale of the result."""
         for index in data_inputs(node):
             value = node.inputs[index]
             tensor = constant(value)
             if value is None or tensor is None:
                 continue
             scale = activation_scale(constant_range(tensor), self.int8)
+            if node.op_type == "Concat" and node.outputs[0] in self.scales:
+                # Its range is part of the result's.
+                scale = self.scales[node.outputs[0]]
             restored = self._dequantized_constant(
                 node,
                 str(value.name),
@@ -313,11 +341,19 @@ def release(tensor: ir.TensorProtocol) -> None:
             tensor.release()
 
 
+def _of_type(array: Array, dtype: ir.DataType | None) -> Array:
+    return array.astype(np.float16 if dtype is ir.DataType.FLOAT16 else np.float32)
+
+
 def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant nobody reads any more."""
+    """Remove a constant nobody reads any more, and what it alone was made of."""
     if value.uses() or value.is_graph_output():
         return
     if value.is_initializer():
-        del graph.initializers[str(value.name)]
+        if not value.is_graph_input():
+            del graph.initializers[str(value.name)]
     elif (producer := value.producer()) is not None:
+        sources = [source for source in producer.inputs if source is not None]
         graph.remove(producer, safe=True)
+        for source in sources:
+            _drop_unused(graph, source)

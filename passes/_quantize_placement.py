@@ -5,64 +5,55 @@ The decision is a fixed point over the main graph, from facts of the target alon
 * *weighted* nodes (Conv, ConvTranspose, Gemm, MatMul) run as integers whenever they can be expressed so;
 * *movement* nodes (Reshape, MaxPool, ...) give out values of their input, so input and output share one scale;
   they follow an integer producer, or let a quantized consumer pull the quantization above them;
-* *arithmetic* nodes (Add, Concat, AveragePool, ...) run as integers when all their operands are there as
+* *arithmetic* nodes (Add, Concat, Sigmoid, ...) run as integers when all their operands are there as
   integers already, or when one is and the result is needed as integers: then nothing is converted more often
   than it would be in float;
 * Relu and Clip are *absorbed*: the quantization sits after them, never between them and their producer, and a
   runtime drops them because the quantized range does the same.
+
+Runtimes that fuse around the pairs instead (`quantize_outputs` unset; NVIDIA, TensorRT developer guide, "Q/DQ layer
+placement recommendations") get pairs at the inputs of weighted nodes, of pools and of Concat, and at the operand
+of a residual Add that is not the convolution's; nothing behind a weighted node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from greencc.core.capabilities import Int8Support
-from greencc.core.graph import attribute_int
+from greencc.core.graph import ONNX_DOMAINS
 from greencc.core.passes import Finding
-from greencc.passes._ranges import Range
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MOVEMENT = (
-    "DepthToSpace",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "Reshape",
-    "Resize",
-    "Slice",
-    "SpaceToDepth",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
+from greencc.passes._quantize_nodes import (
+    FIXED_RANGES,
+    MOVEMENT,
+    WEIGHTED,
+    Weighted,
+    constant,
+    data_inputs,
+    describe,
+    is_absorbable,
+    is_expressible,
+    is_float,
+    quantized_already,
+    unquantized_product,
 )
-ARITHMETIC = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Sub")
-ABSORBED = ("Clip", "Relu")
-FIXED_RANGES = {"Sigmoid": Range(0.0, 1.0), "Softmax": Range(0.0, 1.0)}
-_CUSTOM_QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "MatMulNBits", "DynamicQuantize")
 
+__all__ = [
+    "FIXED_RANGES",
+    "MOVEMENT",
+    "Placement",
+    "Weighted",
+    "constant",
+    "data_inputs",
+    "place",
+    "quantized_already",
+]
 
-@dataclass(frozen=True)
-class Weighted:
-    """How one weighted node is expressed with quantized inputs.
-
-    Attributes:
-        activations: Input indices that take quantized activations.
-        weight: Input index of the constant weight, None for a product of two activations.
-        axis: Axis of the output channels in the weight; None for one scale per tensor.
-        bias: Input index of the constant bias, if there is one.
-    """
-
-    activations: tuple[int, ...]
-    weight: int | None = None
-    axis: int | None = None
-    bias: int | None = None
+_RULE = "quantize"
 
 
 @dataclass
@@ -71,11 +62,12 @@ class Placement:
 
     Attributes:
         weighted: Weighted nodes that run as integers.
-        others: Movement and arithmetic nodes that run as integers.
+        others: Movement and arithmetic nodes that run as integers or read some of their inputs so.
         absorbed: Relu and Clip nodes whose input stays unquantized in favour of their output.
         values: Values to quantize, in graph order, each with whether every consumer, not just the integer
             ones, reads the dequantized value (true where the producer only exists as an integer kernel).
-        findings: Weighted nodes left in float, with their reasons.
+        findings: Weighted nodes left in float, with their reasons; float operators between integer ones.
+        skips: Residual Adds, with the one input that they read quantized.
     """
 
     weighted: dict[ir.Node, Weighted] = field(default_factory=dict)
@@ -83,34 +75,19 @@ class Placement:
     absorbed: set[ir.Node] = field(default_factory=set)
     values: dict[ir.Value, bool] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    skips: dict[ir.Node, int] = field(default_factory=dict)
 
     def nodes(self, graph: ir.Graph) -> list[ir.Node]:
         """The integer nodes in graph order."""
         return [node for node in graph if node in self.weighted or node in self.others]
 
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a value nobody can change: an initializer that is not an input, or a Constant node."""
-    if value is None or value.is_graph_input():
-        return None
-    return ir.convenience.get_const_tensor(value)
-
-
-def quantized_already(graph: ir.Graph) -> ir.Node | None:
-    """The first node of a graph that is quantized already, if any."""
-    for node in graph.all_nodes():
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith(
-            _CUSTOM_QUANTIZED
-        ):
-            return node
-    return None
-
-
-def data_inputs(node: ir.Node) -> list[int]:
-    """Indices of the inputs of a movement or arithmetic node that carry activations or constant operands."""
-    if node.op_type in MOVEMENT:
-        return [0]
-    return [index for index, value in enumerate(node.inputs) if value is not None]
+    def reads(self, node: ir.Node) -> tuple[int, ...]:
+        """Indices of the inputs that an integer node reads quantized, without the weight and the bias."""
+        if node in self.weighted:
+            return self.weighted[node].activations
+        if node in self.skips:
+            return (self.skips[node],)
+        return tuple(data_inputs(node))
 
 
 def place(graph: ir.Graph, int8: Int8Support, ops: frozenset[str], excluded: frozenset[str]) -> Placement:
@@ -131,23 +108,31 @@ class _Placer:
     ) -> None:
         self.graph = graph
         self.int8 = int8
+        self.ops = ops
+        self.excluded = excluded
         self.plan = Placement()
         self.candidates: list[ir.Node] = []
+        opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
         for node in graph:
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain in ONNX_DOMAINS and node.op_type in WEIGHTED:
+                described = self._describe(node)
+                if isinstance(described, Weighted):
+                    self.plan.weighted[node] = described
+                else:
+                    self._left_in_float(node, described)
+            elif (reason := unquantized_product(node)) is not None:
+                self._left_in_float(node, reason)
+            elif node.domain not in ONNX_DOMAINS or node.name in excluded:
                 continue
-            if node.op_type in WEIGHTED:
-                reason = self._weighted(node, ops, excluded)
-                if reason is not None:
-                    self.plan.findings.append(
-                        Finding(
-                            "left-in-float", f"{node.op_type} {node.name!r}: {reason}", node.name, "quantize"
-                        )
-                    )
-            elif node.op_type in ops and node.name not in excluded and _expressible(node):
+            elif node.op_type in ops and is_expressible(node, int8, opset):
                 self.candidates.append(node)
-            elif node.op_type in ABSORBED and _absorbable(node) and node.name not in excluded:
+            elif is_absorbable(node, int8):
                 self.plan.absorbed.add(node)
+        for node in graph.all_nodes():
+            if node.graph is not graph and (
+                (node.domain in ONNX_DOMAINS and node.op_type in WEIGHTED) or unquantized_product(node)
+            ):
+                self._left_in_float(node, "it is inside the body of a control-flow operator")
 
     def run(self) -> Placement:
         changed = True
@@ -158,44 +143,61 @@ class _Placer:
                 if node not in self.plan.others and self._gains(node):
                     self.plan.others.add(node)
                     changed = True
+        if self.int8.quantize_skips and not self.int8.quantize_outputs:
+            self._place_skips()
         self._collect()
+        self._note_float_neighbours()
         return self.plan
 
-    def _weighted(self, node: ir.Node, ops: frozenset[str], excluded: frozenset[str]) -> str | None:
-        """Record how the node is quantized, or return why it is left in float."""
-        if node.name in excluded:
+    def _left_in_float(self, node: ir.Node, reason: str) -> None:
+        self.plan.findings.append(
+            Finding("left-in-float", f"{node.op_type} {node.name!r}: {reason}", node.name, _RULE)
+        )
+
+    def _describe(self, node: ir.Node) -> Weighted | str:
+        """How the node is quantized, or why it is left in float."""
+        if node.name in self.excluded:
             return "excluded by the options"
         if node.op_type not in self.int8.ops:
             return f"the target has no integer kernel for {node.op_type}"
-        if node.op_type not in ops:
+        if node.op_type not in self.ops:
             return "not among the operators asked for"
-        described = _describe(node, self.int8.per_channel)
-        if isinstance(described, str):
-            return described
-        self.plan.weighted[node] = described
-        return None
+        return describe(node, self.int8)
 
     def _gains(self, node: ir.Node) -> bool:
         operands = [node.inputs[index] for index in data_inputs(node)]
-        here = [self._available(value) for value in operands if value is not None and constant(value) is None]
+        moving = [value for value in operands if value is not None and constant(value) is None]
         wanted = any(self._wanted(value) for value in node.outputs)
-        if node.op_type in MOVEMENT:
-            return any(here) or (wanted and bool(here))
         if not self.int8.quantize_outputs:
+            if node.op_type in self.int8.input_ops:
+                return bool(moving) and (wanted or any(self._from_integers(value) for value in moving))
             # Such runtimes fuse arithmetic into the producer; a quantized operand there would part the two.
-            return False
+            return node.op_type in MOVEMENT and bool(moving) and wanted
+        here = [self._available(value) for value in moving]
+        if node.op_type in MOVEMENT:
+            return any(here) or (wanted and bool(here) and node.op_type not in self.int8.follow_only)
         return bool(here) and (all(here) or (any(here) and wanted))
+
+    def _source(self, value: ir.Value) -> ir.Node | None:
+        """The node that computes a value, an absorbed Relu or Clip looked through."""
+        node = value.producer()
+        if node in self.plan.absorbed:
+            assert node is not None
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return node
+
+    def _from_integers(self, value: ir.Value) -> bool:
+        node = self._source(value)
+        return node in self.plan.weighted or node in self.plan.others
 
     def _available(self, value: ir.Value) -> bool:
         """True when the producer delivers integers, so that quantizing the value costs nothing."""
-        node = value.producer()
-        if node in self.plan.absorbed:
-            node = node.inputs[0].producer() if node is not None and node.inputs[0] is not None else None
-        if node is None:
+        node = self._source(value)
+        if node is None or not self.int8.quantize_outputs:
             return False
         if node in self.plan.others:
             return True
-        if node not in self.plan.weighted or not self.int8.quantize_outputs:
+        if node not in self.plan.weighted:
             return False
         # Read by integer and float nodes alike, the output is quantized for all: ONNX Runtime finds no integer
         # kernel for a product whose result goes both ways.
@@ -203,28 +205,46 @@ class _Placer:
 
     def _wants(self, node: ir.Node, index: int) -> bool:
         """True when the node reads its input `index` as integers."""
-        if node in self.plan.weighted:
-            return index in self.plan.weighted[node].activations
-        if node in self.plan.others:
-            return index in data_inputs(node)
+        if node in self.plan.weighted or node in self.plan.others:
+            return index in self.plan.reads(node)
         return node in self.plan.absorbed and index == 0 and self._wanted(node.outputs[0])
 
     def _wanted(self, value: ir.Value) -> bool:
         return any(self._wants(use.node, use.idx) for use in value.uses())
 
+    def _place_skips(self) -> None:
+        """Residual Adds read the operand that is not a convolution's own output quantized.
+
+        Of two convolutions the one further from the inputs gets the Add fused; the other is the shortcut.
+        """
+        depth = _depths(self.graph)
+        for node in self.graph:
+            if node.op_type != "Add" or node.domain not in ONNX_DOMAINS or node.name in self.excluded:
+                continue
+            if "Add" not in self.ops or any(constant(value) is not None for value in node.inputs):
+                continue
+            branches = [
+                (depth[producer], index)
+                for index, value in enumerate(node.inputs)
+                if value is not None
+                and (producer := value.producer()) in self.plan.weighted
+                and producer is not None
+                and len(value.uses()) == 1
+                and not value.is_graph_output()
+            ]
+            if branches:
+                self.plan.skips[node] = 1 - max(branches)[1]
+                self.plan.others.add(node)
+
     def _collect(self) -> None:
         """Name the values to quantize: what integer nodes read, and what they can only write as integers."""
         chosen: set[ir.Value] = set()
         for node in self.plan.nodes(self.graph):
-            if node in self.plan.weighted:
-                inputs: Iterable[int] = self.plan.weighted[node].activations
-            else:
-                inputs = data_inputs(node)
-            for index in inputs:
+            for index in self.plan.reads(node):
                 value = node.inputs[index]
                 if value is not None and constant(value) is None:
                     chosen.add(value)
-            for value in node.outputs:
+            for value in node.outputs if self.int8.quantize_outputs else ():
                 if not value.uses() and not value.is_graph_output():
                     continue
                 final = self._after_absorbed(value)
@@ -241,102 +261,44 @@ class _Placer:
             return uses[0].node.outputs[0]
         return value
 
+    def _note_float_neighbours(self) -> None:
+        """Say which operators without integer kernels stand between integers: each costs two conversions."""
+        if not self.int8.quantize_outputs:
+            return
+        between: Counter[str] = Counter()
+        first: dict[str, ir.Node] = {}
+        for node in self.graph:
+            if node in self.plan.weighted or node in self.plan.others or node in self.plan.absorbed:
+                continue
+            if node.op_type in self.int8.ops or node.op_type in WEIGHTED or node.domain not in ONNX_DOMAINS:
+                continue
+            if unquantized_product(node) is not None or not all(
+                is_float(value, self.int8) for value in node.outputs
+            ):
+                continue
+            reads = any(value is not None and self.plan.values.get(value) for value in node.inputs)
+            feeds = any(value in self.plan.values for value in node.outputs)
+            if reads or feeds:
+                between[node.op_type] += 1
+                first.setdefault(node.op_type, node)
+        for kind, count in between.items():
+            name = first[kind].name
+            which = f"{kind} {name!r} stays" if count == 1 else f"{count} {kind} nodes ({name!r}, ...) stay"
+            self.plan.findings.append(
+                Finding("note", f"{which} in float: no integer kernel worth using", name, _RULE)
+            )
+
+
+def _depths(graph: ir.Graph) -> dict[ir.Node, int]:
+    """Number of nodes on the longest path from the inputs to each node."""
+    depth: dict[ir.Node, int] = {}
+    for node in graph:
+        producers = [value.producer() for value in node.inputs if value is not None]
+        depth[node] = 1 + max((depth.get(producer, 0) for producer in producers if producer), default=0)
+    return depth
+
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph:
         yield from node.outputs
-
-
-def _absorbable(node: ir.Node) -> bool:
-    """True for a Relu or Clip that is the only reader of a value which is free to take another scale."""
-    value = node.inputs[0]
-    if value is None or len(value.uses()) != 1 or value.is_graph_output():
-        return False
-    producer = value.producer()
-    # The output of a movement shares the scale of its input, where negative values still need room.
-    return producer is not None and producer.op_type not in MOVEMENT
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype in (ir.DataType.FLOAT, None)
-
-
-def _expressible(node: ir.Node) -> bool:
-    """True for movement and arithmetic nodes that integer kernels compute as the float ones would."""
-    if node.op_type not in MOVEMENT and node.op_type not in ARITHMETIC:
-        return False
-    if not all(_is_float(node.inputs[index]) for index in data_inputs(node)):
-        return False
-    if not all(value.dtype is ir.DataType.FLOAT for value in node.outputs if value.uses()):
-        return False
-    if node.op_type in ("Add", "Mul", "Sub") and any(constant(value) is not None for value in node.inputs):
-        # Chains of these (a hand-written hard-swish, a learnable affine) would be rounded at every step. Clean-up
-        # folds most of them into weights; what is left is cheap in float.
-        return False
-    if node.op_type == "MaxPool" and len(node.outputs) > 1:
-        return False
-    if node.op_type == "Resize":
-        return str(_text(node, "mode", "nearest")) == "nearest"
-    if node.op_type == "Gather":
-        return constant(node.inputs[0]) is None
-    return True
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_string()
-
-
-def _number(node: ir.Node, name: str) -> float:
-    attribute = node.attributes.get(name)
-    return 1.0 if attribute is None else attribute.as_float()
-
-
-def _describe(node: ir.Node, per_channel: bool) -> Weighted | str:
-    """How a weighted node is quantized, or why it cannot be."""
-    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
-        return "an operand is missing"
-    first, second = node.inputs[0], node.inputs[1]
-    tensor = constant(second)
-    if constant(first) is not None:
-        return "its first operand is constant"
-    if not _is_float(first) or not _is_float(second) or (tensor and tensor.dtype is not ir.DataType.FLOAT):
-        return "its operands are not float32"
-    if tensor is None:
-        if node.op_type != "MatMul":
-            return "its weight is computed, or can be overridden by an input"
-        if any(value.shape is not None and value.shape.rank() < 2 for value in (first, second)):
-            return "it multiplies by a vector"
-        return Weighted(activations=(0, 1))
-    if tensor.size == 0:
-        return "its weight is empty"
-    bias = None
-    if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias_tensor = constant(node.inputs[2])
-        if bias_tensor is None:
-            return "its bias is computed, or can be overridden by an input"
-        bias = 2
-    rank = len(tensor.shape)
-    axis: int | None
-    if node.op_type == "Conv":
-        axis = 0
-    elif node.op_type == "ConvTranspose":
-        # With groups, axis 1 holds the channels of one group only: a scale there would be shared wrongly.
-        axis = 1 if attribute_int(node, "group", 1) == 1 else None
-    elif node.op_type == "Gemm":
-        axis = 0 if attribute_int(node, "transB", 0) else 1
-        if attribute_int(node, "transA", 0):
-            return "it transposes its activations"
-        if _number(node, "alpha") <= 0:
-            return "its alpha is not positive"
-        channels = int(tensor.shape[axis])  # type: ignore[arg-type]
-        if bias is not None and bias_tensor is not None:
-            shape = [int(dim) for dim in bias_tensor.shape]  # type: ignore[arg-type]
-            if any(dim != 1 for dim in shape[:-1]) or (shape and shape[-1] not in (1, channels)):
-                return f"its bias of shape {shape} is not one value per output channel"
-    else:
-        if rank < 2:
-            return "it multiplies by a vector"
-        axis = 1 if rank == 2 else None
-    return Weighted(activations=(0,), weight=1, axis=axis if per_channel else None, bias=bias)

@@ -22,6 +22,8 @@ from greencc.passes._ranges import Range
 # The product of the two, the scale of an INT32 bias, is still a normal float32.
 _MIN_ACTIVATION_SCALE = 2.0**-64
 _MIN_WEIGHT_SCALE = 2.0**-60
+# Below, FP16 has less than three bits left.
+_MIN_HALF_SCALE = np.float32(2.0**-22)
 # Half of what INT32 holds is left to the sum that the bias starts.
 _MAX_BIAS = 2.0**30
 # Elements worked on at a time, so that temporaries stay small next to the largest weight.
@@ -30,7 +32,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class ActivationScale:
-    """float32 scale and zero point (uint8 or int8) of one tensor."""
+    """Scale (a float32 that FP16 holds exactly where the target's scales are FP16) and zero point of one tensor."""
 
     scale: np.float32
     zero_point: int
@@ -51,10 +53,26 @@ def activation_scale(values: Range, int8: Int8Support) -> ActivationScale:
     if int8.symmetric_activations:
         center = 128 if dtype == np.uint8 else 0
         # 127 steps on either side: -128 would have no positive counterpart.
-        return ActivationScale(_scale(max(-low, high) / 127.0), center, dtype)
-    scale = _scale((high - low) / (limits.max - limits.min))
+        return ActivationScale(np.float32(storable(_scale(max(-low, high) / 127.0), int8)), center, dtype)
+    scale = np.float32(storable(_scale((high - low) / (limits.max - limits.min)), int8))
     zero_point = int(np.clip(np.rint(limits.min - low / float(scale)), limits.min, limits.max))
+    if zero_point == limits.min and high > 0 and int8.scale_type is ElementType.FLOAT:
+        # A runtime drops a Clip in front only when the largest integer stands for no more than its upper bound.
+        steps = np.float32(limits.max - limits.min)
+        while np.float32(scale * steps) > np.float32(high) and scale > _MIN_ACTIVATION_SCALE:
+            scale = np.nextafter(scale, np.float32(0))
     return ActivationScale(scale, zero_point, dtype)
+
+
+def storable(scales: NDArray[np.float32] | np.float32, int8: Int8Support) -> NDArray[np.float32]:
+    """The scales, raised to what the target's scale type holds exactly."""
+    wide = np.asarray(scales, np.float32)
+    if int8.scale_type is ElementType.FLOAT:
+        return wide
+    limits = np.finfo(np.float16)
+    clipped = np.clip(wide, _MIN_HALF_SCALE, np.float32(limits.max))
+    half = clipped.astype(np.float16)
+    return np.where(half < clipped, np.nextafter(half, limits.max), half).astype(np.float32)
 
 
 def _scale(value: float) -> np.float32:
@@ -89,6 +107,20 @@ def weight_scales(weight: Array, axis: int | None, bits: int) -> NDArray[np.floa
     scales = np.maximum(largest / np.float32(weight_limit(bits)), np.float32(_MIN_WEIGHT_SCALE))
     shaped: NDArray[np.float32] = scales.astype(np.float32).reshape(() if axis is None else (channels,))
     return shaped
+
+
+def rounded_away(weight: Array, quantized: NDArray[np.int8], axis: int | None) -> NDArray[np.float64]:
+    """Share of the weights other than 0 that became 0, per channel along `axis` (None: one channel)."""
+    channels = 1 if axis is None else weight.shape[axis]
+    nonzero, lost = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for block, where in _blocks(weight):
+        here = where if axis == 0 else slice(None)
+        others = None if axis is None else tuple(index for index in range(block.ndim) if index != axis)
+        present = block != 0
+        nonzero[here] += np.count_nonzero(present, axis=others)
+        lost[here] += np.count_nonzero(present & (quantized[where] == 0), axis=others)
+    share: NDArray[np.float64] = lost / np.maximum(nonzero, 1)
+    return share
 
 
 def _magnitude(block: Array, axes: tuple[int, ...] | None) -> NDArray[np.float32]:
@@ -146,6 +178,17 @@ def quantize_bias(
     """INT32 bias and its scales s_x s_w (shape of `scales`)."""
     product = (np.float32(activation) * scales).astype(np.float32)
     return np.rint(bias / product.astype(np.float64)).astype(np.int32), product
+
+
+def largest_of_groups(bias: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """The largest bias of the output channels that share a scale (the groups of a ConvTranspose)."""
+    largest: NDArray[np.float64] = np.abs(bias).reshape(groups, -1).max(axis=0)
+    return bias if groups == 1 else largest
+
+
+def over_groups(scales: NDArray[np.float32], groups: int) -> NDArray[np.float32]:
+    """One scale per output channel from those that the groups share."""
+    return np.tile(scales, groups) if scales.ndim and groups > 1 else scales
 
 
 def constant_range(tensor: ir.TensorProtocol) -> Range:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from greencc.core.data import Array
 
-BINS = 4096
-_HALF = BINS // 2
+# At least 2048 bins between 0 and the largest magnitude: 8 for each step of an 8-bit grid.
+BINS = 8192
+HALF = BINS // 2
 # Elements binned at a time: the temporaries stay in the L2 cache.
 _CHUNK = 1 << 15
 # 2**-100 keeps the reciprocal of the bin width finite in float32.
@@ -46,12 +47,14 @@ class Histogram:
     Attributes:
         counts: int64, shape (BINS,): how many values fell into each bin.
         exponent: e, or None before the first value.
+        zeros: How many values were exactly 0: a spike that every grid with a zero point represents exactly.
         low: Smallest value seen (exact, not a bin edge).
         high: Largest value seen.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     exponent: int | None = None
+    zeros: int = 0
     low: float = math.inf
     high: float = -math.inf
 
@@ -72,12 +75,14 @@ class Histogram:
         # Zeros fit any grid: they must not decide how coarse it is.
         self._grow(math.frexp(largest)[1] if largest > 0 else _MIN_EXPONENT)
         assert self.exponent is not None
-        inverse_width = np.float32(math.ldexp(_HALF, -self.exponent))
+        inverse_width = np.float32(math.ldexp(HALF, -self.exponent))
         for start in range(0, flat.size, _CHUNK):
+            part = flat[start : start + _CHUNK]
+            self.zeros += int(np.count_nonzero(part == 0))
             # Multiplying by a power of two and flooring are exact, so a bin never depends on the order.
-            scaled = flat[start : start + _CHUNK] * inverse_width
+            scaled = part * inverse_width
             bins = np.floor(scaled, out=scaled).astype(np.intp)
-            bins += _HALF
+            bins += HALF
             self.counts += np.bincount(bins, minlength=BINS)
         return True
 
@@ -86,7 +91,6 @@ class Histogram:
 
         Each end lies within one bin width of the exact quantile, inside the values seen.
         """
-        assert self.exponent is not None
         if percent >= 100:
             return Range(self.low, self.high)
         cumulative = np.cumsum(self.counts)
@@ -99,22 +103,22 @@ class Histogram:
     def width(self) -> float:
         """Width of one bin."""
         assert self.exponent is not None
-        return math.ldexp(1.0, self.exponent) / _HALF
+        return math.ldexp(1.0, self.exponent) / HALF
 
     def _quantile(self, cumulative: NDArray[np.int64], mass: float) -> float:
         """The value below which `mass` values lie, interpolated inside its bin."""
         index = min(int(np.searchsorted(cumulative, mass)), BINS - 1)
         before = float(cumulative[index] - self.counts[index])
         inside = (mass - before) / max(float(self.counts[index]), 1.0)
-        return (index - _HALF + min(max(inside, 0.0), 1.0)) * self.width
+        return (index - HALF + min(max(inside, 0.0), 1.0)) * self.width
 
     def _grow(self, exponent: int) -> None:
         exponent = max(exponent, _MIN_EXPONENT)
         if self.exponent is None:
             self.exponent = exponent
         # After log2(BINS) doublings all mass sits in the two middle bins, and stays there.
-        for _ in range(min(max(exponent - self.exponent, 0), _HALF.bit_length() + 1)):
-            merged = self.counts.reshape(_HALF, 2).sum(axis=1)
+        for _ in range(min(max(exponent - self.exponent, 0), HALF.bit_length() + 1)):
+            merged = self.counts.reshape(HALF, 2).sum(axis=1)
             self.counts = np.zeros(BINS, np.int64)
-            self.counts[_HALF // 2 : _HALF // 2 + _HALF] = merged
+            self.counts[HALF // 2 : HALF // 2 + HALF] = merged
         self.exponent = max(exponent, self.exponent)

@@ -5,6 +5,7 @@
 3. Scales (`_quantize_scales`): values that a data movement connects share one; a Concat's operands take the
    scale of its result where nobody else reads them, so that the runtime copies instead of requantizing.
 4. Insertion (`_quantize_insert`): pairs, integer weights and INT32 biases.
+5. Repair, where asked for: rounding anew (`_refine_rounding`) and bias correction (`_correct_bias`).
 
 Sources: Jacob et al., CVPR 2018 (integer arithmetic, zero exact); Krishnamoorthi, arXiv 1806.08342
 (per-channel weights, ranges).
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import reduce
 from typing import ClassVar
 
@@ -24,8 +26,11 @@ from greencc.core.capabilities import Int8Support
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._calibrate import RangeMethod, observe_ranges
+from greencc.passes._adaround import AdaRoundOptions, RoundingMethod
+from greencc.passes._calibrate import Grid, RangeMethod, RangeOptions, observe_ranges
+from greencc.passes._correct_bias import BiasCorrection, correct_bias
 from greencc.passes._quantize_insert import dequantized_name, insert, release
+from greencc.passes._quantize_nodes import quantized_form
 from greencc.passes._quantize_placement import (
     FIXED_RANGES,
     MOVEMENT,
@@ -41,10 +46,27 @@ from greencc.passes._quantize_scales import (
     weight_scales,
 )
 from greencc.passes._ranges import Range
+from greencc.passes._refine_rounding import refine_rounding
 
-__all__ = ["QuantizeInt8", "RangeMethod", "dequantized_name"]
+__all__ = ["Bias", "QuantizeInt8", "RangeMethod", "Rounding", "dequantized_name"]
 
 _RULE = "quantize"
+
+
+class Rounding(Enum):
+    """How weights are rounded; see `_refine_rounding`."""
+
+    NEAREST = "nearest"
+    GREEDY = "greedy"
+    ADAROUND = "adaround"
+
+
+class Bias(Enum):
+    """How mean errors are corrected; see `_correct_bias`."""
+
+    NONE = "none"
+    ANALYTIC = "analytic"
+    EMPIRICAL = "empirical"
 
 
 @dataclass(frozen=True)
@@ -52,10 +74,13 @@ class QuantizeInt8(Pass):
     """Quantize weights and activations to 8 bits, with ranges from calibration data.
 
     Attributes:
-        method: `minmax` keeps every value seen, `percentile` cuts rare outliers off.
+        method: How ranges are chosen: `minmax` keeps every value seen, `moving-average` the ends of an average
+            run, `percentile` cuts rare outliers off, `entropy` and `mse` lose the least for 8 bits.
         percentile: Share of the values kept by `percentile`, in percent, in (50, 100].
         ops: Operators to quantize; empty: all the target has integer kernels for.
         exclude: Names of nodes left in float.
+        rounding: How weights are rounded: to nearest, or so that the outputs of the layer move least.
+        bias: Whether the mean error of each layer is taken off its bias.
         batch: Calibration samples run at once, where the model's batch is dynamic.
     """
 
@@ -67,6 +92,8 @@ class QuantizeInt8(Pass):
     percentile: float = 99.99
     ops: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    rounding: Rounding = Rounding.NEAREST
+    bias: Bias = Bias.NONE
     batch: int = 8
 
     def __post_init__(self) -> None:
@@ -109,9 +136,28 @@ class QuantizeInt8(Pass):
         if not plan.weighted:
             return outcome
         scales = self._scales(model, plan, int8, ctx)
-        insert(model.graph, plan, scales, int8)
+        repairs = self.rounding is not Rounding.NEAREST or self.bias is not Bias.NONE
+        float_model = model.clone() if repairs else model
+        outcome.findings += insert(model.graph, plan, scales, int8)
         outcome.changed = len(plan.weighted) + len(plan.others)
+        if repairs:
+            self._repair(float_model, model, int8, ctx, outcome)
         return outcome
+
+    def _repair(
+        self, float_model: ir.Model, model: ir.Model, int8: Int8Support, ctx: Context, outcome: Outcome
+    ) -> None:
+        """Round the weights anew and correct the biases, in this order: the rounding changes the mean errors."""
+        infer_shapes(model)
+        done: list[Outcome] = []
+        if self.rounding is not Rounding.NEAREST:
+            options = AdaRoundOptions(method=RoundingMethod(self.rounding.value))
+            done.append(refine_rounding(float_model, model, ctx, options, int8.weight_bits, self.batch))
+        if self.bias is not Bias.NONE:
+            done.append(correct_bias(float_model, model, ctx, BiasCorrection(self.bias.value), self.batch))
+        for repair in done:
+            outcome.changed += repair.changed
+            outcome.findings += repair.findings
 
     def _decide(self, model: ir.Model, int8: Int8Support, ctx: Context, outcome: Outcome) -> Placement:
         """Place, announce every node, and place again without those the log refuses."""
@@ -173,9 +219,9 @@ class QuantizeInt8(Pass):
                 fixed[value] = FIXED_RANGES[producer.op_type]
             elif producer is None or not _derived(producer, plan):
                 observed.append(value)
-        found = observe_ranges(
-            model, [str(value.name) for value in observed], ctx, self.method, self.percentile, self.batch
-        )
+        options = RangeOptions(self.method, self.percentile)
+        names = [str(value.name) for value in observed]
+        found = observe_ranges(model, names, ctx, options, Grid.of(int8), self.batch)
         ranges = fixed | {value: found[str(value.name)] for value in observed}
         for node in model.graph:
             if node.op_type == "Concat" and _derived(node, plan) and node.outputs[0] in plan.values:
@@ -207,10 +253,11 @@ class _ScaleGroups:
                 for output in node.outputs:
                     self._join(node.inputs[0], output)
             elif node.op_type == "Concat":
-                for operand in node.inputs:
-                    # An operand read elsewhere keeps its own, finer scale.
-                    if operand is not None and len(operand.uses()) == 1:
-                        self._join(node.outputs[0], operand)
+                # An operand read elsewhere keeps its own, finer scale.
+                alone = [value for value in node.inputs if value is not None and len(value.uses()) == 1]
+                shared = node.outputs[0] if node.outputs[0] in self._parent else next(iter(alone), None)
+                for operand in alone:
+                    self._join(shared, operand)
         self._members: dict[ir.Value, list[ir.Value]] = {}
         for value in self._parent:
             self._members.setdefault(self.root(value), []).append(value)
@@ -248,11 +295,17 @@ def _refusal(model: ir.Model, int8: Int8Support | None) -> str | None:
         return "the target has no INT8 kernels worth using"
     node = quantized_already(model.graph)
     if node is not None:
-        return f"the model is quantized already ({node.op_type} {node.name!r}); start from the float model"
-    if model.opset_imports.get("", 1) < 10:
         return (
-            f"opset {model.opset_imports.get('', 1)} has no QuantizeLinear; "
-            "run upgrade-opset before quantize-int8"
+            f"the model is quantized already: {node.op_type} {node.name!r} holds {quantized_form(node)}; "
+            "start from the float model"
+        )
+    opset = model.opset_imports.get("", 1)
+    if opset < 10:
+        return f"opset {opset} has no QuantizeLinear; run upgrade-opset before quantize-int8"
+    if opset < int8.min_opset:
+        return (
+            f"the target's quantized graphs need opset {int8.min_opset}, the model has {opset}; run upgrade-opset "
+            f"with target = {int8.min_opset} and below = {int8.min_opset} before quantize-int8"
         )
     return None
 

@@ -27,7 +27,10 @@ class RuntimeFacts:
         version: Of the onnxruntime package.
         max_opset: Newest default-domain opset that loads.
         max_ir_version: Newest ONNX IR version that loads.
-        fused_ops: Fused operators with a CPU kernel (or an inlined function body), "Domain::Op".
+        fused_ops: Fused and integer operators with a CPU kernel (or an inlined function body), "Domain::Op". A form
+            of an operator that needs asking for separately has a suffix: "com.microsoft::MatMulNBits:8" (8-bit weights;
+            without suffix 4-bit ones), "com.microsoft::GatherBlockQuantized:8", "ai.onnx::DequantizeLinear:int4"
+            (blocks of INT4).
         float16_ops: Operators that run in FP16 without a cast to FP32 around them.
     """
 
@@ -40,17 +43,34 @@ class RuntimeFacts:
 
 @dataclass(frozen=True)
 class Probe:
-    """A one-node model: operator, input shapes, attributes. The first input is the activation, the others weights."""
+    """A one-node model. One input is the activation, the others are weights.
+
+    Attributes:
+        domain: Of the operator, "" for the default one.
+        op_type: The operator.
+        shapes: Of the inputs; None where an optional one is left out.
+        attributes: Name and value of each.
+        opset: The default-domain opset the model imports.
+        types: ONNX element types of the inputs; empty: all have the type the model is probed in.
+        outputs: Element types of the outputs; empty: one, of the type the model is probed in.
+        variant: What is special about this form of the operator, for its name.
+        activation: Index of the input that is fed; the others are constants.
+    """
 
     domain: str
     op_type: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...] | None, ...]
     attributes: tuple[tuple[str, Any], ...] = ()
     opset: int = 17
+    types: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    variant: str = ""
+    activation: int = 0
 
     @property
     def qualified(self) -> str:
-        return f"{self.domain or 'ai.onnx'}::{self.op_type}"
+        variant = f":{self.variant}" if self.variant else ""
+        return f"{self.domain or 'ai.onnx'}::{self.op_type}{variant}"
 
 
 _X = (2, 4, 8)
@@ -79,6 +99,87 @@ FUSED_PROBES: tuple[Probe, ...] = (
     Probe("", "Attention", ((1, 2, 4, 8),) * 3, opset=23),
 )
 
+_F, _U8, _S8, _S32, _S4 = (
+    TensorProto.FLOAT,
+    TensorProto.UINT8,
+    TensorProto.INT8,
+    TensorProto.INT32,
+    TensorProto.INT4,
+)
+
+
+def _packed_product(bits: int, variant: str = "") -> Probe:
+    """MatMulNBits with a partial last block and a bias, as greencc writes it."""
+    attributes = (("K", 40), ("N", 4), ("bits", bits), ("block_size", 32), ("accuracy_level", 4))
+    shapes = ((2, 40), (4, 2, 4 * bits), (4, 2), None, None, (4,))
+    return Probe(_MS, "MatMulNBits", shapes, attributes, types=(_F, _U8, _F, _U8, _S32, _F), variant=variant)
+
+
+def _packed_table(bits: int, variant: str = "") -> Probe:
+    """GatherBlockQuantized over a table of bytes, which needs no INT4 type."""
+    attributes = (("bits", bits), ("block_size", 32), ("gather_axis", 0), ("quantize_axis", 1))
+    return Probe(
+        _MS,
+        "GatherBlockQuantized",
+        ((4, 8 * bits), (2,), (4, 2)),
+        attributes,
+        types=(_U8, TensorProto.INT64, _F),
+        outputs=(_F,),
+        variant=variant,
+        activation=1,
+    )
+
+
+INTEGER_PROBES: tuple[Probe, ...] = (
+    _packed_product(4),
+    _packed_product(8, "8"),
+    _packed_table(4),
+    _packed_table(8, "8"),
+    Probe(
+        "",
+        "DequantizeLinear",
+        ((64, 2), (2, 2)),
+        (("axis", 0), ("block_size", 32)),
+        opset=21,
+        types=(_S4, _F),
+        outputs=(_F,),
+        variant="int4",
+        activation=1,
+    ),
+    Probe("", "DynamicQuantizeLinear", (_X,), outputs=(_U8, _F, _U8)),
+    Probe("", "MatMulInteger", ((4, 8), (8, 4)), types=(_U8, _S8), outputs=(_S32,)),
+    Probe("", "ConvInteger", ((1, 4, 8, 8), (8, 4, 3, 3)), types=(_U8, _U8), outputs=(_S32,)),
+    Probe(
+        "",
+        "QLinearConv",
+        ((1, 4, 8, 8), (), (), (8, 4, 3, 3), (8,), (8,), (), ()),
+        types=(_U8, _F, _U8, _S8, _F, _S8, _F, _U8),
+        outputs=(_U8,),
+    ),
+    Probe(
+        _MS,
+        "QGemm",
+        ((4, 8), (), (), (8, 4), (), (), (4,)),
+        types=(_U8, _F, _U8, _S8, _F, _S8, _S32),
+        outputs=(_F,),
+    ),
+    Probe(_MS, "DynamicQuantizeMatMul", ((4, 8), (8, 4), (4,), (4,)), types=(_F, _S8, _F, _S8)),
+    Probe(
+        _MS,
+        "MatMulIntegerToFloat",
+        ((4, 8), (8, 4), (), (4,), (), (4,)),
+        types=(_U8, _S8, _F, _F, _U8, _S8),
+        outputs=(_F,),
+    ),
+    Probe(
+        _MS,
+        "DynamicQuantizeLSTM",
+        ((3, 1, 4), (1, 4, 32), (1, 8, 32), None, None, None, None, None, (1,), (1,), (1,), (1,)),
+        (("hidden_size", 8),),
+        types=(_F, _S8, _S8, _F, _S32, _F, _F, _F, _F, _S8, _F, _S8),
+    ),
+)
+
 FLOAT16_PROBES: tuple[Probe, ...] = (
     Probe("", "Conv", ((1, 4, 8, 8), (8, 4, 3, 3))),
     Probe("", "Gemm", ((4, 8), (8, 16), (16,))),
@@ -104,20 +205,28 @@ def runtime_facts() -> RuntimeFacts:
 
     max_opset = _newest(_NEWEST_OPSET_TRIED, lambda opset: _identity(opset=opset, ir_version=8))
     max_ir = _newest(_NEWEST_IR_TRIED, lambda version: _identity(opset=13, ir_version=version))
-    fused = frozenset(probe.qualified for probe in FUSED_PROBES if probe.opset <= max_opset and runs(probe))
+    probes = (probe for probe in (*FUSED_PROBES, *INTEGER_PROBES) if probe.opset <= max_opset)
+    fused = frozenset(probe.qualified for probe in probes if runs(probe))
     half = frozenset(probe.op_type for probe in FLOAT16_PROBES if runs_in_float16(probe))
     return RuntimeFacts(ort.__version__, max_opset, max_ir, fused, half)
 
 
 def runs(probe: Probe) -> bool:
-    """Whether the runtime loads and runs the one-node model in FP32."""
+    """Whether the runtime loads and runs the one-node model, in FP32 where it does not say otherwise."""
     model = _model(probe, TensorProto.FLOAT)
     session = _session(model)
     if session is None:
         return False
-    feeds = {"x": np.full(probe.shapes[0], 0.5, np.float32)}
-    (output,) = session.run(None, feeds)
-    return bool(np.isfinite(output).all())
+    source, shape = _source(probe, TensorProto.FLOAT)
+    kind = helper.tensor_dtype_to_np_dtype(source)
+    feeds = {"x": np.full(shape, 0.5 if kind.kind == "f" else 1, kind)}
+    try:
+        outputs = session.run(None, feeds)
+    except Exception as error:
+        if _from_runtime(error):
+            return False
+        raise
+    return all(bool(np.isfinite(output).all()) for output in outputs)
 
 
 def runs_in_float16(probe: Probe) -> bool:
@@ -158,43 +267,69 @@ def _session(model: onnx.ModelProto, optimized_path: str = "") -> Any:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        if type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError):
+        if _from_runtime(error):
             return None
         raise
 
 
+def _from_runtime(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError)
+
+
 def _identity(opset: int, ir_version: int) -> onnx.ModelProto:
     node = helper.make_node("Identity", ["x"], ["y"])
-    return _wrap([node], [2], [], TensorProto.FLOAT, opset, ir_version=ir_version)
+    floats = TensorProto.FLOAT
+    return _wrap(node, (floats, [2]), [floats], [], opset, ir_version=ir_version)
 
 
 def _model(probe: Probe, dtype: int) -> onnx.ModelProto:
-    names = ["x", *(f"w{index}" for index in range(1, len(probe.shapes)))]
-    # MultiHeadAttention and the like take several activations; feeding x to all inputs of its shape is as good.
+    types = probe.types or (dtype,) * len(probe.shapes)
+    names = [f"w{index}" if index != probe.activation else "x" for index in range(len(probe.shapes))]
+    used = [name if shape is not None else "" for name, shape in zip(names, probe.shapes, strict=True)]
+    # MultiHeadAttention and the like take several activations; constants are as good.
     weights = [
-        helper.make_tensor(name, dtype, shape, np.full(int(np.prod(shape)), 0.25).tolist())
-        for name, shape in zip(names[1:], probe.shapes[1:], strict=True)
+        helper.make_tensor(name, kind, shape, np.full(int(np.prod(shape)), _filling(kind)).tolist())
+        for name, shape, kind in zip(names, probe.shapes, types, strict=True)
+        if shape is not None and name != "x"
     ]
+    outputs = list(probe.outputs) or [dtype]
+    results = ["y", *(f"y{index}" for index in range(1, len(outputs)))]
     node = helper.make_node(
-        probe.op_type, names, ["y"], name="probe", domain=probe.domain, **dict(probe.attributes)
+        probe.op_type, used, results, name="probe", domain=probe.domain, **dict(probe.attributes)
     )
-    return _wrap([node], probe.shapes[0], weights, dtype, probe.opset, ir_version=8)
+    # INT4 came with IR version 10.
+    ir_version = 10 if TensorProto.INT4 in types else 8
+    return _wrap(node, _source(probe, dtype), outputs, weights, probe.opset, ir_version=ir_version)
+
+
+def _source(probe: Probe, dtype: int) -> tuple[int, tuple[int, ...]]:
+    """Element type and shape of what is fed."""
+    kind = probe.types[probe.activation] if probe.types else dtype
+    return kind, probe.shapes[probe.activation] or ()
+
+
+def _filling(kind: int) -> float:
+    return 0.25 if kind in (TensorProto.FLOAT, TensorProto.FLOAT16) else 1
 
 
 def _wrap(
-    nodes: Sequence[onnx.NodeProto],
-    shape: Sequence[int],
+    node: onnx.NodeProto,
+    source: tuple[int, Sequence[int]],
+    outputs: Sequence[int],
     weights: Sequence[onnx.TensorProto],
-    dtype: int,
     opset: int,
     *,
     ir_version: int,
 ) -> onnx.ModelProto:
+    """A model around a node: `source` is the type and shape of its input x."""
     graph = helper.make_graph(
-        list(nodes),
+        [node],
         "probe",
-        [helper.make_tensor_value_info("x", dtype, list(shape))],
-        [helper.make_tensor_value_info("y", dtype, None)],
+        [helper.make_tensor_value_info("x", source[0], list(source[1]))],
+        [
+            helper.make_tensor_value_info(name, kind, None)
+            for name, kind in zip(node.output, outputs, strict=True)
+        ],
         list(weights),
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]

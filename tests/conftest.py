@@ -1,6 +1,11 @@
 """Settings all tests share."""
 
+import os
+
 from hypothesis import settings
+
+# Nothing is kept between tests, nor in the user's cache folder.
+os.environ["GREENCC_CACHE"] = ""
 
 # The same examples on every machine and in every run: a failure in one place can be repeated in another.
 settings.register_profile("greencc", derandomize=True, deadline=None, database=None)

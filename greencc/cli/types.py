@@ -25,8 +25,39 @@ class Share(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Seconds(click.ParamType[float]):
+    """A duration such as ``90s``, ``5m`` or ``1h``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        from greencc.compiler.options import parse_seconds
+
+        try:
+            return parse_seconds(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 SHARE = Share()
+SECONDS = Seconds()
+FORMATS = ("qdq", "qoperator")
+"""Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")
 """Values of greencc.compiler.options.Effort, repeated so that --help imports nothing; a test compares them."""
-PRECISIONS = ("auto", "fp32", "fp16", "int8")
+PRECISIONS = (
+    "auto",
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-dynamic",
+    "int8-weights",
+    "int4-weights",
+    "mixed",
+)
 """Values of greencc.compiler.options.Precision, likewise."""
+TABLE_PRECISIONS = ("int8", "int8-weights", "int4-weights")
+"""Values of greencc.compiler.inspect.TABLE_PRECISIONS, likewise."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from greencc.compiler.contender import Contender, judge
 from greencc.compiler.data import Splits
-from greencc.compiler.forms import INT8_RANK
-from greencc.compiler.select import Choice, Contender, judge, refuse
+from greencc.compiler.select import Choice, refuse
 from greencc.compiler.session import Session
 from greencc.core.engine import Engine
 from greencc.core.errors import LimitError
@@ -52,7 +52,7 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
 def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
     with session.phase("certifying"):
         accuracy = judge(session, baseline, item.engine, splits.certification)
-    made_up = splits.info is not None and splits.info.synthetic and item.form.rank == INT8_RANK
+    made_up = splits.info is not None and splits.info.synthetic and item.form.precision.needs_calibration
     if made_up:
         # What the certificate would say is true of these samples; ranges from noise deserve no seal all the same.
         return replace(accuracy, certified=False, reason="not certified: the ranges come from synthetic data")

@@ -13,6 +13,7 @@ from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.compiler.certify import Held, certify
+from greencc.compiler.contender import Contender
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
 from greencc.compiler.layers import layer_times, quantization_errors
@@ -20,7 +21,7 @@ from greencc.compiler.measurement import Measurement, Variant, measure_variants,
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
-from greencc.compiler.select import Choice, Contender, choose
+from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
@@ -109,7 +110,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         choice = choose(session, builder, baseline, original, splits, feeds)
         held = certify(session, choice, baseline, splits)
         final = _measure(session, path, source, baseline, held, feeds)
-        times, errors = _layers(session, path, source, final.form, builder, splits, feeds[0])
+        times, errors = _layers(session, path, source, final.form, splits, feeds[0])
     finally:
         baseline.close()
         if choice is not None:
@@ -212,9 +213,10 @@ def _report(
             budget=Budget(asked=session.options.asked(), met=met),
             candidates=choice.candidates(final.contender),
             passes=tuple(final.form.records),
-            calibration=splits.info if final.form.precision is Precision.INT8 else None,
+            calibration=splits.info if final.form.precision.needs_calibration else None,
             layers=times,
             layer_errors=errors,
+            layer_choices=choice.layers if final.form.float_model is not None else (),
             warnings=tuple(session.warnings),
             compile=session.compile_info(),
         )
@@ -237,7 +239,6 @@ def _layers(
     path: Path,
     source: ir.Model,
     form: Form,
-    builder: FormBuilder,
     splits: Splits,
     feeds: Feeds,
 ) -> tuple[tuple[LayerTime, ...], tuple[LayerError, ...]]:
@@ -251,11 +252,9 @@ def _layers(
             session.warn(f"the layers were not profiled: {error.message}")
             times = ()
         errors: tuple[LayerError, ...] = ()
-        if form.precision is Precision.INT8:
+        if form.float_model is not None:
             try:
-                errors = quantization_errors(
-                    session.target, builder.cleaned().model, form.model, splits.planning
-                )
+                errors = quantization_errors(session.target, form.float_model, form.qdq, splits.planning)
             except GreenccError as error:
                 session.warn(f"the error by layer was not computed: {error.message}")
     return times, errors

@@ -109,9 +109,9 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
         )
     calibration = _open(options, options.calibration, inputs, "calibration")
     evaluation = _open(options, options.evaluation, inputs, "evaluation")
-    if options.precision is Precision.INT8 and calibration is None:
+    if options.precision.needs_calibration and calibration is None:
         raise UsageError(
-            "static INT8 needs calibration data and none was given",
+            f"precision {options.precision.value} needs calibration data and none was given",
             hint="pass --calibration DATA (64 or more real inputs), apart from the evaluation data",
         )
     if calibration is not None and evaluation is None and not calibration.synthetic:
@@ -127,7 +127,7 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
     if (
         used is not None
         and used.count < FEW_SAMPLES
-        and options.precision in (Precision.AUTO, Precision.INT8)
+        and (options.precision is Precision.AUTO or options.precision.needs_calibration)
     ):
         session.warn(
             f"calibration rests on {used.count} sample{'s' * (used.count > 1)}: "

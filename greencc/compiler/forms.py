@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from greencc.compiler.data import Splits
-from greencc.compiler.options import Precision
+from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.passes import Context, Pass
@@ -17,18 +17,30 @@ from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
 from greencc.core.report import PassRecord
 from greencc.passes import PASSES, default_cleanup
-from greencc.passes.float16 import ConvertFloat16
-from greencc.passes.quantize_int8 import QuantizeInt8, RangeMethod
-from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.convert_qoperator import ConvertQOperator
+from greencc.passes.float16 import ConvertFloat16, HalfType
+from greencc.passes.quantize_dynamic import QuantizeDynamic
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_weights import QuantizeWeights, WeightMethod
 
-ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, INT8_RANK = range(4)
+ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK = range(6)
 
 
 @dataclass
 class Form:
     """A candidate: the model after `passes`, and the artifact built from it.
 
-    `rank` orders forms from safe (0, the original) to aggressive, as the certificate wants them.
+    Attributes:
+        name: For people.
+        precision: Its numeric form.
+        rank: Orders forms from safe (0, the original) to aggressive, as the certificate wants them.
+        model: The graph the artifact was built from.
+        artifact: The main file.
+        passes: From the original model to this one.
+        records: What each of them did.
+        applied: Whether any pass changed anything.
+        quantized: The Q/DQ graph, where `model` has integer operators instead; otherwise `model`.
+        float_model: What was quantized: the same values under the same names, in float.
     """
 
     name: str
@@ -39,6 +51,12 @@ class Form:
     passes: tuple[Pass, ...] = ()
     records: list[PassRecord] = field(default_factory=list)
     applied: bool = True
+    quantized: ir.Model | None = None
+    float_model: ir.Model | None = None
+
+    @property
+    def qdq(self) -> ir.Model:
+        return self.model if self.quantized is None else self.quantized
 
 
 class FormBuilder:
@@ -46,18 +64,21 @@ class FormBuilder:
 
     def __init__(self, session: Session, source: ir.Model, splits: Splits, samples: Sequence[Feeds]) -> None:
         self._session = session
-        self._splits = splits
         self._capabilities = session.target.capabilities()
-        self._context = Context(
+        self.context = Context(
             capabilities=self._capabilities,
             build=session.target.reference,
             samples=samples,
             calibration=splits.calibration,
             progress=session.progress,
             observe=session.target.calibration_engine,
+            cache=session.cache,
         )
+        self._calibrated = splits.calibration is not None
         self._source = source
         self._cleaned: Form | None = None
+        self._prepared: dict[tuple[Pass, ...], tuple[ir.Model, list[PassRecord]]] = {}
+        self._folders = 0
 
     def cleaned(self) -> Form:
         """The model after the target's clean-up passes: the same function, fewer nodes."""
@@ -66,28 +87,60 @@ class FormBuilder:
             self._cleaned = self._build("fp32", Precision.FP32, CLEANED_RANK, self._source, steps)
         return self._cleaned
 
-    def int8(self, method: RangeMethod) -> Form:
-        """Static INT8 with ranges set by `method`."""
-        step = QuantizeInt8(method=method)
-        return self._extend(f"int8-{method.value}", Precision.INT8, INT8_RANK, step)
+    def prepared(self, steps: tuple[Pass, ...]) -> tuple[ir.Model, list[PassRecord]]:
+        """The cleaned-up model after passes that keep its function, ready to be quantized; kept for the next call."""
+        if steps not in self._prepared:
+            self._prepared[steps] = Pipeline(self.context).run(self.cleaned().model, steps)
+        return self._prepared[steps]
 
-    def float16(self) -> Form:
-        return self._extend("fp16", Precision.FP16, HALF_RANK, ConvertFloat16())
+    def static(
+        self,
+        name: str,
+        prepare: tuple[Pass, ...],
+        quantize: QuantizeInt8,
+        precision: Precision = Precision.INT8,
+        rank: int = INT8_RANK,
+    ) -> Form:
+        """Static INT8, in the format asked for."""
+        base = self.cleaned()
+        model, records = self.prepared(prepare)
+        form = self._build(name, precision, rank, model, (quantize,))
+        if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:
+            quantized = form.model
+            records_before = form.records
+            form = self._build(name, precision, rank, quantized, (ConvertQOperator(),))
+            form.quantized, form.passes = quantized, (quantize, *form.passes)
+            form.records = records_before + form.records
+        form.float_model = model
+        form.passes = base.passes + prepare + form.passes
+        form.records = base.records + records + form.records
+        return form
+
+    def half(self, precision: Precision) -> Form:
+        """FP16 or BF16: arithmetic where the target has it, else storage."""
+        element = HalfType.BFLOAT16 if precision is Precision.BF16 else HalfType.FLOAT16
+        return self._extend(precision.value, precision, HALF_RANK, (ConvertFloat16(element=element),))
+
+    def dynamic(self) -> Form:
+        """Dynamic INT8; what has no such form has its weights stored as INT8."""
+        steps = (QuantizeDynamic(), QuantizeWeights(ops=_STORED, min_elements=_SMALLEST_WEIGHT))
+        return self._extend("int8-dynamic", Precision.INT8_DYNAMIC, DYNAMIC_RANK, steps)
+
+    def weights(self, precision: Precision) -> Form:
+        """Weights in 8 or 4 bits, arithmetic in float."""
+        return self._extend(precision.value, precision, INT8_RANK, weight_only(precision, self._calibrated))
 
     def recipe(self, path: Path) -> Form:
         """Exactly what a recipe file says."""
         steps = load_recipe(path, PASSES)
         lossy = any(step.lossy for step in steps)
-        kinds = {type(step) for step in steps}
-        if kinds & {QuantizeInt8, QuantizeWeights}:
-            precision = Precision.INT8
-        else:
-            precision = Precision.FP16 if ConvertFloat16 in kinds else Precision.FP32
-        return self._build("recipe", precision, INT8_RANK if lossy else CLEANED_RANK, self._source, steps)
+        return self._build(
+            "recipe", recipe_precision(steps), INT8_RANK if lossy else CLEANED_RANK, self._source, steps
+        )
 
-    def _extend(self, name: str, precision: Precision, rank: int, step: Pass) -> Form:
+    def _extend(self, name: str, precision: Precision, rank: int, steps: tuple[Pass, ...]) -> Form:
         base = self.cleaned()
-        form = self._build(name, precision, rank, base.model, (step,))
+        form = self._build(name, precision, rank, base.model, steps)
         form.passes = base.passes + form.passes
         form.records = base.records + form.records
         return form
@@ -96,10 +149,48 @@ class FormBuilder:
         self, name: str, precision: Precision, rank: int, start: ir.Model, steps: tuple[Pass, ...]
     ) -> Form:
         with self._session.phase(f"building {name}"):
-            model, records = Pipeline(self._context).run(start, steps)
-            folder = self._session.scratch / name
+            model, records = Pipeline(self.context).run(start, steps)
+            self._folders += 1
+            folder = self._session.scratch / f"{self._folders:03d}-{name}"
             folder.mkdir()
             target = self._session.target
             artifact = target.build(target.lower(model), folder)
         applied = any(record.changed for record in records)
         return Form(name, precision, rank, model, artifact, steps, records, applied)
+
+
+def recipe_precision(steps: Sequence[Pass]) -> Precision:
+    """The numeric form that a recipe gives."""
+    kinds = {type(step): step for step in steps}
+    if QuantizeInt8 in kinds:
+        return Precision.INT8
+    if QuantizeDynamic in kinds:
+        return Precision.INT8_DYNAMIC
+    weights = kinds.get(QuantizeWeights)
+    if isinstance(weights, QuantizeWeights):
+        return Precision.INT8_WEIGHTS if weights.bits == 8 else Precision.INT4_WEIGHTS
+    half = kinds.get(ConvertFloat16)
+    if isinstance(half, ConvertFloat16):
+        return Precision.BF16 if half.element is HalfType.BFLOAT16 else Precision.FP16
+    return Precision.FP32
+
+
+_STORED = ("Conv", "ConvTranspose", "Gather")
+# Below this many weights, scales and nodes take back what the integers save.
+_SMALLEST_WEIGHT = 1024
+_BLOCK = 32
+
+
+def weight_only(precision: Precision, calibrated: bool) -> tuple[QuantizeWeights, ...]:
+    """The passes of a weight-only form: tables in 8 bits, the rest in 8 or 4; 4 bits by GPTQ where there are data."""
+    few = precision is Precision.INT4_WEIGHTS
+    return (
+        QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT),
+        QuantizeWeights(
+            ops=("Conv", "ConvTranspose", "Gemm", "MatMul"),
+            min_elements=_SMALLEST_WEIGHT,
+            bits=4 if few else 8,
+            block_size=_BLOCK,
+            method=WeightMethod.GPTQ if few and calibrated else WeightMethod.NEAREST,
+        ),
+    )

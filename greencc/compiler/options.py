@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,14 +10,38 @@ from typing import Any
 
 from greencc.core.errors import UsageError
 
+MAX_SEARCH_SECONDS = 86_400
+
 
 class Precision(Enum):
-    """Which numeric form to build. AUTO keeps whatever measured best within the accuracy limit."""
+    """Which numeric form to build. AUTO keeps whatever measured best within the accuracy limit.
+
+    FP16 and BF16 compute in half precision where the target does, and store weights in it elsewhere. INT8 has
+    activations quantized with ranges from calibration data, INT8_DYNAMIC at run time. The `_WEIGHTS` forms store
+    weights in few bits and compute in float. MIXED is INT8 with those layers in float that accuracy or speed ask for.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_WEIGHTS = "int8-weights"
+    INT4_WEIGHTS = "int4-weights"
+    MIXED = "mixed"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations have fixed ranges, which only data can tell."""
+        return self in (Precision.INT8, Precision.MIXED)
+
+
+class QuantizedFormat(Enum):
+    """How an INT8 artifact is written: float operators between Q/DQ pairs, or integer operators."""
+
+    QDQ = "qdq"
+    QOPERATOR = "qoperator"
 
 
 class Effort(Enum):
@@ -47,6 +72,9 @@ class CompileOptions:
         samples: How many calibration samples set the ranges, at most.
         effort: See `Effort`.
         seed: Seed of the data splits.
+        format: How static INT8 is written.
+        search_seconds: Longest time spent on finding which layers must stay in float.
+        cache: Keep statistics, rounding decisions and error tables for later compiles and after an interruption.
     """
 
     target: str = "cpu"
@@ -63,6 +91,9 @@ class CompileOptions:
     samples: int = 256
     effort: Effort = Effort.STANDARD
     seed: int = 0
+    format: QuantizedFormat = QuantizedFormat.QDQ
+    search_seconds: float = 300.0
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:
@@ -79,9 +110,25 @@ class CompileOptions:
             raise UsageError(
                 "a recipe and a precision contradict each other", hint="the recipe decides the precision"
             )
-        if self.precision is Precision.INT8 and self.calibration is None and self.evaluation is None:
+        if not 0 <= self.search_seconds <= MAX_SEARCH_SECONDS:
             raise UsageError(
-                "static INT8 needs calibration data and none was given",
+                f"search_seconds is {self.search_seconds:g}", hint=f"give 0 to {MAX_SEARCH_SECONDS:,} seconds"
+            )
+        if self.format is QuantizedFormat.QOPERATOR and self.precision in (
+            Precision.FP32,
+            Precision.FP16,
+            Precision.BF16,
+            Precision.INT8_DYNAMIC,
+            Precision.INT8_WEIGHTS,
+            Precision.INT4_WEIGHTS,
+        ):
+            raise UsageError(
+                f"the format qoperator is for static INT8, and the precision is {self.precision.value}",
+                hint="leave --format out, or use --precision int8, mixed or auto",
+            )
+        if self.precision.needs_calibration and self.calibration is None and self.evaluation is None:
+            raise UsageError(
+                f"precision {self.precision.value} needs calibration data and none was given",
                 hint="pass --calibration DATA (64 or more real inputs); --calibration synthetic works "
                 "without data, but the result cannot be certified",
             )
@@ -92,6 +139,7 @@ class CompileOptions:
         """What the user asked of the artifact, for the report."""
         return {
             "precision": self.precision.value,
+            "format": self.format.value,
             "max_drop": self.max_drop,
             "confidence": self.confidence,
             "require_certified": self.require_certified,
@@ -115,3 +163,18 @@ def parse_share(text: str) -> float:
     if value >= 1.0:
         raise UsageError(f"{text!r} is ambiguous", hint=f"write {cleaned}% or a fraction below 1")
     return value
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Parse ``90``, ``90s``, ``5m`` or ``1h`` into seconds.
+
+    Raises:
+        UsageError: It is not a duration.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or (match[2] or "s") not in _UNITS:
+        raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m or 1h")
+    return float(match[1]) * _UNITS[match[2] or "s"]

@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import onnx_ir as ir
+
+from greencc.compiler.contender import Contender, contender, observed_loss
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
-from greencc.core.data import DataSource, Feeds
+from greencc.compiler.static import static_int8
+from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, LimitError, UnavailableError
-from greencc.core.report import Accuracy, Candidate, Interval
+from greencc.core.report import Accuracy, Candidate, Interval, LayerChoice
 from greencc.measure.latency import quick_compare
-from greencc.passes.quantize_int8 import RangeMethod
-from greencc.verify.compare import compare
 
-# A drop below this share of the limit leaves nothing worth another calibration.
-_GOOD_ENOUGH = 0.25
 # A smaller gain than this is not worth leaving a safer form for, whatever the interval says.
 _WORTH = 0.02
 
 
 @dataclass
-class Contender:
-    """A form with its open engine and what is known of it so far.
-
-    `reason` is what it is and what happened to it; `place` why it comes first, or does not.
-    """
-
-    form: Form
-    engine: Engine
-    planning: Accuracy | None = None
-    latency_ms: float | None = None
-    reason: str = ""
-    place: str = ""
-
-    def note(self, text: str) -> None:
-        self.reason = f"{self.reason}; {text}" if self.reason else text
-
-    @property
-    def sqnr(self) -> float | None:
-        """Lowest SQNR of any output in dB: tells forms apart that make the same mistakes."""
-        found = [item.sqnr_db for item in self.planning.outputs] if self.planning is not None else []
-        return min((value for value in found if value is not None), default=None)
-
-    @property
-    def explanation(self) -> str:
-        return "; ".join(text for text in (self.reason, self.place) if text)
-
-    @property
-    def timed(self) -> Engine:
-        """The engine to take times of."""
-        return self.engine.engine if isinstance(self.engine, MemoEngine) else self.engine
-
-    @property
-    def loss(self) -> float | None:
-        return None if self.planning is None else observed_loss(self.planning)
-
-
-@dataclass
 class Choice:
-    """Contenders in order of preference, the chosen one first; `all` is in the order they were built."""
+    """Contenders in order of preference, the chosen one first.
+
+    `all` has every form that was built; `layers` what was decided for each layer of a statically quantized one.
+    """
 
     ranked: list[Contender]
     all: list[Contender] = field(default_factory=list)
+    layers: tuple[LayerChoice, ...] = ()
 
     def candidates(self, chosen: Contender) -> tuple[Candidate, ...]:
         """What the report says of every form."""
@@ -79,13 +46,6 @@ class Choice:
     def close(self) -> None:
         for item in self.all:
             item.engine.close()
-
-
-def observed_loss(accuracy: Accuracy) -> float:
-    """What `--max-drop` is compared with: the drop where there are labels, else the share of changed decisions."""
-    if accuracy.drop is not None:
-        return accuracy.drop
-    return 0.0 if accuracy.agreement is None else 1.0 - accuracy.agreement
 
 
 def choose(
@@ -103,23 +63,37 @@ def choose(
         UnavailableError: The target has no kernels for it.
     """
     options, capabilities = session.options, session.target.capabilities()
+    wanted = options.precision
     if options.recipe is not None:
         return _only(session, builder.recipe(options.recipe), baseline, splits)
-    if options.precision is Precision.FP32:
+    if wanted is Precision.AUTO:
+        return _automatic(session, builder, baseline, original, splits, feeds)
+    if wanted is Precision.FP32:
         return _only(session, builder.cleaned(), baseline, splits)
-    if options.precision is Precision.FP16:
+    if wanted.needs_calibration:
+        found = static_int8(session, builder, baseline, splits, feeds)
+        _required(found.best.form, "INT8", capabilities.int8 is not None)
+        return Choice([found.best], found.all, found.choices)
+    if wanted in (Precision.FP16, Precision.BF16):
+        form = _required(builder.half(wanted), wanted.value.upper(), supported=True)
+        if not (capabilities.float16 if wanted is Precision.FP16 else capabilities.bfloat16):
+            session.warn(
+                f"the target computes in FP32: weights are stored in {wanted.value.upper()}, "
+                "which halves the file and leaves speed and energy as they are"
+            )
+        return _only(session, form, baseline, splits)
+    if wanted is Precision.INT8_DYNAMIC:
         return _only(
-            session, _required(builder.float16(), "FP16", bool(capabilities.float16)), baseline, splits
+            session,
+            _required(builder.dynamic(), "dynamic INT8", capabilities.int8 is not None),
+            baseline,
+            splits,
         )
-    if options.precision is Precision.INT8:
-        tried = _int8(session, builder, baseline, splits)
-        _required(tried[0].form, "INT8", capabilities.int8 is not None)
-        return Choice(tried[:1], tried)
-    return _automatic(session, builder, baseline, original, splits, feeds)
+    return _only(session, _required(builder.weights(wanted), wanted.value, supported=True), baseline, splits)
 
 
 def _only(session: Session, form: Form, baseline: Engine, splits: Splits) -> Choice:
-    item = _contender(session, form, baseline, splits)
+    item = contender(session, form, baseline, splits)
     item.reason = "as asked"
     return Choice([item], [item])
 
@@ -132,51 +106,6 @@ def _required(form: Form, what: str, supported: bool) -> Form:
         message = f"no node of the model could be built in {what} for this target{detail}"
         raise InputError(message) if supported else UnavailableError(message)
     return form
-
-
-def judge(session: Session, baseline: Engine, artifact: Engine, data: DataSource) -> Accuracy:
-    """Compare an engine with the baseline on `data`, by the limits and the metric of the compile."""
-    return compare(
-        baseline,
-        artifact,
-        data,
-        metric=session.options.metric,
-        epsilon=session.options.max_drop,
-        confidence=session.options.confidence,
-        progress=session.progress,
-    )
-
-
-@contextmanager
-def closed_on_error(engine: Engine) -> Iterator[Engine]:
-    """Hand an engine over, but close it when the block fails."""
-    try:
-        yield engine
-    except BaseException:
-        engine.close()
-        raise
-
-
-def _contender(session: Session, form: Form, baseline: Engine, splits: Splits) -> Contender:
-    with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
-        planning = judge(session, baseline, engine, splits.planning)
-    return Contender(form, engine, planning)
-
-
-def _int8(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> list[Contender]:
-    """Min-max ranges; where they lose accuracy, percentile ranges as well. The better of the two comes first."""
-    first = _contender(session, builder.int8(RangeMethod.MINMAX), baseline, splits)
-    first.reason = "min-max ranges"
-    if not first.form.applied or (first.loss or 0.0) <= _GOOD_ENOUGH * session.options.max_drop:
-        return [first]
-    second = _contender(session, builder.int8(RangeMethod.PERCENTILE), baseline, splits)
-    second.reason = "percentile ranges"
-    better, worse = sorted(
-        (first, second), key=lambda item: (item.loss or 0.0, -(item.sqnr or 0.0), item is second)
-    )
-    better.note(f"they lose less on the planning split ({_percent(better)} against {_percent(worse)})")
-    worse.place = "not chosen: the other ranges lose less on the planning split"
-    return [better, worse]
 
 
 def _automatic(
@@ -192,12 +121,16 @@ def _automatic(
     contenders = [start]
     cleaned = builder.cleaned()
     if cleaned.applied:
-        contenders.append(_contender(session, cleaned, baseline, splits))
+        contenders.append(contender(session, cleaned, baseline, splits))
     else:
         start.note("the clean-up found nothing to change")
     if session.target.capabilities().float16:
-        contenders.append(_contender(session, builder.float16(), baseline, splits))
+        contenders.append(contender(session, builder.half(Precision.FP16), baseline, splits))
+    integers = session.target.capabilities().int8 is not None
+    if integers and not splits.planning.synthetic and dynamic_may_pay(cleaned.model):
+        contenders.append(_dynamic(session, builder, baseline, splits))
     discarded: list[Contender] = []
+    choices: tuple[LayerChoice, ...] = ()
     if splits.calibration is None:
         session.warn("INT8 was not considered: it needs calibration data (--calibration)")
     elif splits.planning.synthetic:
@@ -205,8 +138,9 @@ def _automatic(
             "INT8 was not considered: nothing can be verified on synthetic data (ask with --precision int8)"
         )
     else:
-        best, *discarded = _int8(session, builder, baseline, splits)
-        contenders.append(best)
+        found = static_int8(session, builder, baseline, splits, feeds)
+        contenders.append(found.best)
+        discarded, choices = found.others, found.choices
     eligible = [item for item in contenders if _eligible(item, session.options)]
     with session.phase("comparing forms"):
         verdict = quick_compare(
@@ -214,7 +148,20 @@ def _automatic(
         )
     for item, milliseconds in zip(eligible, verdict.median_ms, strict=True):
         item.latency_ms = milliseconds
-    return Choice(_ranked(eligible, verdict.ratios), [*contenders, *discarded])
+    return Choice(_ranked(eligible, verdict.ratios), [*contenders, *discarded], choices)
+
+
+def _dynamic(session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits) -> Contender:
+    item = contender(session, builder.dynamic(), baseline, splits)
+    item.reason = "activations are quantized at run time"
+    return item
+
+
+def dynamic_may_pay(model: ir.Model) -> bool:
+    """Whether most weighted nodes are products or recurrent cells, which have dynamic integer kernels."""
+    counts = Counter(node.op_type for node in model.graph.all_nodes())
+    products = sum(counts[op_type] for op_type in ("MatMul", "Gemm", "LSTM", "GRU"))
+    return products > counts["Conv"] + counts["ConvTranspose"]
 
 
 def _eligible(item: Contender, options: CompileOptions) -> bool:
@@ -255,10 +202,6 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
             item.place = f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms"
     best.place = "the fastest form within the limit"
     return ladder[::-1]
-
-
-def _percent(item: Contender) -> str:
-    return f"{item.loss:.2%}" if item.loss is not None else "unknown"
 
 
 def refuse(accuracy: Accuracy, options: CompileOptions, *, synthetic: bool = False) -> LimitError | None:

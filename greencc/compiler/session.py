@@ -11,11 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from greencc.compiler.options import CompileOptions
+from greencc.core.cache import Cache, default_folder
 from greencc.core.engine import Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
 from greencc.targets import make_target
+
+
+@dataclass
+class Deadline:
+    """When a search has to end."""
+
+    seconds: float
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() - self.started >= self.seconds
 
 
 @dataclass
@@ -29,6 +42,10 @@ class Session:
     warnings: list[str] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    cache: Cache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = Cache(default_folder() if self.options.cache else None)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -33,6 +33,17 @@ class Int8Support:
         reason: The fact behind the choice, for reports ("AVX512-VNNI: ...").
         float_output: Operators that run as integers even when their output stays float (with
             `quantize_outputs`, the exceptions to it; ONNX Runtime: Gemm and MatMul).
+        scale_type: FLOAT, or FLOAT16 where scales must be (TensorRT with strong typing): every scale is then a
+            number that FP16 holds exactly, stored in the type of the value it belongs to.
+        min_opset: The oldest default-domain opset that quantized graphs for the target may have.
+        min_channels: Convolutions with fewer input or output channels than this stay in float.
+        skip_gemv: Gemm and MatMul with one row or one column stay in float.
+        input_ops: With `quantize_outputs` unset, operators next to weighted ones whose inputs are quantized even
+            when nothing after them needs integers (TensorRT: pools and Concat).
+        quantize_skips: With `quantize_outputs` unset, an Add of a convolution and something else reads the something
+            else quantized, so that it can be fused into the convolution.
+        follow_only: Operators worth running as integers only behind an integer producer.
+        resize_modes: Modes of Resize that run on integers.
     """
 
     activation: ElementType
@@ -44,6 +55,26 @@ class Int8Support:
     quantize_outputs: bool
     reason: str
     float_output: frozenset[str] = frozenset()
+    scale_type: ElementType = ElementType.FLOAT
+    min_opset: int = 10
+    min_channels: int = 0
+    skip_gemv: bool = False
+    input_ops: frozenset[str] = frozenset()
+    quantize_skips: bool = False
+    follow_only: frozenset[str] = frozenset()
+    resize_modes: frozenset[str] = frozenset({"nearest"})
+
+    def __post_init__(self) -> None:
+        if self.activation not in (ElementType.UINT8, ElementType.INT8):
+            raise ValueError(f"activations cannot be {self.activation.value}")
+        if self.bias not in (ElementType.INT32, ElementType.FLOAT):
+            raise ValueError(f"biases cannot be {self.bias.value}")
+        if self.scale_type not in (ElementType.FLOAT, ElementType.FLOAT16):
+            raise ValueError(f"scales cannot be {self.scale_type.value}")
+        if self.weight_bits not in (7, 8):
+            raise ValueError(f"weights cannot have {self.weight_bits} bits")
+        if self.scale_type is ElementType.FLOAT16 and self.bias is ElementType.INT32:
+            raise ValueError("FP16 has no room for the scale of an INT32 bias, the product of two scales")
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,16 @@ def estimate(workload: Workload, power: DevicePower, load: float) -> Energy:
     )
 
 
+def central_millijoules(workload: Workload, power: DevicePower, load: float) -> float:
+    """The central estimate alone, for weighing layers against each other.
+
+    Raises:
+        UsageError: As `estimate`.
+    """
+    _validate(workload, load)
+    return _millijoules(workload, _central(power), load)
+
+
 def estimate_pair(
     baseline: Workload,
     artifact: Workload,

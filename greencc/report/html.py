@@ -83,6 +83,7 @@ def render_html(report: Report) -> str:
         total=_total(report.layers),
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
+        kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
         missing=show.MISSING,
     )

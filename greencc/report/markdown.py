@@ -36,6 +36,7 @@ def render_markdown(report: Report) -> str:
         *_section("Warnings", _bullets(report.warnings)),
         *_section("Figures", _figures(report)),
         *_section("Outputs", _outputs(report)),
+        *_section("Layers kept in float", _kept(report)),
         *_section("Forms considered", _candidates(report)),
         *_section("Passes", _passes(report.passes)),
         *_section("Slowest layers", _layers(report)),
@@ -137,6 +138,21 @@ def _layers(report: Report) -> str:
         for item in slowest[:_SLOWEST]
     ]
     return _table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
+
+
+def _kept(report: Report) -> str:
+    rows = [
+        (
+            item.name,
+            item.op_type,
+            MISSING if item.error is None else number(item.error),
+            _micro(item.saved_us),
+            item.reason,
+        )
+        for item in report.layer_choices
+        if item.precision == "float"
+    ]
+    return _table(("Layer", "Operator", "Error of INT8", "INT8 would save", "Why"), rows, right=(2, 3))
 
 
 def _errors(report: Report) -> str:

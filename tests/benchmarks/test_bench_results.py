@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks import compiling, render
+from benchmarks import child, render
 from benchmarks.bench_cleanup import count_nodes
 from benchmarks.cases import ROOT, example, find_cases
 from benchmarks.results import Settings, _without_folders, interval_of, machine, spread
@@ -118,8 +118,8 @@ def test_outputs_that_changed_are_marked():
 
 def test_refusals_keep_message_and_hint_without_warnings():
     text = "progress\ngreencc: the input is odd\n  do this\n  Warning: no data\n"
-    assert compiling._first_error(text) == "the input is odd; do this"
-    assert compiling._first_error("Traceback\nKeyError: 1\n") == "KeyError: 1"
+    assert child.first_error(text) == "the input is odd; do this"
+    assert child.first_error("Traceback\nKeyError: 1\n") == "KeyError: 1"
 
 
 def test_cases_of_a_folder(tmp_path):

@@ -11,11 +11,12 @@ import pytest
 
 from greencc.calibration import Source, open_data
 from greencc.compiler.certify import Held, _sequential
+from greencc.compiler.contender import Contender
 from greencc.compiler.data import GATE_SAMPLES, Splits, _distinct
 from greencc.compiler.forms import CLEANED_RANK, HALF_RANK, INT8_RANK, ORIGINAL_RANK, Form
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
-from greencc.compiler.select import Contender, _ranked
+from greencc.compiler.select import _ranked
 from greencc.compiler.session import Session
 from greencc.core.data import Array, Feeds, TensorSpec
 from greencc.core.errors import InputError
@@ -55,7 +56,7 @@ def contender(rank: int, milliseconds: float) -> Contender:
 
 def ranked(*milliseconds: float) -> list[str]:
     """Names of the forms of these latencies, the preferred one first; intervals are 1 % wide."""
-    forms = [contender(rank, ms) for rank, ms in enumerate(milliseconds)]
+    forms = [contender(rank, ms) for rank, ms in zip(NAMES, milliseconds, strict=True)]
     ratios = [
         Interval(milliseconds[0] / ms, 0.99 * milliseconds[0] / ms, 1.01 * milliseconds[0] / ms)
         for ms in milliseconds[1:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from greencc.cli.types import EFFORTS, PRECISIONS, SHARE
+from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
 
 
 @click.command("compile")
@@ -39,6 +39,22 @@ from greencc.cli.types import EFFORTS, PRECISIONS, SHARE
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the data splits.")
 @click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(FORMATS),
+    default="qdq",
+    show_default=True,
+    help="How static INT8 is written: float operators between Q/DQ pairs, or integer operators.",
+)
+@click.option(
+    "--search-time",
+    type=SECONDS,
+    default="5m",
+    show_default=True,
+    help="Longest time spent on finding the layers that must stay in float.",
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
+@click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder [default: MODEL.greencc]."
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -61,6 +77,9 @@ def command(
     samples: int,
     effort: str,
     seed: int,
+    fmt: str,
+    search_time: float,
+    no_cache: bool,
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -73,7 +92,7 @@ def command(
     """
     from greencc.cli.console import progress_bars, stdout
     from greencc.compiler import CompileOptions, compile_model
-    from greencc.compiler.options import Effort, Precision
+    from greencc.compiler.options import Effort, Precision, QuantizedFormat
     from greencc.report import dump_report, summary
 
     options = CompileOptions(
@@ -91,6 +110,9 @@ def command(
         samples=samples,
         effort=Effort(effort),
         seed=seed,
+        format=QuantizedFormat(fmt),
+        search_seconds=search_time,
+        cache=not no_cache,
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)

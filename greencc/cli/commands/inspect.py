@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from greencc.cli.types import SECONDS, TABLE_PRECISIONS
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,10 +23,70 @@ _TOP = 12
 @click.option("--profile", is_flag=True, help="Also time every layer here, on synthetic inputs.")
 @click.option("--target", "-t", default="cpu", show_default=True, help="Where to profile.")
 @click.option("--all", "everything", is_flag=True, help="List all layers, not only the heaviest.")
+@click.option("--sensitivity", is_flag=True, help="Measure how much each layer suffers when it is quantized.")
+@click.option("--calibration", "-c", metavar="DATA", help="With --sensitivity: inputs that set ranges.")
+@click.option("--eval", "evaluation", metavar="DATA", help="With --sensitivity: held-out inputs to judge on.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Labels in a file of their own.")
+@click.option("--preprocess", type=click.Path(path_type=Path), help="Preprocessing of image folders.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Score samples with your own function.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(TABLE_PRECISIONS),
+    multiple=True,
+    help="A column of the table, may be repeated [default: int8 and int4-weights].",
+)
+@click.option("--samples", type=int, default=256, show_default=True, help="Calibration samples used at most.")
+@click.option("--search-time", type=SECONDS, default="5m", show_default=True, help="Longest time to measure.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier runs.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the table into this SVG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, profile: bool, target: str, everything: bool, as_json: bool) -> None:
-    """Describe PATH, an ONNX model or a bundle: inputs, operators, parameters, MACs, layers."""
+def command(
+    path: Path,
+    profile: bool,
+    target: str,
+    everything: bool,
+    sensitivity: bool,
+    calibration: str | None,
+    evaluation: str | None,
+    labels: Path | None,
+    preprocess: Path | None,
+    metric: str | None,
+    precisions: tuple[str, ...],
+    samples: int,
+    search_time: float,
+    no_cache: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Describe PATH, an ONNX model or a bundle: inputs, operators, parameters, MACs, layers.
+
+    With --sensitivity and data, measure for every layer what quantizing it alone does to the
+    outputs, what it adds when all others are quantized too, and what its INT8 form saves.
+    """
     import json
+
+    if sensitivity:
+        from greencc.cli.sensitivity import show_sensitivity
+        from greencc.compiler import CompileOptions
+
+        options = CompileOptions(
+            target=target,
+            calibration=calibration,
+            evaluation=evaluation,
+            labels=labels,
+            preprocess=preprocess,
+            metric=metric,
+            samples=samples,
+            search_seconds=search_time,
+            cache=not no_cache,
+        )
+        show_sensitivity(path, options, precisions, everything=everything, plot=plot, as_json=as_json)
+        return
+    unused = {"--calibration": calibration, "--eval": evaluation, "--plot": plot, "--metric": metric}
+    for flag, value in unused.items():
+        if value is not None:
+            raise click.UsageError(f"{flag} goes with --sensitivity")
     from dataclasses import asdict
 
     from greencc.cli.console import stdout

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from greencc.core.errors import UsageError
-from greencc.passes.float16 import ConvertFloat16, HalfType
+from greencc.passes.float16 import Borders, ConvertFloat16, HalfType, Scope
 
 HALF = frozenset(
     [
@@ -88,7 +88,9 @@ def test_regions_are_cast_at_their_borders_only(kit: Any, model: Any, random: An
 
 def test_a_target_without_half_kernels(kit: Any, model: Any) -> None:
     for element in HalfType:
-        outcome = ConvertFloat16(element=element).apply(model, half(kit.context(None), frozenset()))
+        outcome = ConvertFloat16(element=element, scope=Scope.COMPUTE).apply(
+            model, half(kit.context(None), frozenset())
+        )
         assert outcome.changed == 0
         assert f"no {element.value.upper()} kernels" in outcome.findings[0].message
 
@@ -150,7 +152,116 @@ def test_excluded_nodes_and_refused_rewrites(kit: Any, model: Any, random: Any) 
     kit.run(model, x)
 
 
-@pytest.mark.parametrize("options", [{"limit": 0.0}, {"limit": 1e5}, {"batch": 0}])
+@pytest.mark.parametrize("options", [{"limit": 0.0}, {"limit": 1e5}, {"batch": 0}, {"min_elements": 0}])
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ConvertFloat16(**options)
+
+
+STORAGE = ConvertFloat16(min_elements=16)
+
+
+@pytest.mark.parametrize("element", HalfType)
+def test_storage_halves_the_file_and_computes_in_float(
+    kit: Any, model: Any, random: Any, element: HalfType
+) -> None:
+    x = {"x": random(4, 3, 8, 8)}
+    expected, before = kit.run(model, x), kit.kernels(model)
+    size = kit.save(model, "float.onnx").stat().st_size
+    outcome = replace(STORAGE, element=element).apply(model, half(kit.context(None), frozenset()))
+    assert outcome.changed == 3
+    assert kit.save(model, "half.onnx").stat().st_size < 0.65 * size
+    # The runtime has folded the casts: it runs what it ran before.
+    assert kit.kernels(model) == before
+    assert [value.name for value in model.graph.outputs] == ["y", "f"]
+    for left, right in zip(expected, kit.run(model, x), strict=True):
+        assert np.max(np.abs(left - right)) < (2e-3 if element is HalfType.FLOAT16 else 2e-2) * np.max(
+            np.abs(left)
+        )
+
+
+def test_storage_leaves_what_sixteen_bits_cannot_hold(kit: Any, parse: Any, random: Any) -> None:
+    weights = {"big": random(8, 8, scale=3e5), "tiny": random(8, 8, scale=1e-8), "fine": random(8, 8)}
+    weights["dust"] = random(8, 8)
+    weights["dust"][:, 3] *= 1e-8
+    weights["mask"] = np.where(random(8, 8) > 0, 0, -np.inf).astype(np.float32)
+    model = parse(
+        """
+        g (float[N, 8] x) => (float[N, 8] y, float[8, 8] z) {
+          a = MatMul (x, big) b = MatMul (a, tiny) c = MatMul (b, fine) y = MatMul (c, dust) z = Softmax (mask)
+        }""",
+        **weights,
+    )
+    outcome = STORAGE.apply(model, half(kit.context(None), frozenset()))
+    stored = {name for name, value in model.graph.initializers.items() if value.dtype is ir.DataType.FLOAT16}
+    assert stored == {"fine_float16", "dust_float16", "mask_float16"}
+    text = " | ".join(finding.message for finding in outcome.findings if finding.kind == "left-in-float")
+    assert "'big': it has values beyond" in text
+    assert "'tiny': FLOAT16 would change a channel" in text
+    # BF16 has the range of float32.
+    other = parse("g (float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, big) }", big=weights["big"])
+    assert (
+        replace(STORAGE, element=HalfType.BFLOAT16).apply(other, half(kit.context(None), frozenset())).changed
+        == 1
+    )
+
+
+def test_storage_in_bodies_and_of_shared_and_public_constants(kit: Any, parse: Any, random: Any) -> None:
+    model = parse(
+        """
+        g (bool c, float[4, 8] x, float[8, 8] given) => (float[4, 8] y, float[8, 8] public) {
+          a = MatMul (x, shared)
+          b = MatMul (a, given)
+          public = Relu (out)
+          y = If (c) <
+            then_branch = t () => (float[4, 8] p) {
+              k = Constant <value = float[8, 2] {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}> ()
+              kt = Transpose (k)
+              d = MatMul (b, k)
+              p = MatMul (d, kt)
+            },
+            else_branch = e () => (float[4, 8] q) { q = MatMul (b, shared) }
+          >
+        }""",
+        shared=random(8, 8),
+        out=random(8, 8),
+        given=random(8, 8),
+    )
+    for number, node in enumerate(model.graph.all_nodes()):
+        node.name = f"n{number}"
+    x = {"x": random(4, 8), "given": random(8, 8)}
+    feeds = [{"c": np.array(flag), **x} for flag in (True, False)]
+    expected = [kit.run(model, feed)[0] for feed in feeds]
+    # shared, out, and k in the body; `given` can be overridden by a caller.
+    assert STORAGE.apply(model, half(kit.context(None), frozenset())).changed == 3
+    assert model.graph.initializers["given"].dtype is ir.DataType.FLOAT
+    for feed, before in zip(feeds, expected, strict=True):
+        np.testing.assert_allclose(kit.run(model, feed)[0], before, rtol=2e-2, atol=2e-2)
+
+
+def test_storage_obeys_the_options_and_the_log(kit: Any, model: Any) -> None:
+    context = half(kit.context(None, limit=1), frozenset())
+    assert STORAGE.apply(model.clone(), context).changed == 1
+    name = str(next(node.name for node in model.graph if node.op_type == "Gemm"))
+    clone = model.clone()
+    assert replace(STORAGE, exclude=(name,)).apply(clone, half(kit.context(None), frozenset())).changed == 2
+    assert clone.graph.initializers["w2"].dtype is ir.DataType.FLOAT
+    assert ConvertFloat16(min_elements=10**6).apply(clone, half(kit.context(None), frozenset())).changed == 0
+
+
+def test_bf16_needs_opset_13(kit: Any, parse: Any, random: Any) -> None:
+    model = parse("g (float[N, 8] x) => (float[N, 8] y) { y = MatMul (x, w) }", opset=12, w=random(8, 8))
+    outcome = replace(STORAGE, element=HalfType.BFLOAT16).apply(model, half(kit.context(None), frozenset()))
+    assert (outcome.changed, outcome.findings[0].kind) == (0, "refused")
+
+
+def test_half_inputs_and_outputs(kit: Any, model: Any, random: Any) -> None:
+    x = random(4, 3, 8, 8)
+    expected = kit.run(model, {"x": x})
+    ConvertFloat16(io=Borders.HALF).apply(model, half(kit.context({"x": x})))
+    graph = model.graph
+    assert [value.dtype for value in (*graph.inputs, *graph.outputs)] == [ir.DataType.FLOAT16] * 3
+    assert [value.name for value in (*graph.inputs, *graph.outputs)] == ["x", "y", "f"]
+    assert sum(node.op_type == "Cast" for node in graph) == 2
+    for before, after in zip(expected, kit.run(model, {"x": x.astype(np.float16)}), strict=True):
+        assert np.max(np.abs(after - before)) < 5e-3 * np.max(np.abs(before))

@@ -40,7 +40,7 @@ CASES = {
     "transposed-grouped": (
         "y = ConvTranspose <kernel_shape=[2,2], group=2> (x, w, b)",
         (6, 3, 2, 2),
-        None,
+        1,
         6,
     ),
 }

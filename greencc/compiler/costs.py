@@ -1,0 +1,190 @@
+"""The cost table: what each group takes in float and as integers on this device, measured.
+
+Both artifacts are profiled, and every node of the runtime's graphs is charged to the group it came from: conversions to
+integers to the group that reads them, conversions back to the group that wrote them. Millijoules are grade D
+estimates from those times and the counted operations (docs/adr/0003-energy.md); they weigh groups against each other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.compiler.groups import Group
+from greencc.compiler.layers import Origins
+from greencc.compiler.session import Session
+from greencc.core.cache import cache_key
+from greencc.core.data import Feeds
+from greencc.core.describe import NodeCost, nodes_cost
+from greencc.core.engine import NodeTime
+from greencc.core.files import sha256_file
+from greencc.core.shapes import bind_dims
+from greencc.meters.model import OperationCounts, Workload, central_millijoules, device_power, load_of
+
+RUNS = 30
+_KIND = "cost"
+# Runtimes count in whole microseconds.
+_TICK_US = 1.0
+_NOISE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """Microseconds and estimated millijoules of one group per inference, in float and as integers."""
+
+    float_us: float
+    int8_us: float
+    float_mj: float
+    int8_mj: float
+
+    @property
+    def saved_us(self) -> float:
+        return self.float_us - self.int8_us
+
+    @property
+    def slower(self) -> bool:
+        """Whether the integer form is slower by more than the noise."""
+        return self.int8_us > self.float_us and not _alike(self.float_us, self.int8_us)
+
+    @property
+    def saved_mj(self) -> float:
+        return self.float_mj - self.int8_mj
+
+
+def group_costs(
+    session: Session,
+    groups: Sequence[Group],
+    float_form: tuple[ir.Model, Path],
+    int8_form: tuple[ir.Model, Path],
+    feeds: Feeds,
+) -> dict[str, GroupCost]:
+    """Costs by the names of the groups.
+
+    Args:
+        session: Target, device and cache. Times are kept per device: a second compile decides on the same ones.
+        groups: Of the quantized graph.
+        float_form: Graph and artifact before quantization.
+        int8_form: The Q/DQ graph and its artifact.
+        feeds: One inference.
+    """
+    times = [profiled(session, artifact, feeds) for _, artifact in (float_form, int8_form)]
+    shapes = {name: array.shape for name, array in feeds.items()}
+    counted = [_counted(model, shapes) for model, _ in (float_form, int8_form)]
+    home = {name: group.name for group in groups for name in group.nodes}
+    before = _charge(times[0], Origins(float_form[0]), home, {})
+    after = _charge(times[1], Origins(float_form[0]), home, conversions(int8_form[0], home))
+    device = session.target.device()
+    power, load = device_power(device.facts), load_of(device.facts)
+    costs = {}
+    for group in groups:
+        old, new = before[group.name], after[group.name]
+        # Times that differ by no more than their noise say nothing; the operations still do.
+        seconds = [max(us, _TICK_US) / 1e6 for us in (old, old if _alike(old, new) else new)]
+        energies = [
+            central_millijoules(Workload(_operations(group, counts), spent), power, load)
+            for counts, spent in zip(counted, seconds, strict=True)
+        ]
+        costs[group.name] = GroupCost(old, new, *energies)
+    return costs
+
+
+def _alike(first_us: float, second_us: float) -> bool:
+    return abs(first_us - second_us) <= max(_TICK_US, _NOISE_SHARE * max(first_us, second_us))
+
+
+def profiled(session: Session, artifact: Path, feeds: Feeds) -> list[NodeTime]:
+    """Median times by node of the runtime's graph; measured once per device, artifact and input shape."""
+    key = cache_key(
+        session.target.device().fingerprint,
+        session.target.versions(),
+        session.options.target,
+        sha256_file(artifact),
+        {name: str(array.shape) for name, array in feeds.items()},
+        RUNS,
+    )
+    found = session.cache.get(_KIND, key)
+    if found is None:
+        rows = session.target.profile(artifact, feeds, RUNS)
+        found = {
+            "name": np.array([row.name for row in rows], dtype=np.str_),
+            "op_type": np.array([row.op_type for row in rows], dtype=np.str_),
+            "microseconds": np.array([row.microseconds for row in rows], dtype=np.float64),
+        }
+        session.cache.put(_KIND, key, found)
+    return [
+        NodeTime(str(name), str(op_type), float(microseconds))
+        for name, op_type, microseconds in zip(
+            found["name"], found["op_type"], found["microseconds"], strict=True
+        )
+    ]
+
+
+def conversions(quantized: ir.Model, home: Mapping[str, str]) -> dict[str, str]:
+    """The group that each Q and DQ node of an activation is charged to."""
+    owners: dict[str, str] = {}
+    for node in quantized.graph:
+        if node.op_type == "QuantizeLinear":
+            owner = _reader(node, home)
+        elif node.op_type == "DequantizeLinear":
+            owner = _writer(node, home)
+        else:
+            continue
+        if owner is not None:
+            owners[str(node.name)] = owner
+    return owners
+
+
+def _reader(quantize: ir.Node, home: Mapping[str, str]) -> str | None:
+    """The group of the first node that reads what is quantized here."""
+    for restored in quantize.outputs[0].consumers():
+        for reader in restored.outputs[0].consumers():
+            if reader.name in home:
+                return home[str(reader.name)]
+    return None
+
+
+def _writer(dequantize: ir.Node, home: Mapping[str, str]) -> str | None:
+    """The group that the value came from."""
+    value: ir.Value | None = dequantize.inputs[0]
+    while value is not None:
+        producer = value.producer()
+        if producer is None:
+            return None
+        if producer.name in home:
+            return home[str(producer.name)]
+        value = producer.inputs[0] if producer.inputs else None
+    return None
+
+
+def _charge(
+    times: Sequence[NodeTime], origins: Origins, home: Mapping[str, str], owners: Mapping[str, str]
+) -> dict[str, float]:
+    spent: dict[str, float] = defaultdict(float)
+    for row in times:
+        group = owners.get(row.name)
+        if group is None and row.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            group = home.get(origins.find(row.name) or "")
+        if group is not None:
+            spent[group] += row.microseconds
+    return spent
+
+
+def _counted(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NodeCost]:
+    return {cost.name: cost for cost in nodes_cost(bind_dims(model, dict(shapes)))}
+
+
+def _operations(group: Group, counted: Mapping[str, NodeCost]) -> OperationCounts:
+    macs: dict[str, float] = defaultdict(float)
+    moved = 0.0
+    for name in group.nodes:
+        cost = counted.get(name)
+        if cost is None or cost.macs is None or cost.activation_bytes is None:
+            continue
+        macs[cost.dtype] += cost.macs
+        moved += cost.weight_bytes + cost.activation_bytes
+    return OperationCounts(dict(macs), moved)
