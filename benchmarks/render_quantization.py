@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from benchmarks.tables import NONE, markdown_table, percent, ratio_text
@@ -119,7 +120,7 @@ def quality_table(document: Document) -> str:
                 idle = (row.get("notes") or {}).get("idle")
                 name += f" ({', '.join(idle)} found nothing to do)" if idle else ""
             if row["error"] is not None:
-                rows.append([name, f"failed: {row['error'][:160]}", *[NONE] * 6])
+                rows.append([name, failure(row["error"], document["limit_mb"]), *[NONE] * 6])
                 continue
             rows.append(
                 [
@@ -139,6 +140,13 @@ def quality_table(document: Document) -> str:
         summary = f"{case}: FP32 {percent(base['value'])}, {scored:,} samples ({base['metric']})"
         parts.append(f"<details>\n<summary>{summary}</summary>\n\n{table}\n\n</details>")
     return "\n\n".join([*parts, environments(document)])
+
+
+def failure(error: str, limit_mb: int) -> str:
+    """Why there is no artifact, short."""
+    if re.search("(?i)bad_alloc|MemoryError|failed to allocate", error):
+        return f"failed: wants more than {limit_mb:,} MB"
+    return f"failed: {error[:160]}"
 
 
 def cost_table(document: Document) -> str:

@@ -21,6 +21,8 @@ trained by Adam on L + lambda sum(1 - |2 h - 1|^beta), beta annealed so that h m
     d reg/dh = -2 lambda beta |2 h - 1|^(beta - 1) sign(2 h - 1)
     dh/dV = 1.2 sigmoid(V) (1 - sigmoid(V)) where 0 < h < 1, else 0
 
+What the matrices allow is improved by *greedy* in the end.
+
 *greedy*: coordinate descent on the same L from nearest rounding. Moving weight j by t steps changes L by
 `2 t (u H - C / s)_j + t^2 H_jj`; it moves when that is negative, for all channels at once, column by column, until
 nothing moves. As in GPTQ (Frantar et al. 2022, arXiv 2210.17323) the gradient of later columns is brought up to date
@@ -88,8 +90,8 @@ class AdaRoundOptions:
     reconstruction: Reconstruction = Reconstruction.LOCAL
     rows: int = 2048
     iterations: int = 1000
-    learning_rate: float = 0.05
-    regularization: float = 0.05
+    learning_rate: float = 0.03
+    regularization: float = 0.5
     beta_start: float = 20.0
     beta_end: float = 2.0
     warm_up: float = 0.2
@@ -122,7 +124,9 @@ def solve(layer: Layer, rows: Rows, start: Float32, options: AdaRoundOptions) ->
     if options.method is RoundingMethod.GREEDY:
         return greedy(layer, statistics(layer, rows, options.damping), start, options.sweeps)
     gram = statistics(layer, rows, options.damping) if size <= options.gram_limit else None
-    return adaround(layer, rows, gram, options)
+    found = adaround(layer, rows, gram, options)
+    # Decisions near the middle are left to chance by the relaxation.
+    return found if gram is None else greedy(layer, gram, found, options.sweeps)
 
 
 def greedy(layer: Layer, facts: Statistics, start: Float32, sweeps: int) -> Float32:

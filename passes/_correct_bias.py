@@ -249,7 +249,8 @@ def _noise(float_model: ir.Model, quantized: ir.Model, ctx: Context, batch: int)
             if expected.shape == piece.quantized_values[b].shape:
                 wrong[index] += np.sum(np.square(expected - piece.quantized_values[b]))
                 signal[index] += np.sum(np.square(expected))
-    return float(np.max(np.where(wrong > 0, wrong / np.maximum(signal, np.finfo(np.float64).tiny), 0.0)))
+    ratio = np.where(wrong == 0, 0.0, wrong / np.maximum(signal, np.finfo(np.float64).tiny))
+    return float(np.max(np.where(np.isfinite(ratio), ratio, math.inf)))
 
 
 def _decibels(noise: float) -> str:

@@ -15,6 +15,7 @@ from greencc.core.passes import Context, Finding, Outcome
 from greencc.passes._half_rounding import MAX_ERROR, half_tensor, rounding_error
 from greencc.passes._half_schema import HalfType
 from greencc.passes._quantize_insert import release
+from greencc.passes._quantize_nodes import is_quantized
 
 _RULE = "half-storage"
 
@@ -28,9 +29,10 @@ def store(
     for graph in (model.graph, *model.graph.subgraphs()):
         for value, tensor in list(_constants(graph, min_elements)):
             readers = consumers(value)
-            if not readers or any(node.name in exclude for node in readers):
+            if not readers or any(node.name in exclude or is_quantized(node) for node in readers):
+                # Scales of quantized values are no weights: another scale is another value.
                 continue
-            problem = _problem(tensor, element, readers)
+            problem = _problem(value, tensor, element, readers)
             if problem is not None:
                 message = f"weight {value.name!r}: {problem}"
                 out.findings.append(Finding("left-in-float", message, readers[0].name, _RULE))
@@ -52,14 +54,18 @@ def _constants(graph: ir.Graph, min_elements: int) -> Iterator[tuple[ir.Value, i
     produced = (node.outputs[0] for node in graph if is_op(node, "Constant"))
     for value in (*graph.initializers.values(), *produced):
         tensor = constant_tensor(value)
-        if tensor is None or value.is_graph_output() or tensor.dtype is not ir.DataType.FLOAT:
+        if tensor is None or tensor.dtype is not ir.DataType.FLOAT:
             continue
         if tensor.size >= min_elements:
             yield value, tensor
 
 
-def _problem(tensor: ir.TensorProtocol, element: HalfType, readers: tuple[ir.Node, ...]) -> str | None:
+def _problem(
+    value: ir.Value, tensor: ir.TensorProtocol, element: HalfType, readers: tuple[ir.Node, ...]
+) -> str | None:
     """Why a weight is not stored in 16 bits, or None."""
+    if value.is_graph_output():
+        return "it is an output of the model too"
     # The rows of a table are not channels: a row of next to nothing (padding) is as good as zero.
     table = all(is_op(node, "Gather") for node in readers)
     error = rounding_error(tensor.numpy(), element, slices=not table)

@@ -116,9 +116,14 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 def quantized_already(graph: ir.Graph) -> ir.Node | None:
     """The first node of a graph, its bodies included, that is quantized already, if any."""
     for node in graph.all_nodes():
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith(_QUANTIZED_OPS):
+        if is_quantized(node):
             return node
     return None
+
+
+def is_quantized(node: ir.Node) -> bool:
+    """True for an operator that reads or writes quantized values."""
+    return node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith(_QUANTIZED_OPS)
 
 
 def quantized_form(node: ir.Node) -> str:

@@ -56,8 +56,8 @@ def activation_scale(values: Range, int8: Int8Support) -> ActivationScale:
         return ActivationScale(np.float32(storable(_scale(max(-low, high) / 127.0), int8)), center, dtype)
     scale = np.float32(storable(_scale((high - low) / (limits.max - limits.min)), int8))
     zero_point = int(np.clip(np.rint(limits.min - low / float(scale)), limits.min, limits.max))
-    if zero_point == limits.min and high > 0 and int8.scale_type is ElementType.FLOAT:
-        # A runtime drops a Clip in front only when the largest integer stands for no more than its upper bound.
+    if low == 0 and high > 0 and int8.scale_type is ElementType.FLOAT:
+        # Rounding may have carried the scale past the range by a bit. A runtime drops a Clip in front only when the largest integer stands for no more than its upper bound.
         steps = np.float32(limits.max - limits.min)
         while np.float32(scale * steps) > np.float32(high) and scale > _MIN_ACTIVATION_SCALE:
             scale = np.nextafter(scale, np.float32(0))

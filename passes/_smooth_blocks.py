@@ -16,7 +16,8 @@ import onnx_ir as ir
 from greencc.core.graph import attribute_int, constant_tensor, input_at, is_op, label
 from greencc.passes._linear_view import LinearView, linear_view
 from greencc.passes._quantize_insert import release
-from greencc.passes._smooth_trace import Blocked, Channels, Fold, Trace, trace
+from greencc.passes._smooth_layout import Channels
+from greencc.passes._smooth_trace import Blocked, Fold, Trace, trace
 
 # With scales up to 1024 the constants stay far from overflow.
 _LARGEST = 1e30
@@ -75,6 +76,17 @@ class Scores:
 
 
 Block = Projections | Scores
+
+
+def attention_product(block: Projections) -> tuple[ir.Node, Channels] | None:
+    """The attention product a projection's input is a rearrangement of, where its values get the scale."""
+    if block.divided is None or block.source is None or block.source.product is None:
+        return None
+    node, channels = block.source.product, block.source.product_channels
+    assert channels is not None
+    operand = node.inputs[1]
+    same_rank = operand is not None and operand.shape is not None and len(operand.shape) == channels.ndim
+    return (node, channels) if same_rank and channels.size == block.channels else None
 
 
 def find_projections(graph: ir.Graph, ops: frozenset[str]) -> Iterator[Projections | Blocked]:

@@ -1,8 +1,8 @@
 """Choose the scale of every block from the calibration data.
 
 One pass over all data gives the range of each channel. A second one, over a few samples spread through the data, gives
-rows of the projections' inputs (a fixed number, chosen at random with a fixed seed) and the operands of attention
-products, which are used and dropped. Memory does not depend on the amount of data; with many blocks the second pass is
+rows of the projections' inputs (a fixed number, chosen at random with a fixed seed) and operands of attention
+products. Memory does not depend on the amount of data; with many blocks the second pass is
 repeated for groups of them.
 """
 
@@ -18,28 +18,27 @@ from numpy.typing import NDArray
 
 from greencc.core.capabilities import Int8Support
 from greencc.core.data import Array, Batch, DataSource
-from greencc.core.graph import Names, add_initializer, constant_tensor, is_op
+from greencc.core.graph import constant_tensor
 from greencc.core.passes import Context
-from greencc.passes._calibrate_channels import ChannelStats, observe_channels
-from greencc.passes._capture import graph_values, non_finite, require_data, stream
+from greencc.passes._capture import non_finite, require_data, stream
 from greencc.passes._linear_view import LinearView
 from greencc.passes._quantize_insert import release
-from greencc.passes._quantize_placement import FIXED_RANGES
-from greencc.passes._ranges import Range
-from greencc.passes._smooth_blocks import Block, Projections, Scores, column_channels
+from greencc.passes._smooth_blocks import Block, Projections, Scores, attention_product, column_channels
+from greencc.passes._smooth_ranges import Ranges
 from greencc.passes._smooth_search import (
     Errors,
     Float64,
-    Limits,
     Matrix,
     linear_errors,
     score_errors,
     smoothing_scale,
     value_errors,
 )
-from greencc.passes._smooth_trace import Channels
 
 _RETAINED_BYTES = 128 << 20
+# Of an attention product: what is kept ends with the sample that reaches this, and rows of its first operand a sample.
+_OPERAND_BYTES = 8 << 20
+_OPERAND_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -82,27 +81,38 @@ def choose(
     Raises:
         InputError: There is no calibration data, or it or an activation holds NaN or infinity.
     """
-    limits = _Ranges(model, blocks, ctx, search.batch)
+    limits = Ranges(model, blocks, ctx, search.batch)
     source = require_data(ctx)
-    subset = _Spread(source, max(1, source.count // search.samples))
+    subset = _Spread(source, max(1, -(-source.count // search.samples)))
     few = replace(ctx, calibration=subset)
     choices: list[Choice] = []
     for part in _parts(blocks, search.rows):
         probes = [_probe(block, limits, search, int8) for block in part]
-        names = list(dict.fromkeys(name for probe in probes for name in probe.names))
-        held: dict[str, Array] = {}
-        for results in stream(model, names, few, 1, label="Measuring"):
-            held.update(results)
-            if len(held) < len(names):
-                continue
-            for name, values in held.items():
-                if not np.isfinite(values).all():
-                    raise non_finite(name)
-            for probe in probes:
-                probe.see(held)
-            held = {}
+        _show(model, probes, few)
         choices += [probe.choice() for probe in probes]
     return choices
+
+
+def _show(model: ir.Model, probes: Sequence[_Probe], ctx: Context) -> None:
+    """Run the data and show every probe its values as soon as they are all there."""
+    names = list(dict.fromkeys(name for probe in probes for name in probe.names))
+    waiting = list(probes)
+    held: dict[str, Array] = {}
+    for results in stream(model, names, ctx, 1, label="Measuring"):
+        for name, values in results.items():
+            if not np.isfinite(values).all():
+                raise non_finite(name)
+        held.update(results)
+        ready = [probe for probe in waiting if all(name in held for name in probe.names)]
+        for probe in ready:
+            probe.see(held)
+        waiting = [probe for probe in waiting if probe not in ready]
+        if waiting:
+            needed = {name for probe in waiting for name in probe.names}
+            held = {name: values for name, values in held.items() if name in needed}
+        else:
+            # The sample is through.
+            waiting, held = list(probes), {}
 
 
 def _parts(blocks: Sequence[Block], rows: int) -> Iterator[list[Block]]:
@@ -110,7 +120,7 @@ def _parts(blocks: Sequence[Block], rows: int) -> Iterator[list[Block]]:
     part: list[Block] = []
     size = 0
     for block in blocks:
-        needed = 4 * rows * _columns(block)
+        needed = _kept_bytes(block, rows)
         if part and size + needed > _RETAINED_BYTES:
             yield part
             part, size = [], 0
@@ -120,11 +130,12 @@ def _parts(blocks: Sequence[Block], rows: int) -> Iterator[list[Block]]:
         yield part
 
 
-def _columns(block: Block) -> int:
-    """Numbers in a row of everything that is kept for a block."""
-    if isinstance(block, Scores):
-        return 0
-    return sum(view.groups * view.inputs for view in block.readers if view.kernel) + block.channels
+def _kept_bytes(block: Block, rows: int) -> int:
+    """What a probe of the block keeps, about."""
+    if isinstance(block, Scores) or attention_product(block) is not None:
+        return _OPERAND_BYTES
+    unfolded = sum(view.groups * view.inputs for view in block.readers if view.kernel)
+    return 4 * rows * (unfolded or block.channels)
 
 
 @dataclass(frozen=True)
@@ -163,98 +174,6 @@ class _Spread:
             seen += batch.count
 
 
-class _Ranges:
-    """Ranges per channel of everything the blocks compare."""
-
-    def __init__(self, model: ir.Model, blocks: Sequence[Block], ctx: Context, batch: int) -> None:
-        axes: dict[str, int] = {}
-        layouts: dict[str, Channels] = {}
-        whole: dict[str, None] = {}
-        for block in blocks:
-            if isinstance(block, Scores):
-                for value, channels in zip(
-                    block.node.inputs, (block.query_channels, block.key_channels), strict=True
-                ):
-                    layouts[str(value.name)] = channels  # type: ignore[union-attr]
-                continue
-            axes[str(block.value.name)] = block.axis
-            product = _product(block)
-            if product is not None:
-                node, channels = product
-                layouts[str(node.inputs[1].name)] = channels  # type: ignore[union-attr]
-                if _fixed_range(node.inputs[0]) is None:
-                    whole[str(node.inputs[0].name)] = None  # type: ignore[union-attr]
-        flat = model.clone()
-        renamed = _append_flat(flat, {**layouts, **dict.fromkeys(whole, np.zeros((), np.int64))})
-        stats = observe_channels(flat, {**axes, **dict.fromkeys(renamed.values(), -1)}, ctx, batch)
-        self._stats = {**{name: stats[name] for name in axes}}
-        self._flat = {name: stats[new] for name, new in renamed.items()}
-
-    def channels(self, value: ir.Value) -> Limits:
-        return _limits(self._stats[str(value.name)])
-
-    def layout(self, value: ir.Value | None) -> Limits:
-        """Per element of the channels the value was observed with."""
-        return _limits(self._flat[str(value.name)])  # type: ignore[union-attr]
-
-    def tensor(self, value: ir.Value | None) -> Range:
-        fixed = _fixed_range(value)
-        if fixed is not None:
-            return fixed
-        limits = self.layout(value)
-        return Range(float(limits.low[0]), float(limits.high[0]))
-
-
-def _limits(stats: ChannelStats) -> Limits:
-    return Limits(stats.low, stats.high)
-
-
-def _fixed_range(value: ir.Value | None) -> Range | None:
-    node = value.producer() if value is not None else None
-    return FIXED_RANGES.get(node.op_type) if node is not None and is_op(node, *FIXED_RANGES) else None
-
-
-def _append_flat(model: ir.Model, layouts: Mapping[str, Channels]) -> dict[str, str]:
-    """Append to the graph each value as (positions, channels); return the names of these by those of the values."""
-    names = Names(model)
-    values = {value.name: value for value in graph_values(model.graph)}
-    renamed: dict[str, str] = {}
-    for name, channels in layouts.items():
-        value = values[name]
-        along = [axis for axis, size in enumerate(channels.shape) if size != 1]
-        rest = [axis for axis in range(channels.ndim) if axis not in along]
-        if along:
-            value = _append(model, names, "Transpose", [value], {"perm": [*rest, *along]})
-        shape = np.array([-1, channels.size], np.int64)
-        target = add_initializer(model.graph, names.value(f"{name}/channels/shape"), shape)
-        value = _append(model, names, "Reshape", [value, target], {})
-        value.shape = ir.Shape([None, channels.size])
-        renamed[name] = str(value.name)
-    return renamed
-
-
-def _append(
-    model: ir.Model, names: Names, op_type: str, inputs: list[ir.Value], attributes: Mapping[str, list[int]]
-) -> ir.Value:
-    name = names.value(f"{inputs[0].name}/channels")
-    result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-    model.graph.append(
-        ir.node(op_type, inputs, dict(attributes), outputs=[result], name=names.node(f"{name}/{op_type}"))
-    )
-    return result
-
-
-def _product(block: Projections) -> tuple[ir.Node, Channels] | None:
-    """The attention product a projection's input is a rearrangement of, where its values get the scale."""
-    if block.divided is None or block.source is None or block.source.product is None:
-        return None
-    node, channels = block.source.product, block.source.product_channels
-    assert channels is not None
-    operand = node.inputs[1]
-    same_rank = operand is not None and operand.shape is not None and len(operand.shape) == channels.ndim
-    return (node, channels) if same_rank and channels.size == block.channels else None
-
-
 class _Probe(ABC):
     """Measures the candidates of one block.
 
@@ -266,7 +185,7 @@ class _Probe(ABC):
     names: list[str]
     candidates: list[Float64]
 
-    def __init__(self, limits: _Ranges, search: Search, int8: Int8Support) -> None:
+    def __init__(self, limits: Ranges, search: Search, int8: Int8Support) -> None:
         self.limits, self.search, self.int8 = limits, search, int8
 
     @abstractmethod
@@ -296,7 +215,7 @@ class _Probe(ABC):
 class _RowProbe(_Probe):
     """A projection's input, seen through some of its rows."""
 
-    def __init__(self, block: Projections, limits: _Ranges, search: Search, int8: Int8Support) -> None:
+    def __init__(self, block: Projections, limits: Ranges, search: Search, int8: Int8Support) -> None:
         super().__init__(limits, search, int8)
         self.block = block
         # Products with the last axis all see the same rows.
@@ -341,58 +260,79 @@ class _Sample:
             self._keys = keys[np.concatenate([old, new + len(self._keys)])]
 
 
+class _Operands:
+    """The operands of an attention product for a few samples: some rows of the first, all of the second."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.names = [str(value.name) for value in node.inputs if value is not None]
+        self.kept: list[tuple[Array, Array]] = []
+        self._size = 0
+
+    def see(self, values: Mapping[str, Array]) -> None:
+        if self._size >= _OPERAND_BYTES:
+            return
+        left, right = (values[name] for name in self.names)
+        step = -(-left.shape[-2] // _OPERAND_ROWS) or 1
+        # The errors are computed when the engine has gone: its threads and those of the BLAS get in each other's way.
+        self.kept.append((left[..., ::step, :].copy(), right.copy()))
+        self._size += sum(part.nbytes for part in self.kept[-1])
+
+
 class _ValueProbe(_Probe):
     """The values of an attention and the projection of its result."""
 
-    def __init__(self, block: Projections, limits: _Ranges, search: Search, int8: Int8Support) -> None:
+    def __init__(self, block: Projections, limits: Ranges, search: Search, int8: Int8Support) -> None:
         super().__init__(limits, search, int8)
         self.block = block
-        product = _product(self.block)
+        product = attention_product(block)
         assert product is not None
-        self._node, self._channels = product
-        self.names = [str(value.name) for value in self._node.inputs if value is not None]
-        x = self.limits.channels(self.block.value)
-        v = self.limits.layout(self._node.inputs[1])
-        self._range = (self.limits.tensor(self._node.inputs[0]), v, x)
-        self.candidates = self._candidates(x.magnitude, _peaks(self.block.readers))
-        self._weights = [_matrix(view) for view in self.block.readers]
-        self._errors = [Errors(len(self.candidates)) for _ in self._weights]
+        node, self._channels = product
+        self._operands = _Operands(node)
+        self.names = self._operands.names
+        x = limits.channels(block.value)
+        self._range = (limits.tensor(node.inputs[0]), limits.layout(node.inputs[1]), x)
+        self.candidates = self._candidates(x.magnitude, _peaks(block.readers))
 
     def see(self, values: Mapping[str, Array]) -> None:
-        p, v = (values[name] for name in self.names)
-        for errors, weight in zip(self._errors, self._weights, strict=True):
-            value_errors(errors, p, v, self._channels, self._range, weight, self.candidates, self.int8)
+        self._operands.see(values)
 
     def relative(self) -> Float64:
-        return sum((errors.relative for errors in self._errors), np.zeros(len(self.candidates)))
+        total = np.zeros(len(self.candidates))
+        for view in self.block.readers:
+            errors = value_errors(
+                self._operands.kept, self._channels, self._range, _matrix(view), self.candidates, self.int8
+            )
+            total += errors.relative
+        return total
 
 
 class _ScoreProbe(_Probe):
     """Queries and keys."""
 
-    def __init__(self, block: Scores, limits: _Ranges, search: Search, int8: Int8Support) -> None:
+    def __init__(self, block: Scores, limits: Ranges, search: Search, int8: Int8Support) -> None:
         super().__init__(limits, search, int8)
         self.block = block
-        queries, keys = self.block.node.inputs
-        self.names = [str(value.name) for value in (queries, keys) if value is not None]
+        self._operands = _Operands(block.node)
+        self.names = self._operands.names
         # Both layouts count heads and channels in the same order.
-        self._range = self.limits.layout(queries), self.limits.layout(keys)
+        self._range = limits.layout(block.node.inputs[0]), limits.layout(block.node.inputs[1])
         self.candidates = self._candidates(self._range[0].magnitude, self._range[1].magnitude)
-        self._errors = Errors(len(self.candidates))
 
     def see(self, values: Mapping[str, Array]) -> None:
-        q, k = (values[name] for name in self.names)
-        layouts = self.block.query_channels, self.block.key_channels
-        score_errors(self._errors, q, k, layouts, self._range, self.candidates, self.int8)
+        self._operands.see(values)
 
     def relative(self) -> Float64:
-        return self._errors.relative
+        errors = Errors(len(self.candidates))
+        layouts = self.block.query_channels, self.block.key_channels
+        for q, k in self._operands.kept:
+            score_errors(errors, q, k, layouts, self._range, self.candidates, self.int8)
+        return errors.relative
 
 
-def _probe(block: Block, limits: _Ranges, search: Search, int8: Int8Support) -> _Probe:
+def _probe(block: Block, limits: Ranges, search: Search, int8: Int8Support) -> _Probe:
     if isinstance(block, Scores):
         return _ScoreProbe(block, limits, search, int8)
-    if _product(block) is None:
+    if attention_product(block) is None:
         return _RowProbe(block, limits, search, int8)
     return _ValueProbe(block, limits, search, int8)
 

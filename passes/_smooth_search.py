@@ -20,14 +20,12 @@ from greencc.core.capabilities import Int8Support
 from greencc.core.data import Array
 from greencc.passes._quantize_scales import activation_scale, quantize_weight, weight_scales
 from greencc.passes._ranges import Range
-from greencc.passes._smooth_trace import Channels
+from greencc.passes._smooth_layout import Channels
 
 Float64 = NDArray[np.float64]
 
 # 1024 times apart from the mean either way: enough for any outlier, and FP16 still holds the folded constants.
 _BOUND = 1024.0
-# Rows of an attention product's left operand that are computed, at most, per piece.
-_PRODUCT_ROWS = 64
 
 
 def smoothing_scale(activation: Float64, weight: Float64, alpha: float) -> Float64:
@@ -161,21 +159,17 @@ def linear_errors(
 
 
 def value_errors(
-    errors: Errors,
-    probabilities: Array,
-    values: Array,
+    pieces: Sequence[tuple[Array, Array]],
     product_channels: Channels,
     limits: tuple[Range, Limits, Limits],
     weight: Matrix,
     candidates: Sequence[Float64],
     int8: Int8Support,
-) -> None:
-    """Add the error of merge(P V) W, where V is divided by each candidate and W multiplied; see `linear_errors`.
+) -> Errors:
+    """Error of merge(P V) W, where V is divided by each candidate and W multiplied; see `linear_errors`.
 
     Args:
-        errors: Takes the result.
-        probabilities: P, (..., queries, keys).
-        values: V, (..., keys, channels of a head).
+        pieces: P (..., queries, keys) and V (..., keys, channels of a head) of some samples.
         product_channels: The input of W that each element of P V becomes.
         limits: Of P, V (per element of the channels, flattened) and P V (per input of W).
         weight: W.
@@ -183,18 +177,23 @@ def value_errors(
         int8: What the integer kernels do.
     """
     p_range, v_limits, x_limits = limits
-    step = -(-probabilities.shape[-2] // _PRODUCT_ROWS)
-    probabilities = probabilities[..., ::step, :]
-    p = fake_quantize(probabilities, p_range, int8)
-    expected = merged(probabilities @ values, product_channels) @ weight.values[0].T
-    errors.reference(expected)
+    errors = Errors(len(candidates))
     order = product_channels.reshape(-1)
+    # All samples in one product with W: many small ones are slow where others want the cores, too.
+    expected = np.concatenate([merged(p @ v, product_channels) for p, v in pieces]) @ weight.values[0].T
+    errors.reference(expected)
+    rounded = [fake_quantize(p, p_range, int8) for p, _ in pieces]
     for index, scale in enumerate(candidates):
         inverse = 1.0 / scale
         spread = inverse[product_channels].astype(np.float32)
-        v = fake_quantize(values * spread, v_limits.scaled(inverse[order]), int8)
-        x = fake_quantize(merged(p @ v, product_channels), x_limits.scaled(inverse), int8)
+        bounds = v_limits.scaled(inverse[order])
+        parts = [
+            merged(p @ fake_quantize(v * spread, bounds, int8), product_channels)
+            for p, (_, v) in zip(rounded, pieces, strict=True)
+        ]
+        x = fake_quantize(np.concatenate(parts), x_limits.scaled(inverse), int8)
         errors.add(index, expected, x @ weight.quantized(scale, int8)[0])
+    return errors
 
 
 def merged(product: Array, channels: Channels) -> Array:
@@ -227,8 +226,6 @@ def score_errors(
         candidates: Scales; the first is all ones.
         int8: What the integer kernels do.
     """
-    step = -(-queries.shape[-2] // _PRODUCT_ROWS)
-    queries = queries[..., ::step, :]
     expected = queries @ keys
     errors.reference(expected)
     for index, scale in enumerate(candidates):

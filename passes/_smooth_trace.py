@@ -10,7 +10,7 @@ keeps its size, as the queries and keys do where one projection computes queries
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +27,17 @@ from greencc.core.graph import (
     label,
     static_shape,
 )
-
-Channels = NDArray[np.int64]
-KEPT = -1
+from greencc.passes._smooth_layout import (
+    BlockedError,
+    Channels,
+    before_gather,
+    before_reshape,
+    before_split,
+    before_squeeze,
+)
 
 _SAME_SHAPE = ("Identity", "Dropout", "Relu", "LeakyRelu", "PRelu")
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_RESHAPES = ("Reshape", "Flatten")
 # By domain and operator: the inputs that hold gamma and, where there is one, beta.
 _NORMS = {
     ("", "LayerNormalization"): (1, 2),
@@ -114,13 +119,9 @@ def trace(value: ir.Value, channels: Channels, readers: frozenset[ir.Node]) -> T
     tracer = _Tracer()
     try:
         folds = tuple(tracer.scale(value, channels, readers))
-    except _BlockedError as blocked:
+    except BlockedError as blocked:
         return Blocked(str(blocked))
     return Trace(folds, tracer.product, tracer.product_channels)
-
-
-class _BlockedError(Exception):
-    """Ends a trace; it never leaves this module."""
 
 
 class _Tracer:
@@ -132,22 +133,24 @@ class _Tracer:
     def scale(self, value: ir.Value, channels: Channels, readers: frozenset[ir.Node]) -> Iterator[Fold]:
         node = value.producer()
         if node is None:
-            raise _BlockedError(f"{value.name!r} is an input of the graph")
+            raise BlockedError(f"{value.name!r} is an input of the graph")
         _check_readers(value, readers)
         _check_dims(value, channels)
         if is_op(node, "Transpose"):
             order = attribute_ints(node, "perm", range(channels.ndim - 1, -1, -1))
             yield from self._up(node, 0, np.transpose(channels, np.argsort(order)))
         elif is_op(node, *_RESHAPES):
-            yield from self._up(node, 0, _reshaped(node, channels))
+            yield from self._up(node, 0, before_reshape(node, channels))
+        elif is_op(node, "Squeeze", "Unsqueeze"):
+            yield from self._up(node, 0, before_squeeze(node, channels))
         elif is_op(node, "Gather"):
-            yield from self._up(node, 0, _before_gather(node, channels))
+            yield from self._up(node, 0, before_gather(node, channels))
         elif is_op(node, "Split"):
-            yield from self._up(node, 0, _before_split(node, value, channels))
+            yield from self._up(node, 0, before_split(node, value, channels))
         elif is_op(node, "MatMul") and _operand_constant(node, 1) is None:
             if channels.shape[-2] != 1:
-                raise _BlockedError(f"{label(node)} mixes the channels")
-            if self._moved_only:
+                raise BlockedError(f"{label(node)} mixes the channels")
+            if self._moved_only and _operand_constant(node, 0) is None:
                 self.product, self.product_channels = node, channels
             yield from self._up(node, 1, channels)
         else:
@@ -170,19 +173,19 @@ class _Tracer:
         elif (node.domain.replace("ai.onnx", ""), node.op_type) in _NORMS and value is node.outputs[0]:
             yield from _into_norm(node, channels)
         else:
-            raise _BlockedError(f"{label(node)} does not let a scale through")
+            raise BlockedError(f"{label(node)} does not let a scale through")
 
     def _up(self, node: ir.Node, index: int, channels: Channels) -> Iterator[Fold]:
         value = input_at(node, index)
         if value is None or value.dtype not in (ir.DataType.FLOAT, None):
-            raise _BlockedError(f"an operand of {label(node)} is not float32")
+            raise BlockedError(f"an operand of {label(node)} is not float32")
         shape = value.shape
         if shape is None:
-            raise _BlockedError(f"the rank of {value.name!r} is unknown")
+            raise BlockedError(f"the rank of {value.name!r} is unknown")
         if len(shape) < channels.ndim:
             extra = channels.ndim - len(shape)
             if any(size != 1 for size in channels.shape[:extra]):
-                raise _BlockedError(f"{label(node)} broadcasts {value.name!r}")
+                raise BlockedError(f"{label(node)} broadcasts {value.name!r}")
             channels = channels.reshape(channels.shape[extra:])
         yield from self.scale(value, channels, frozenset((node,)))
 
@@ -196,14 +199,14 @@ class _Tracer:
             inner = _Tracer()
             try:
                 folds = list(inner._up(node, index, channels))
-            except _BlockedError as blocked:
+            except BlockedError as blocked:
                 reasons.append(str(blocked))
                 continue
             yield from folds
             return
         constant = next((i for i in range(2) if _operand_constant(node, i) is not None), None)
         if constant is None:
-            raise _BlockedError(reasons[0] if reasons else f"{label(node)} has no operand to scale")
+            raise BlockedError(reasons[0] if reasons else f"{label(node)} has no operand to scale")
         yield _fold(node, constant, channels, divide=is_op(node, "Div") and constant == 1)
 
 
@@ -214,14 +217,14 @@ def _operand_constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
 def _check_readers(value: ir.Value, readers: frozenset[ir.Node]) -> None:
     """Nobody but the readers may see the value, except slices that hold none of its channels."""
     if value.is_graph_output():
-        raise _BlockedError(f"{value.name!r} is an output of the graph")
+        raise BlockedError(f"{value.name!r} is an output of the graph")
     uses = list(value.uses())
     inside = [use for use in uses if use.node in readers]
     if len({use.node for use in inside}) != len(inside):
-        raise _BlockedError(f"{value.name!r} is read twice by {label(inside[0].node)}")
+        raise BlockedError(f"{value.name!r} is read twice by {label(inside[0].node)}")
     for use in uses:
         if use.node not in readers and not any(_apart(use.node, reader) for reader in readers):
-            raise _BlockedError(f"{value.name!r} is also read by {label(use.node)}")
+            raise BlockedError(f"{value.name!r} is also read by {label(use.node)}")
 
 
 def _apart(other: ir.Node, reader: ir.Node) -> bool:
@@ -246,78 +249,23 @@ def _apart(other: ir.Node, reader: ir.Node) -> bool:
 def _check_dims(value: ir.Value, channels: Channels) -> None:
     """The channels must run along known dimensions."""
     if value.shape is None or len(value.shape) != channels.ndim:
-        raise _BlockedError(f"the shape of {value.name!r} is unknown")
+        raise BlockedError(f"the shape of {value.name!r} is unknown")
     for size, dim in zip(channels.shape, value.shape, strict=True):
         if size not in (1, dim):
-            raise _BlockedError(f"{value.name!r} has an unknown or different number of channels")
-
-
-def _reshaped(node: ir.Node, channels: Channels) -> Channels:
-    """The channels before a Reshape: trailing dimensions of equal product on both sides."""
-    before, after = node.inputs[0], node.outputs[0]
-    if before is None or before.shape is None or after.shape is None:
-        raise _BlockedError(f"the shapes of {label(node)} are unknown")
-    scaled = [axis for axis, size in enumerate(channels.shape) if size != 1]
-    needed = channels.ndim - scaled[0] if scaled else 0
-    old, new = tuple(before.shape), tuple(after.shape)
-    for taken in range(needed, len(new) + 1):
-        wanted = _product(new[len(new) - taken :])
-        if wanted is None:
-            break
-        for count in range(len(old) + 1):
-            if _product(old[len(old) - count :]) == wanted:
-                tail = tuple(int(dim) for dim in new[len(new) - taken :])  # type: ignore[arg-type]
-                spread = np.broadcast_to(channels[(0,) * (len(new) - taken)], tail)
-                sizes = tuple(int(dim) for dim in old[len(old) - count :])  # type: ignore[arg-type]
-                return spread.reshape((1,) * (len(old) - count) + sizes)
-    raise _BlockedError(f"{label(node)} mixes channels with dimensions that are not fixed")
-
-
-def _product(dims: Sequence[object]) -> int | None:
-    return math.prod(dims) if all(isinstance(dim, int) for dim in dims) else None  # type: ignore[arg-type]
-
-
-def _before_gather(node: ir.Node, channels: Channels) -> Channels:
-    """The channels before a Gather of one constant index: its slice, among others that keep their size."""
-    index = constant_of(input_at(node, 1))
-    data = input_at(node, 0)
-    if index is None or index.size != 1 or index.ndim > 1 or data is None or data.shape is None:
-        raise _BlockedError(f"{label(node)} does not take one fixed slice")
-    rank = len(data.shape)
-    axis = attribute_int(node, "axis", 0) % rank
-    size = data.shape[axis]
-    if not isinstance(size, int):
-        raise _BlockedError(f"{label(node)} slices a dimension that is not fixed")
-    part = np.expand_dims(channels, axis) if index.ndim == 0 else channels
-    shape = [size if position == axis else dim for position, dim in enumerate(part.shape)]
-    whole = np.full(shape, KEPT, np.int64)
-    at = int(index.reshape(()))
-    whole[(slice(None),) * axis + (slice(at % size, at % size + 1),)] = part
-    return whole
-
-
-def _before_split(node: ir.Node, value: ir.Value, channels: Channels) -> Channels:
-    data = input_at(node, 0)
-    if data is None or data.shape is None:
-        raise _BlockedError(f"the shape of {label(node)} is unknown")
-    axis = attribute_int(node, "axis", 0) % len(data.shape)
-    parts = []
-    for output in node.outputs:
-        size = output.shape[axis] if output.shape is not None else None
-        if not isinstance(size, int):
-            raise _BlockedError(f"{label(node)} splits a dimension that is not fixed")
-        shape = [size if position == axis else dim for position, dim in enumerate(channels.shape)]
-        parts.append(np.broadcast_to(channels, shape) if output is value else np.full(shape, KEPT, np.int64))
-    return np.concatenate(parts, axis=axis)
+            raise BlockedError(f"{value.name!r} has an unknown or different number of channels")
 
 
 def _fold(node: ir.Node, index: int, channels: Channels, *, divide: bool = False) -> Fold:
     tensor = _operand_constant(node, index)
     value = input_at(node, index)
     if tensor is None or value is None or tensor.dtype is not ir.DataType.FLOAT:
-        raise _BlockedError(f"a constant of {label(node)} is computed, can be overridden, or is not float32")
+        raise BlockedError(f"a constant of {label(node)} is computed, can be overridden, or is not float32")
     if tensor.nbytes > _SMALL_BYTES and len(value.uses()) > 1:
-        raise _BlockedError(f"the weight of {label(node)} is shared")
+        raise BlockedError(f"the weight of {label(node)} is shared")
+    if math.prod(np.broadcast_shapes(tuple(tensor.shape.numpy()), channels.shape)) > max(
+        tensor.size, channels.size
+    ):
+        raise BlockedError(f"a constant of {label(node)} would grow")
     # Leading dimensions that the constant lacks and the channels do not use.
     rank = max([len(tensor.shape), *(channels.ndim - axis for axis, n in enumerate(channels.shape) if n > 1)])
     return Fold(node, index, channels.reshape(channels.shape[max(0, channels.ndim - rank) :]), divide)
@@ -327,14 +275,14 @@ def _vector(node: ir.Node, channels: Channels, axis: int) -> Channels:
     """The channels as a vector, when they run along one axis alone."""
     axis %= channels.ndim
     if any(size != 1 for position, size in enumerate(channels.shape) if position != axis):
-        raise _BlockedError(f"the channels are spread over positions of {label(node)}")
+        raise BlockedError(f"the channels are spread over positions of {label(node)}")
     return channels.reshape(-1)
 
 
 def _into_weights(node: ir.Node, channels: Channels) -> Iterator[Fold]:
     tensor = _operand_constant(node, 1)
     if tensor is None:
-        raise _BlockedError(f"the weight of {label(node)} is not constant")
+        raise BlockedError(f"the weight of {label(node)} is not constant")
     rank = len(tensor.shape)
     vector = _vector(node, channels, 1 if node.op_type.startswith("Conv") else -1)
     spread = vector
@@ -346,7 +294,7 @@ def _into_weights(node: ir.Node, channels: Channels) -> Iterator[Fold]:
         spread = np.repeat(vector.reshape(groups, -1), inputs, axis=0)
         spread = spread.reshape(*spread.shape, *(1,) * (rank - 2))
     elif rank != 2:
-        raise _BlockedError(f"the weight of {label(node)} is not a matrix")
+        raise BlockedError(f"the weight of {label(node)} is not a matrix")
     elif node.op_type == "Gemm" and attribute_int(node, "transB", 0):
         spread = vector.reshape(-1, 1)
     yield _fold(node, 1, spread)
@@ -358,17 +306,17 @@ def _into_norm(node: ir.Node, channels: Channels) -> Iterator[Fold]:
     inputs = _NORMS[node.domain.replace("ai.onnx", ""), node.op_type]
     if node.op_type in _PER_AXIS_1:
         if attribute_int(node, "training_mode", 0):
-            raise _BlockedError(f"{label(node)} is in training mode")
+            raise BlockedError(f"{label(node)} is in training mode")
         channels = _vector(node, channels, 1)
     else:
         first = attribute_int(node, "axis", -1) % channels.ndim
         if any(size != 1 for size in channels.shape[:first]):
-            raise _BlockedError(f"the channels are spread over positions of {label(node)}")
+            raise BlockedError(f"the channels are spread over positions of {label(node)}")
         channels = channels.reshape(channels.shape[first:])
     for index in inputs:
         value = input_at(node, index)
         if value is None:
             continue
         if index == inputs[0] and static_shape(value) is None:
-            raise _BlockedError(f"the scale of {label(node)} has an unknown shape")
+            raise BlockedError(f"the scale of {label(node)} has an unknown shape")
         yield _fold(node, index, channels)

@@ -77,9 +77,11 @@ class QuantizeWeights(Pass):
             DequantizeLinear; `matmul-nbits`: the same, but products that cannot have it stay float; `dequantize`:
             standard ONNX only.
         accuracy_level: Of MatMulNBits: 4 multiplies 8-bit activations, 0 and 1 multiply floats.
-        search: At 4 bits, look for the range of each block with the least squared error.
+        search: At 4 bits, look for the range of each block with the least squared error; not for convolutions that are
+            rounded to nearest.
         act_order: GPTQ takes the inputs by falling second moment.
-        sequential: GPTQ sees the inputs that the layers rounded before give; one run over the data per layer input.
+        sequential: GPTQ sees the inputs that the layers rounded before give, as in its paper; one run over the data
+            per layer input, for no gain on the encoders measured.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -205,12 +207,10 @@ class QuantizeWeights(Pass):
         ctx: Context,
     ) -> _Job | str:
         assert layout is not None
-        grid = Grid(
-            self.bits,
-            self.block_size if layout.blocked else 0,
-            self.symmetric,
-            self.search and self.bits == 4,
-        )
+        # Rounding to nearest, the clipped weights of a convolution shift its mean: more than the search gains.
+        shifts = self.method is WeightMethod.NEAREST and any("Conv" in node.op_type for node in readers)
+        search = self.search and self.bits == 4 and not shifts
+        grid = Grid(self.bits, self.block_size if layout.blocked else 0, self.symmetric, search)
         uses: list[tuple[ir.Node, Use]] = []
         for node in dict.fromkeys(readers):
             use = use_of(node, layout, grid, self.form, model, ctx.capabilities)

@@ -63,7 +63,7 @@ class SmoothQuant(Pass):
     step: float = 0.1
     attention: bool = True
     convolutions: bool = True
-    insert: bool = False
+    insert: bool = True
     gain: float = 0.1
     insert_gain: float = 1.0
     samples: int = 16

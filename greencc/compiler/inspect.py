@@ -145,7 +145,8 @@ class _Table:
         )
 
     def _static(self) -> tuple[list[GroupError] | None, dict[str, GroupCost]]:
-        variant = next(iter(variants(self.session.options.effort, self.builder.context.capabilities)))
+        model = self.builder.cleaned().model
+        variant = next(variants(self.session.options.effort, self.builder.context.capabilities, model))
         form = self.builder.static(variant.name, variant.prepare, variant.plain)
         item: Contender | None = None
         if not form.applied:

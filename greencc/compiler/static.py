@@ -3,7 +3,8 @@
 1. Variants (`greencc.compiler.variants`) from cheap to thorough, until one loses next to nothing on the planning split.
 2. Where the best one still loses too much: the error table and the cost table say which groups to leave in float so
    that the fewest joules are lost (`greencc.compiler.keep_float`).
-3. Groups whose integer form was measured slower than their float form go back to float, when the whole is then faster.
+3. Groups whose integer form was measured slower than their float form go back to float, when the whole is then faster
+   and the user did not ask for INT8 by name.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from greencc.compiler.forms import MIXED_RANK, Form, FormBuilder
 from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.keep_float import Item, search
 from greencc.compiler.memo import MemoEngine
-from greencc.compiler.options import Precision
+from greencc.compiler.options import Effort, Precision
 from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, make_slice
 from greencc.compiler.session import Deadline, Session
-from greencc.compiler.variants import Variant, variants
+from greencc.compiler.variants import Variant, refined, variants
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.model import digest, infer_shapes
@@ -76,23 +77,43 @@ def static_int8(
 def _best_variant(
     session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits
 ) -> tuple[Contender, Variant, list[Contender]]:
+    """The first variants until one is good enough, then repairs of the best where none was."""
     tried: list[tuple[Contender, Variant]] = []
-    for variant in variants(session.options.effort, builder.context.capabilities):
+
+    def attempt(variant: Variant) -> Contender:
         item = contender(
             session, builder.static(variant.name, variant.prepare, variant.quantize), baseline, splits
         )
         item.reason = variant.reason
         tried.append((item, variant))
-        if not item.form.applied or (variant.enough and not _loses(session, item, _GOOD_ENOUGH)):
+        return item
+
+    effort = session.options.effort
+    for variant in variants(effort, builder.context.capabilities, builder.cleaned().model):
+        item = attempt(variant)
+        if not item.form.applied:
+            return item, variant, []
+        if variant.enough and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
             break
-    ranked = sorted(range(len(tried)), key=lambda i: (tried[i][0].loss or 0.0, -(tried[i][0].sqnr or 0.0), i))
-    best, variant = tried[ranked[0]]
-    rest = [tried[index][0] for index in ranked[1:]]
-    for item in rest:
-        item.place = "not chosen: another way to quantize loses less on the planning split"
+    best, variant = _ranked(session, tried)[0]
+    if effort is Effort.FULL or _loses(session, best, _GOOD_ENOUGH):
+        for better in refined(variant, effort):
+            attempt(better)
+    (best, variant), *rest = _ranked(session, tried)
+    for other, _ in rest:
+        other.place = "not chosen: another way to quantize does better on the planning split"
     if rest:
-        best.note(f"loses least on the planning split ({_percent(best)})")
-    return best, variant, rest
+        best.note(f"the best of {len(tried)} on the planning split (loses {_percent(best)})")
+    return best, variant, [other for other, _ in rest]
+
+
+def _ranked(session: Session, tried: Sequence[tuple[Contender, Variant]]) -> list[tuple[Contender, Variant]]:
+    """The best first: by what is lost on the planning split, then by the error of the outputs, then the cheaper.
+
+    Losses that are good enough count alike: a few samples more or less are chance.
+    """
+    chance = _GOOD_ENOUGH * session.options.max_drop
+    return sorted(tried, key=lambda pair: (max(pair[0].loss or 0.0, chance), -(pair[0].sqnr or 0.0)))
 
 
 def _loses(session: Session, item: Contender, share: float) -> bool:
@@ -159,7 +180,15 @@ class _Job:
         groups = quantized_groups(start.form.qdq)
         costs = self._costs(start.form, groups)
         slower = [group for group in groups if costs[group.name].slower]
-        if not slower or len(slower) == len(groups):
+        if not slower:
+            return found
+        if self.session.options.precision is Precision.INT8:
+            self.session.warn(
+                f"{len(slower)} of {len(groups)} layers were measured slower as INT8 than in float; "
+                "--precision mixed or auto leaves such layers in float"
+            )
+            return found
+        if len(slower) == len(groups):
             return found
         reasons = found.reasons | {name: _why(costs[group.name]) for group in slower for name in group.nodes}
         trimmed = self._partial(reasons)

@@ -76,7 +76,7 @@ class _Evaluation:
         self.given = given
         self.functions = [ir.to_proto(function) for function in model.functions.values()]
         self.values: dict[ir.Value, Quantity | Array] = {}
-        # Names seen by readers and by the caller; they differ where a value is given.
+        # What the caller gets; what readers get, `values`, differs where a value is given.
         self.computed: dict[str, Quantity | Array] = {}
         inputs = {str(value.name): value for value in model.graph.inputs}
         unknown = sorted(set(feeds) - set(inputs))
@@ -153,12 +153,12 @@ class _Evaluation:
         return Quantity((Term(shifted, shaped),), scale.dtype, stored=True)
 
     def _quantize(self, node: ir.Node, operands: Sequence[Operand]) -> Array:
-        value, scale, zero_point = operands[0], operands[1], operands[2] if len(operands) > 2 else None
-        assert isinstance(scale, np.ndarray)
-        if zero_point is None:
-            kind = attribute_int(node, "output_dtype", int(ir.DataType.UINT8))
+        value, scale = operands[0], _real(operands[1])
+        if len(operands) > 2 and operands[2] is not None:
+            zero_point = _real(operands[2])
+        else:
+            kind = attribute_int(node, "output_dtype", 0) or ir.DataType.UINT8.value
             zero_point = np.zeros(scale.shape, ir.DataType(kind).numpy())
-        assert isinstance(zero_point, np.ndarray)
         if not quantizes_to(zero_point) or attribute_int(node, "block_size", 0):
             raise InputError(f"{label(node)}: only 8 and 16 bit integers without blocks have a reference")
         rank = (value.term.integers if isinstance(value, Quantity) else np.asarray(value)).ndim
@@ -173,14 +173,12 @@ class _Evaluation:
             raise InputError(f"{label(node)}: {error.message}") from error
 
     def _parameters(self, node: ir.Node, operands: Sequence[Operand]) -> tuple[Array, Array, Array]:
-        integers, scale = operands[0], operands[1]
-        if not isinstance(integers, np.ndarray) or not isinstance(scale, np.ndarray):
+        integers, scale = operands[0], _real(operands[1])
+        if not isinstance(integers, np.ndarray) or integers.dtype.kind == "f":
             raise InputError(f"{label(node)} reads floats")
-        zero_point = operands[2] if len(operands) > 2 else None
-        if zero_point is None:
-            return integers, scale, np.zeros(scale.shape, integers.dtype)
-        assert isinstance(zero_point, np.ndarray)
-        return integers, scale, zero_point
+        if len(operands) > 2 and operands[2] is not None:
+            return integers, scale, _real(operands[2])
+        return integers, scale, np.zeros(scale.shape, integers.dtype)
 
     def _float(self, node: ir.Node, operands: Sequence[Operand]) -> list[Array]:
         arrays = [None if value is None else _real(value) for value in operands]

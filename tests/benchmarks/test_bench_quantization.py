@@ -298,6 +298,7 @@ def document(compiled=0.91, sqnr=30.0):
         "against": {"net": {"forms": {INT8: against}, "scored": 100, "error": None}},
         "peer_versions": {"olive": {"olive-ai": "0.13.0"}},
         "missing_environments": ["quark"],
+        "limit_mb": 6000,
     }
 
 
@@ -355,6 +356,18 @@ def test_every_artifact_has_a_row_failures_included():
     assert "| INT8: peer **(best peer)** | 90.50 % |" in text
     assert "| FP32, ONNX Runtime | 92.00 % | – | – | 2 | – | 4.00 | – |" in text
     assert "olive: olive-ai 0.13.0; not installed for this run (`make bench PEERS=all`): quark." in text
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("RuntimeException: ... Status Message: std::bad_alloc", "failed: wants more than 6,000 MB"),
+        ("numpy.MemoryError: Unable to allocate 3 GiB", "failed: wants more than 6,000 MB"),
+        ("KeyError: 'x'", "failed: KeyError: 'x'"),
+    ],
+)
+def test_running_out_of_memory_is_said_plainly(error, shown):
+    assert tables.failure(error, 6000) == shown
 
 
 def test_a_model_that_could_not_be_judged_keeps_its_rows():

@@ -404,7 +404,8 @@ def test_passes(greencc):
         assert outcome.code == ExitCode.OK, outcome.err
         assert outcome.out.startswith(kind.name)
     outcome = greencc("passes", "quantize-int8")
-    assert re.search(r"^method +minmax \| percentile +minmax", outcome.out, re.MULTILINE)
+    assert re.search(r"^method +minmax \|", outcome.out, re.MULTILINE)
+    assert "percentile" in outcome.out
 
 
 def test_doctor(greencc):

@@ -293,7 +293,7 @@ def test_auto_falls_back_to_float_and_says_so(fragile, greencc, brief):
     assert report.accuracy.drop == 0.0
     assert report.budget.met
     reasons = {item.name: item.reason for item in report.candidates}
-    assert "more than the limit of 0.01" in reasons["int8-percentile"] + reasons["int8-minmax"]
+    assert any("loses" in reason for name, reason in reasons.items() if name.startswith("int8"))
     assert "Original kept" in report.verdict
     assert "Original kept" in outcome.out
 
@@ -310,7 +310,10 @@ def test_constant_calibration_data_is_mentioned_when_the_limit_is_missed(digits,
     with np.load("calibration.npz") as archive:
         np.savez("calibration.npz", pixels=np.full_like(archive["pixels"], 0.5))
     refused(
-        INT8, ExitCode.LIMIT, "accuracy drops by", "Warning: all 200 samples of calibration.npz are equal"
+        [*INT8, "--search-time", "0"],
+        ExitCode.LIMIT,
+        "accuracy drops by",
+        "Warning: all 200 samples of calibration.npz are equal",
     )
 
 

@@ -10,17 +10,19 @@ import pytest
 from greencc.compiler import static
 from greencc.compiler.costs import GroupCost, group_costs
 from greencc.compiler.groups import quantized_groups
+from greencc.compiler.options import Precision
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.static import SMALL_SLICE, error_table, static_int8
-from greencc.compiler.variants import variants
+from greencc.compiler.variants import Variant, variants
 from greencc.core.cache import Cache
 from greencc.passes.quantize_int8 import QuantizeInt8
 
 from .conftest import Bench
 
 
-def int8(bench: Bench) -> object:
-    return bench.builder.static("int8", (), QuantizeInt8())
+def first_variant(bench: Bench) -> Variant:
+    model = bench.builder.cleaned().model
+    return next(variants(bench.session.options.effort, bench.builder.context.capabilities, model))
 
 
 def test_groups_take_the_arithmetic_after_a_weighted_node_along(bench: Bench) -> None:
@@ -73,7 +75,7 @@ def test_the_error_table_blames_the_join_and_is_not_measured_twice(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.session.cache = Cache(tmp_path / "cache")
-    variant = next(iter(variants(bench.session.options.effort, bench.builder.context.capabilities)))
+    variant = first_variant(bench)
     groups = quantized_groups(bench.builder.static("int8", (), variant.plain).qdq)
     arguments = (bench.session, bench.builder, bench.baseline, bench.splits, variant, groups)
     rows = error_table(*arguments, Deadline(60))
@@ -90,7 +92,7 @@ def test_the_error_table_blames_the_join_and_is_not_measured_twice(
 
 
 def test_a_table_that_cannot_end_in_time_is_none(bench: Bench) -> None:
-    variant = next(iter(variants(bench.session.options.effort, bench.builder.context.capabilities)))
+    variant = first_variant(bench)
     groups = quantized_groups(bench.builder.static("int8", (), variant.plain).qdq)
     assert (
         error_table(bench.session, bench.builder, bench.baseline, bench.splits, variant, groups, Deadline(0))
@@ -122,7 +124,7 @@ def test_what_is_slower_goes_back_to_float_when_the_whole_gets_faster(
     bench: Bench, steady: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The profile says that `body1` is slower as INT8, and the comparison that leaving it in float helps."""
-    bench.session.options = replace(bench.session.options, max_drop=0.99)
+    bench.session.options = replace(bench.session.options, max_drop=0.99, precision=Precision.MIXED)
     steady["body1"] = 1000.0
 
     def compare(engines: list[object], *_: object, **__: object) -> object:
@@ -138,6 +140,18 @@ def test_what_is_slower_goes_back_to_float_when_the_whole_gets_faster(
     (choice,) = (choice for choice in found.choices if choice.name == "body1")
     assert choice.precision == "float"
     assert "measured slower as INT8" in choice.reason
+    for item in found.all:
+        item.engine.close()
+
+
+def test_int8_asked_for_by_name_stays_int8_with_a_word_about_what_is_slower(
+    bench: Bench, steady: dict[str, float]
+) -> None:
+    bench.session.options = replace(bench.session.options, max_drop=0.99, search_seconds=0)
+    steady["body1"] = 1000.0
+    found = static_int8(bench.session, bench.builder, bench.baseline, bench.splits, bench.feeds)
+    assert "body1" in {group.name for group in quantized_groups(found.best.form.qdq)}
+    assert any("measured slower as INT8" in warning for warning in bench.session.warnings)
     for item in found.all:
         item.engine.close()
 
