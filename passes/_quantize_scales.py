@@ -57,7 +57,8 @@ def activation_scale(values: Range, int8: Int8Support) -> ActivationScale:
     scale = np.float32(storable(_scale((high - low) / (limits.max - limits.min)), int8))
     zero_point = int(np.clip(np.rint(limits.min - low / float(scale)), limits.min, limits.max))
     if low == 0 and high > 0 and int8.scale_type is ElementType.FLOAT:
-        # Rounding may have carried the scale past the range by a bit. A runtime drops a Clip in front only when the largest integer stands for no more than its upper bound.
+        # A runtime drops a Clip in front only when the largest integer stands for no more than its upper bound, which
+        # rounding the scale may have exceeded by a bit.
         steps = np.float32(limits.max - limits.min)
         while np.float32(scale * steps) > np.float32(high) and scale > _MIN_ACTIVATION_SCALE:
             scale = np.nextafter(scale, np.float32(0))

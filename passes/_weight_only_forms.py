@@ -20,13 +20,23 @@ from greencc.passes._quantize_insert import dequantized_name
 from greencc.passes._weight_only_layout import MICROSOFT, Layout, Use
 
 _INT4_IR_VERSION = 10
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 class Writer:
     """Replaces float weights of one model by integers."""
 
-    def __init__(self, model: ir.Model, accuracy_level: int) -> None:
+    def __init__(self, model: ir.Model, accuracy_level: int, *, foldable: bool = False) -> None:
+        """Make a writer.
+
+        Args:
+            model: What is edited.
+            accuracy_level: Of MatMulNBits.
+            foldable: Convolutions read their weight through Cast and Mul, which the runtime folds when it loads the
+                model, and not through a DequantizeLinear.
+        """
         self._model = model
+        self._foldable = foldable
         self._graph = model.graph
         self._names = Names(model)
         self._accuracy_level = accuracy_level
@@ -60,8 +70,9 @@ class Writer:
             table = [packed[0], self._constant(f"{base}_scale", weight.scales[..., np.newaxis])]
         elif Use.TABLE in forms:
             table = self._table(base, weight)
+        foldable = self._foldable and not layout.blocked and all(n.op_type in _CONVOLUTIONS for n, _ in uses)
         plain: list[ir.Value] = []
-        if forms & {Use.ROWS, Use.DEQUANTIZED}:
+        if not foldable and forms & {Use.ROWS, Use.DEQUANTIZED}:
             plain = self._plain(base, weight, layout, shape)
         restored: ir.Value | None = None
         for node, use in uses:
@@ -79,7 +90,10 @@ class Writer:
                         shape=value.shape,
                     )
                     self._graph.insert_before(
-                        node, self._dequantize(plain, restored, layout, weight.grid, layout.axis)
+                        node,
+                        self._folded(base, weight, layout, shape, restored)
+                        if foldable
+                        else [self._dequantize(plain, restored, layout, weight.grid, layout.axis)],
                     )
                 node.replace_input_with(0 if node.op_type == "Gather" else 1, restored)
         del self._graph.initializers[base]
@@ -101,6 +115,32 @@ class Writer:
         if not (layout.blocked and grid.symmetric):
             inputs.append(self._integers(f"{base}_zero_point", zeros, grid))
         return inputs
+
+    def _folded(
+        self, base: str, weight: BlockWeight, layout: Layout, shape: Sequence[int], restored: ir.Value
+    ) -> list[ir.Node]:
+        """Cast, subtract the zero points where there are any, and scale: constants from end to end."""
+        grid = weight.grid
+        broadcast = [-1 if axis == layout.axis else 1 for axis in range(len(shape))]
+        codes = self._integers(f"{base}_quantized", layout.stored(weight.codes, shape), grid)
+        steps: list[tuple[str, Array]] = []
+        if not grid.symmetric:
+            steps.append(("Sub", layout.parameters(weight.zero_points).astype(np.float32)))
+        steps.append(("Mul", layout.parameters(weight.scales).astype(np.float32)))
+        nodes = [ir.node("Cast", [codes], {"to": ir.DataType.FLOAT.value})]
+        for op_type, parameters in steps:
+            name = f"{base}_scale" if op_type == "Mul" else f"{base}_zero_point"
+            constant = self._constant(name, parameters.reshape(broadcast))
+            last = op_type == "Mul"
+            nodes.append(
+                ir.node(op_type, [nodes[-1].outputs[0], constant], outputs=[restored] if last else None)
+            )
+        for node in nodes:
+            node.name = self._names.node(f"{base}_{node.op_type}")
+            node.outputs[0].name = node.outputs[0].name or self._names.value(f"{base}_{node.op_type}_out")
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            node.outputs[0].shape = ir.Shape(shape)
+        return nodes
 
     def _integers(self, name: str, codes: NDArray[np.uint8], grid: Grid) -> ir.Value:
         """Codes as the element type says them: signed around 0 where the middle is the zero point."""

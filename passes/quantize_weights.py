@@ -74,8 +74,8 @@ class QuantizeWeights(Pass):
         symmetric: The integers are centred on 0; else blocks also store a zero point.
         method: Rounding to nearest, or GPTQ, which needs calibration data.
         form: `auto`: MatMulNBits and GatherBlockQuantized where the target has them and there is a block size, else
-            DequantizeLinear; `matmul-nbits`: the same, but products that cannot have it stay float; `dequantize`:
-            standard ONNX only.
+            DequantizeLinear, or Cast and Mul where the runtime folds only those when it loads the model;
+            `matmul-nbits`: the same, but products that cannot have it stay float; `dequantize`: standard ONNX only.
         accuracy_level: Of MatMulNBits: 4 multiplies 8-bit activations, 0 and 1 multiply floats.
         search: At 4 bits, look for the range of each block with the least squared error; not for convolutions that are
             rounded to nearest.
@@ -137,14 +137,15 @@ class QuantizeWeights(Pass):
                 )
             )
             return outcome
-        writer = Writer(model, self.accuracy_level)
+        foldable = ctx.capabilities.recomputes_dequantize and self.form is WeightForm.AUTO
+        writer = Writer(model, self.accuracy_level, foldable=foldable)
         counts: Counter[tuple[Use, str]] = Counter()
         for job, weight in self._rounded(self._jobs(model, ctx, outcome), model, ctx, outcome):
             release(job.tensor)
             writer.write(job.value, weight, job.layout, job.uses)
             counts.update((use, node.op_type) for node, use in job.uses)
             outcome.changed += 1
-        outcome.findings.extend(self._notes(counts))
+        outcome.findings.extend(self._notes(counts, foldable))
         return outcome
 
     def _jobs(self, model: ir.Model, ctx: Context, outcome: Outcome) -> Iterator[_Job]:
@@ -263,7 +264,7 @@ class QuantizeWeights(Pass):
                 )
             )
 
-    def _notes(self, counts: Counter[tuple[Use, str]]) -> Sequence[Finding]:
+    def _notes(self, counts: Counter[tuple[Use, str]], foldable: bool) -> Sequence[Finding]:
         """What the user should know about the forms."""
         notes = []
         products = sum(count for (use, _), count in counts.items() if use is Use.PRODUCT)
@@ -279,8 +280,9 @@ class QuantizeWeights(Pass):
         )
         if stored:
             notes.append(
-                f"{stored} convolutions or tables only store integers: the runtime dequantizes the whole weight, when "
-                "it loads the model or in every run; the file is smaller, the model is not faster"
+                f"{stored} convolutions or tables only store integers: the runtime dequantizes the whole weight "
+                + ("when it loads the model" if foldable else "when it loads the model or in every run")
+                + "; the file is smaller, the model is not faster"
             )
         return [Finding("note", note, rule=_RULE) for note in notes]
 

@@ -147,4 +147,6 @@ def cpu_capabilities(cpu: CpuInfo, runtime: RuntimeFacts) -> Capabilities:
         notes=tuple(notes),
         # x86 CPUs hand denormal operands and results to microcode; ARM's compute them at full speed.
         slow_denormals=cpu.x86,
+        # Constant folding spares DequantizeLinear, so that integer kernels can take it in.
+        recomputes_dequantize=True,
     )

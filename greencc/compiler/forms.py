@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from greencc.passes.float16 import ConvertFloat16, HalfType
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights, WeightMethod
+from greencc.passes.upgrade_opset import UpgradeOpset
 
 ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK = range(6)
 
@@ -126,9 +127,11 @@ class FormBuilder:
         steps = (QuantizeDynamic(), QuantizeWeights(ops=_STORED, min_elements=_SMALLEST_WEIGHT))
         return self._extend("int8-dynamic", Precision.INT8_DYNAMIC, DYNAMIC_RANK, steps)
 
-    def weights(self, precision: Precision) -> Form:
-        """Weights in 8 or 4 bits, arithmetic in float."""
-        return self._extend(precision.value, precision, INT8_RANK, weight_only(precision, self._calibrated))
+    def weights(self, precision: Precision) -> Iterator[Form]:
+        """Weights in 8 or 4 bits, arithmetic in float: forms from the smallest to the safest."""
+        for number, steps in enumerate(weight_only(precision, self._calibrated)):
+            name = precision.value if number == 0 else f"{precision.value}-convolutions-8"
+            yield self._extend(name, precision, INT8_RANK, steps)
 
     def recipe(self, path: Path) -> Form:
         """Exactly what a recipe file says."""
@@ -181,16 +184,20 @@ _SMALLEST_WEIGHT = 1024
 _BLOCK = 32
 
 
-def weight_only(precision: Precision, calibrated: bool) -> tuple[QuantizeWeights, ...]:
-    """The passes of a weight-only form: tables in 8 bits, the rest in 8 or 4; 4 bits by GPTQ where there are data."""
-    few = precision is Precision.INT4_WEIGHTS
-    return (
-        QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT),
-        QuantizeWeights(
-            ops=("Conv", "ConvTranspose", "Gemm", "MatMul"),
-            min_elements=_SMALLEST_WEIGHT,
-            bits=4 if few else 8,
-            block_size=_BLOCK,
-            method=WeightMethod.GPTQ if few and calibrated else WeightMethod.NEAREST,
-        ),
-    )
+def weight_only(precision: Precision, calibrated: bool) -> tuple[tuple[Pass, ...], ...]:
+    """The passes of weight-only forms, from the smallest to the safest.
+
+    Tables take 8 bits. At 4 bits GPTQ rounds where there are data; convolutions also get zero points, and the second
+    form leaves them 8 bits: they have few weights to hide an error among (docs/quantization.md).
+    """
+    tables = QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT)
+    products = QuantizeWeights(ops=("Gemm", "MatMul"), min_elements=_SMALLEST_WEIGHT, block_size=_BLOCK)
+    filters = QuantizeWeights(ops=("Conv", "ConvTranspose"), min_elements=_SMALLEST_WEIGHT)
+    if precision is Precision.INT8_WEIGHTS:
+        return ((tables, products, filters),)
+    method = WeightMethod.GPTQ if calibrated else WeightMethod.NEAREST
+    products = replace(products, bits=4, method=method)
+    small = replace(filters, bits=4, method=method, symmetric=False)
+    # 4-bit types exist since opset 21.
+    newer = UpgradeOpset(target=21, below=21)
+    return ((newer, tables, products, small), (tables, products, filters))

@@ -173,15 +173,15 @@ class _Table:
             for node in cleaned.graph
             if linear_view(node) is not None
         ]
-        steps = weight_only(precision, calibrated=False)
+        steps = weight_only(precision, calibrated=False)[0]
         ctx = replace(self.builder.context, progress=silent)
 
         def build(excluded: frozenset[str]) -> ir.Model:
             model = cleaned.clone()
             for step in steps:
-                replace(step, exclude=tuple(sorted(excluded))).apply(
-                    model, replace(ctx, rewrites=RewriteLog())
-                )
+                if isinstance(step, QuantizeWeights):
+                    step = replace(step, exclude=tuple(sorted(excluded)))
+                step.apply(model, replace(ctx, rewrites=RewriteLog()))
             infer_shapes(model)
             return model
 

@@ -89,13 +89,28 @@ def choose(
             baseline,
             splits,
         )
-    return _only(session, _required(builder.weights(wanted), wanted.value, supported=True), baseline, splits)
+    return _weights(session, builder, baseline, splits)
 
 
 def _only(session: Session, form: Form, baseline: Engine, splits: Splits) -> Choice:
     item = contender(session, form, baseline, splits)
     item.reason = "as asked"
     return Choice([item], [item])
+
+
+def _weights(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> Choice:
+    """The smallest weight-only form that holds on the planning split, else the one that loses least."""
+    tried: list[Contender] = []
+    for form in builder.weights(session.options.precision):
+        item = contender(session, _required(form, session.options.precision.value, True), baseline, splits)
+        item.reason = "as asked" if not tried else "convolutions in 8 bits"
+        tried.append(item)
+        if (item.loss or 0.0) <= session.options.max_drop:
+            break
+        item.place = f"not chosen: it loses {item.loss or 0.0:.2%} on the planning split"
+    best = min(tried, key=lambda item: item.loss or 0.0)
+    best.place = ""
+    return Choice([best], tried)
 
 
 def _required(form: Form, what: str, supported: bool) -> Form:

@@ -90,6 +90,8 @@ class Capabilities:
         gemm_gains: MatMul+Add is better expressed as Gemm.
         notes: Facts worth a line in `greencc targets`.
         slow_denormals: Arithmetic on denormal numbers takes many times as long as on others.
+        recomputes_dequantize: A DequantizeLinear of a constant that no integer kernel absorbs is computed in every run,
+            where a Cast and a Mul of constants would be folded when the model is loaded.
     """
 
     int8: Int8Support | None
@@ -100,6 +102,7 @@ class Capabilities:
     gemm_gains: bool
     notes: tuple[str, ...] = field(default=())
     slow_denormals: bool = False
+    recomputes_dequantize: bool = False
 
     def runs(self, domain: str, op_type: str) -> bool:
         """True when the fused operator can be emitted for this target."""

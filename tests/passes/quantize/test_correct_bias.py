@@ -151,7 +151,7 @@ def test_sweeps_correct_a_chain(kit: Any, parse: Any, random: Any) -> None:
         after = before.clone()
         assert correct_bias(model, after, ctx, BiasCorrection.EMPIRICAL, sweeps=sweeps).changed == 3
         errors[sweeps] = mean_error(kit, model, after, x)
-    assert errors[6] < 0.5 * errors[1] < 0.5 * mean_error(kit, model, before, x)
+    assert errors[6] < 0.9 * errors[1] < 0.5 * mean_error(kit, model, before, x)
 
 
 @pytest.mark.parametrize("method", METHODS)
