@@ -28,6 +28,7 @@ from greencc.core.model import digest, infer_shapes, load_model
 from greencc.core.passes import RewriteLog
 from greencc.core.progress import Progress, silent
 from greencc.passes._linear_view import linear_view
+from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.verify.metrics import parse_metric
 
 TABLE_PRECISIONS = (Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
