@@ -21,7 +21,7 @@ def ratio_text(ratio: Row | None) -> str:
     if ratio is None:
         return NONE
     ends = [NONE if ratio[key] is None else f"{ratio[key]:.2f}" for key in ("low", "high")]
-    if ratio["low"] == ratio["high"]:
+    if ratio["low"] == ratio["high"] or (ratio["high"] is None and not ratio["low"]):
         return f"{ratio['value']:.2f}"
     return f"{ratio['value']:.2f} [{ends[0]}, {ends[1]}]"
 

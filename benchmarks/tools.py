@@ -36,6 +36,7 @@ class Tool:
         arguments: Settings of the job.
         environment: Peers that need PyTorch have an environment `.venv/bench-NAME` of their own.
         runtime: What runs the artifact.
+        transformers_only: Whether other models have nothing that it could change.
         transformer: Arguments that take the place of some of `arguments` on transformers, where the peer's
             documentation asks for them.
     """
@@ -48,6 +49,7 @@ class Tool:
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: str = ""
     runtime: str = "onnxruntime"
+    transformers_only: bool = False
     transformer: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,9 +72,15 @@ COMPILE = Tool("greencc-compile", "greencc compile", INT8, "", "compile-greencc"
 """What a user gets from one command; the goals are judged on it."""
 
 
-def _recipe(name: str, label: str, form: str, method: str) -> Tool:
+def _recipe(name: str, label: str, form: str, method: str, *, transformers_only: bool = False) -> Tool:
     return Tool(
-        f"greencc-{name}", f"greencc {label}", form, method, "build-greencc", {"recipe": f"{name}.toml"}
+        f"greencc-{name}",
+        f"greencc {label}",
+        form,
+        method,
+        "build-greencc",
+        {"recipe": f"{name}.toml"},
+        transformers_only=transformers_only,
     )
 
 
@@ -131,7 +139,7 @@ TOOLS: tuple[Tool, ...] = (
         runtime="openvino",
         transformer=_NNCF_TRANSFORMER,
     ),
-    _recipe("smooth-quant", "SmoothQuant, MSE", INT8, "smooth"),
+    _recipe("smooth-quant", "SmoothQuant, MSE", INT8, "smooth", transformers_only=True),
     _recipe("equalize-adaround", "CLE, AdaRound", INT8, "adaround"),
     Tool(
         "aimet-adaround",

@@ -98,7 +98,7 @@ class AdaRoundOptions:
     gram_limit: int = 600
     batch_rows: int = 128
     damping: float = 0.3
-    sweeps: int = 10
+    sweeps: int = 4
     memory_mb: int = 256
     seed: int = 0
 
