@@ -68,8 +68,13 @@ PASSES: tuple[type[Pass], ...] = (
 """All passes, by which recipes and the command line know them."""
 
 
-def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
-    """The clean-up recipe: function-preserving passes in the order in which they help each other."""
+def default_cleanup(capabilities: Capabilities, *, fold_inputs: bool = True) -> tuple[Pass, ...]:
+    """The clean-up recipe: function-preserving passes in the order in which they help each other.
+
+    Args:
+        capabilities: Of the target.
+        fold_inputs: See `FoldAffine.inputs`.
+    """
     steps: list[Pass] = [
         InlineFunctions(),
         UpgradeOpset(),
@@ -85,9 +90,9 @@ def default_cleanup(capabilities: Capabilities) -> tuple[Pass, ...]:
         RecoverHardSwish(),
         RecoverLayerNorm(),
         FusePad(),
-        FoldAffine(),
+        FoldAffine(inputs=fold_inputs),
         FoldBatchNorm(),
-        FoldAffine(),
+        FoldAffine(inputs=fold_inputs),
         MergeConvolutions(),
     ]
     if capabilities.gemm_gains:

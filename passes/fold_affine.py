@@ -14,6 +14,9 @@ from greencc.passes._affine import AFFINE_OPS, Affine, affine_of
 from greencc.passes._fold_linear import fold_after, fold_before
 from greencc.passes._rewriter import Edit, Refusal, Rule, Scope, apply_rules, node_name, remove, route_around
 
+# Features whose magnitudes differ by less than this share a quantization step without much harm.
+_SPREAD = 2.0
+
 
 class FoldIntoLinear(Rule):
     """A constant Mul, Add, Sub or Div next to a linear operator becomes part of its weights."""
@@ -21,9 +24,12 @@ class FoldIntoLinear(Rule):
     name = "fold-affine"
     ops = AFFINE_OPS
 
+    def __init__(self, inputs: bool = True) -> None:
+        self._inputs = inputs
+
     def match(self, node: ir.Node, scope: Scope) -> Edit | Refusal | None:
         affine = affine_of(node)
-        if affine is None:
+        if affine is None or (not self._inputs and normalizes_input(affine)):
             return None
         for found in (fold_after(affine, scope), fold_before(affine, scope)):
             # A constant next to a product that cannot take it is ordinary: no refusal worth reporting.
@@ -74,6 +80,21 @@ class _MergeConstants(Rule):
         return Edit(node_name(inner), apply)
 
 
+def normalizes_input(affine: Affine) -> bool:
+    """Whether a model input gets here through constant arithmetic alone, and leaves with other relative magnitudes."""
+    magnitudes = np.abs(affine.scale)
+    if magnitudes.size < 2 or magnitudes.max() < _SPREAD * magnitudes.min():
+        return False
+    value = affine.x
+    while not value.is_graph_input():
+        producer = value.producer()
+        before = affine_of(producer) if producer is not None else None
+        if before is None:
+            return False
+        value = before.x
+    return True
+
+
 def _scales(affine: Affine) -> bool:
     return is_op(affine.node, "Mul", "Div")
 
@@ -93,10 +114,17 @@ class FoldAffine(Pass):
     """Fold constant Mul, Add, Sub and Div into Conv, ConvTranspose, Gemm and MatMul, and merge chains of them.
 
     Biases added after a convolution are the commonest case. Shifts before padded convolutions stay.
+
+    Attributes:
+        inputs: Fold the normalization of model inputs too. Before INT8 it is better kept where it brings features of
+            very different magnitude to one scale: folded, the input would be quantized with one step for all.
     """
 
     name: ClassVar[str] = "fold-affine"
     summary: ClassVar[str] = "fold constant Mul/Add/Sub/Div into neighbouring linear operators"
 
+    inputs: bool = True
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
-        return apply_rules(model, ctx, (FoldIntoLinear(), _MergeConstants()))
+        """Fold in place."""
+        return apply_rules(model, ctx, (FoldIntoLinear(self.inputs), _MergeConstants()))

@@ -17,8 +17,10 @@ from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
 from greencc.core.report import PassRecord
 from greencc.passes import PASSES, default_cleanup
+from greencc.passes._affine import affine_of
 from greencc.passes.convert_qoperator import ConvertQOperator
 from greencc.passes.float16 import ConvertFloat16, HalfType
+from greencc.passes.fold_affine import normalizes_input
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights, WeightMethod
@@ -79,6 +81,7 @@ class FormBuilder:
         self._source = source
         self._cleaned: Form | None = None
         self._prepared: dict[tuple[Pass, ...], tuple[ir.Model, list[PassRecord]]] = {}
+        self._integer_base: Form | None = None
         self._folders = 0
 
     def cleaned(self) -> Form:
@@ -91,8 +94,20 @@ class FormBuilder:
     def prepared(self, steps: tuple[Pass, ...]) -> tuple[ir.Model, list[PassRecord]]:
         """The cleaned-up model after passes that keep its function, ready to be quantized; kept for the next call."""
         if steps not in self._prepared:
-            self._prepared[steps] = Pipeline(self.context).run(self.cleaned().model, steps)
+            self._prepared[steps] = Pipeline(self.context).run(self._for_integers().model, steps)
         return self._prepared[steps]
+
+    def _for_integers(self) -> Form:
+        """What INT8 starts from: as `cleaned`, but for inputs whose features need their own scaling first."""
+        if self._integer_base is None:
+            self._integer_base = self.cleaned()
+            nodes = (affine_of(node) for node in self._source.graph)
+            if any(affine is not None and normalizes_input(affine) for affine in nodes):
+                steps = default_cleanup(self._capabilities, fold_inputs=False)
+                self._integer_base = self._build(
+                    "fp32-scaled-inputs", Precision.FP32, CLEANED_RANK, self._source, steps
+                )
+        return self._integer_base
 
     def static(
         self,
@@ -103,7 +118,7 @@ class FormBuilder:
         rank: int = INT8_RANK,
     ) -> Form:
         """Static INT8, in the format asked for."""
-        base = self.cleaned()
+        base = self._for_integers()
         model, records = self.prepared(prepare)
         form = self._build(name, precision, rank, model, (quantize,))
         if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:

@@ -62,16 +62,15 @@ def variants(effort: Effort, capabilities: Capabilities, model: ir.Model) -> Ite
     prepare: tuple[Pass, ...] = ()
     if int8 is not None and not int8.per_channel:
         prepare = (EqualizeLayers(),)
+    thorough = effort is Effort.FULL
     yield _ranges(RangeMethod.MINMAX, prepare, enough=effort is Effort.QUICK)
-    yield _ranges(RangeMethod.MSE, prepare, enough=effort is not Effort.FULL)
     if _products(model):
-        smoothed = (*prepare, SmoothQuant())
-        yield _ranges(RangeMethod.MSE, smoothed, enough=effort is not Effort.FULL)
-        yield _ranges(RangeMethod.MOVING_AVERAGE, smoothed)
+        yield _ranges(RangeMethod.MSE, (*prepare, SmoothQuant()), enough=not thorough)
+    yield _ranges(RangeMethod.MSE, prepare, bias=Bias.ANALYTIC, enough=not thorough)
     if effort is Effort.QUICK:
         return
     yield _ranges(RangeMethod.PERCENTILE, prepare)
-    if effort is Effort.FULL:
+    if thorough:
         yield _ranges(RangeMethod.ENTROPY, prepare)
         yield _ranges(RangeMethod.MOVING_AVERAGE, prepare)
         if not prepare:
@@ -82,7 +81,7 @@ def refined(best: Variant, effort: Effort) -> Iterator[Variant]:
     """Repairs of the best of the first ones, when it is not good enough yet."""
     if effort is Effort.QUICK:
         return
-    quantize = replace(best.quantize, rounding=Rounding.GREEDY, bias=Bias.EMPIRICAL)
+    quantize = replace(best.quantize, rounding=Rounding.GREEDY, bias=Bias.ANALYTIC)
     yield replace(
         best,
         name=f"{best.name}-repaired",
@@ -98,12 +97,17 @@ def refined(best: Variant, effort: Effort) -> Iterator[Variant]:
         )
 
 
-def _ranges(method: RangeMethod, prepare: tuple[Pass, ...], *, enough: bool = True) -> Variant:
+def _ranges(
+    method: RangeMethod, prepare: tuple[Pass, ...], *, bias: Bias = Bias.NONE, enough: bool = True
+) -> Variant:
     names = [step.name for step in prepare]
+    words = [_WORDS[method], *names]
+    if bias is not Bias.NONE:
+        words.append("corrected biases")
     return Variant(
         "-".join(("int8", method.value, *names)),
-        " and ".join((_WORDS[method], *names)),
-        QuantizeInt8(method=method),
+        " and ".join(words),
+        QuantizeInt8(method=method, bias=bias),
         prepare,
         enough,
     )
