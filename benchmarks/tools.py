@@ -125,7 +125,6 @@ TOOLS: tuple[Tool, ...] = (
     ),
     _recipe("entropy", "entropy", INT8, "entropy"),
     _ort("entropy"),
-    _ort("distribution"),
     _recipe("mse", "MSE", INT8, "mse"),
     _recipe("mse-bias", "MSE, bias correction", INT8, "bias correction"),
     Tool("nncf", "NNCF", INT8, "bias correction", "build-nncf", transformer=_NNCF_TRANSFORMER),
@@ -140,6 +139,7 @@ TOOLS: tuple[Tool, ...] = (
         transformer=_NNCF_TRANSFORMER,
     ),
     _recipe("smooth-quant", "SmoothQuant, MSE", INT8, "smooth", transformers_only=True),
+    _recipe("repaired", "MSE, greedy rounding, bias correction", INT8, "repaired"),
     _recipe("equalize-adaround", "CLE, AdaRound", INT8, "adaround"),
     Tool(
         "aimet-adaround",

@@ -113,7 +113,7 @@ def test_plots_have_titles_and_tables_have_captions(full_report: Report) -> None
     for plot in plots:
         assert 'role="img"' in plot
         assert 'aria-label="' in plot
-    assert page.count("<table") == page.count("<caption") == 4
+    assert page.count("<table") == page.count("<caption") == 5
 
 
 def test_verdict_comes_first(full_report: Report) -> None:
