@@ -55,7 +55,7 @@ class Split:
 
 def run(settings: Settings) -> None:
     """Measure every case with data and write `quantization.json`."""
-    tools, missing = chosen(settings.peers)
+    tools, missing = chosen(settings.peers, slow=settings.slow)
     if settings.quick:
         tools = [tool for tool in tools if any(part in tool.key for part in QUICK_TOOLS)]
     cases = [case for case in find_cases(settings.models) if case.calibration and case.evaluation]
@@ -67,18 +67,19 @@ def run(settings: Settings) -> None:
         found, compared = _case(case, tools, settings)
         rows += found
         against[case.name] = compared
-    save(
-        "quantization",
-        settings,
-        rows,
-        against=against,
-        samples=SAMPLES,
-        scored=SCORED,
-        limit_mb=LIMIT_MB,
-        timeout=TIMEOUT,
-        missing_environments=missing,
-        peer_versions=_versions(tools),
-    )
+        # After every model, so that an interrupted run leaves what it has.
+        save(
+            "quantization",
+            settings,
+            rows,
+            against=against,
+            samples=SAMPLES,
+            scored=SCORED,
+            limit_mb=LIMIT_MB,
+            timeout=TIMEOUT,
+            missing_environments=missing,
+            peer_versions=_versions(tools),
+        )
 
 
 def _case(case: Case, tools: Sequence[Tool], settings: Settings) -> tuple[list[Row], dict[str, Any]]:

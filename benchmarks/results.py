@@ -34,6 +34,7 @@ class Settings:
         work: Scratch folder of the run; artifacts of one benchmark serve the next.
         load: Load average before the run started: what others did to the machine.
         peers: Peers with an environment of their own that take part; "all" means every one.
+        slow: Run what takes minutes a model, too.
     """
 
     models: Path | None
@@ -43,6 +44,7 @@ class Settings:
     work: Path
     load: float = 0.0
     peers: tuple[str, ...] = ()
+    slow: bool = True
 
 
 def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Path:

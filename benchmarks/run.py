@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="all, or some of aimet, olive, quark [default: none]",
     )
     parser.add_argument(
+        "--no-slow", action="store_true", help="leave out what takes minutes a model (AdaRound)"
+    )
+    parser.add_argument(
         "--models", type=Path, help=f"folder with more models [default: ${MODELS_VARIABLE}, else none]"
     )
     parser.add_argument(
@@ -73,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             work,
             os.getloadavg()[0],
             tuple(asked.peers),
+            not asked.no_slow,
         )
         for name in asked.only or BENCHMARKS:
             print(f"[{time.perf_counter() - started:6.0f} s] {name}", flush=True)

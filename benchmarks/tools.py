@@ -175,12 +175,16 @@ TOOLS: tuple[Tool, ...] = (
 )
 
 
-def chosen(peers: Sequence[str], tools: Sequence[Tool] = TOOLS) -> tuple[list[Tool], list[str]]:
+def chosen(
+    peers: Sequence[str], tools: Sequence[Tool] = TOOLS, *, slow: bool = True
+) -> tuple[list[Tool], list[str]]:
     """The tools that run, and the environments that were not asked for or not made.
 
     Args:
         peers: Environments asked for, or "all". Without AdaRound's peers greencc's AdaRound does not run either: it
             takes minutes and would have nobody to compare with.
+        tools: What there is.
+        slow: Run what takes minutes a model (AdaRound), too.
     """
     names = {tool.environment for tool in tools if tool.environment}
     wanted = {name for name in names if name in peers or "all" in peers}
@@ -190,5 +194,5 @@ def chosen(peers: Sequence[str], tools: Sequence[Tool] = TOOLS) -> tuple[list[To
         if not tool.environment or (tool.environment in wanted and tool.python.is_file())
     ]
     rivals = {tool.method for tool in usable if not tool.ours}
-    kept = [tool for tool in usable if tool.method not in SLOW or tool.method in rivals]
+    kept = [tool for tool in usable if tool.method not in SLOW or (slow and tool.method in rivals)]
     return kept, sorted(names - {tool.environment for tool in usable})

@@ -38,6 +38,8 @@ from greencc.verify.metrics import parse_metric
 
 # A drop below this share of the limit leaves nothing worth another calibration.
 _GOOD_ENOUGH = 0.25
+# Fewer planning samples cannot tell a good variant from a lucky one: then the error of the outputs decides among more.
+_CONVINCING = 200
 # What is aimed at on the planning split, so that the certification split has room for chance.
 _AIMS = (0.5, 1.0)
 SMALL_SLICE, LARGE_SLICE = 16, 128
@@ -89,14 +91,15 @@ def _best_variant(
         return item
 
     effort = session.options.effort
+    convincing = splits.planning.count >= _CONVINCING or effort is Effort.QUICK
     for variant in variants(effort, builder.context.capabilities, builder.cleaned().model):
         item = attempt(variant)
         if not item.form.applied:
             return item, variant, []
-        if variant.enough and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
+        if variant.enough and convincing and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
             break
     best, variant = _ranked(session, tried)[0]
-    if effort is Effort.FULL or _loses(session, best, _GOOD_ENOUGH):
+    if effort is Effort.FULL or not convincing or _loses(session, best, _GOOD_ENOUGH):
         for better in refined(variant, effort):
             attempt(better)
     (best, variant), *rest = _ranked(session, tried)
