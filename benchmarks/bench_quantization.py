@@ -86,7 +86,8 @@ def _case(case: Case, tools: Sequence[Tool], settings: Settings) -> tuple[list[R
     calibration = calibration_archive(case, SAMPLES, settings.work)
     split = split_evaluation(case, settings.work, 300 if settings.quick else SCORED)
     transformer = is_transformer(case.model)
-    tools = [tool for tool in tools if transformer or not tool.transformers_only]
+    operators = {node.op_type for node in onnx.load(case.model, load_external_data=False).graph.node}
+    tools = [tool for tool in tools if not tool.needs or tool.needs in operators]
     runs: dict[str, list[Run]] = {tool.key: [] for tool in tools}
     repeated = case.name in REPEATED_CASES and not settings.quick
     for repetition in range(min(REPETITIONS, settings.repetitions) if repeated else 1):
@@ -249,7 +250,7 @@ def _seconds(run: Run) -> float:
 
 
 def split_evaluation(case: Case, work: Path, scored: int) -> Split:
-    """Evaluation samples as `.npz`: up to `scored` (two thirds of them at most) to judge with, the others to tune with.
+    """Evaluation samples as `.npz`: up to `scored` (half of them at most) to judge with, the others to tune with.
 
     Where fewer than 200 would be left to tune with, all judge and nothing steers. Classifiers without labels get
     the original's decisions as labels, so that accuracy is agreement with FP32.
@@ -262,7 +263,7 @@ def split_evaluation(case: Case, work: Path, scored: int) -> Split:
         role="evaluation",
     )
     count = source.count
-    first = min(scored, count * 2 // 3)
+    first = min(scored, count // 2)
     if count - first < 200:
         first = min(scored, count)
     paths = [work / f"{slug(case)}-{part}-{first}.npz" for part in ("scored", "tuning")]

@@ -198,7 +198,7 @@ def _latency(
     from greencc.measure.latency import measure_latency
     from greencc.measure.profiles import QUICK, Profile
 
-    whole = Profile("quantization", seconds=10.0, rounds=15, min_rounds=5, min_runs=20, warm_up_seconds=0.3)
+    whole = Profile("quantization", seconds=8.0, rounds=12, min_rounds=4, min_runs=20, warm_up_seconds=0.2)
     feeds = [batch.feeds for batch in take(data, LATENCY_FEEDS).batches(1)]
     plain = {"key": ORIGINAL, "path": model, "runtime": "onnxruntime"}
     runs = [plain, *artifacts]

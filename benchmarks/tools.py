@@ -36,7 +36,7 @@ class Tool:
         arguments: Settings of the job.
         environment: Peers that need PyTorch have an environment `.venv/bench-NAME` of their own.
         runtime: What runs the artifact.
-        transformers_only: Whether other models have nothing that it could change.
+        needs: Operator without which a model has nothing for it: such models are left out rather than failed.
         transformer: Arguments that take the place of some of `arguments` on transformers, where the peer's
             documentation asks for them.
     """
@@ -49,7 +49,7 @@ class Tool:
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: str = ""
     runtime: str = "onnxruntime"
-    transformers_only: bool = False
+    needs: str = ""
     transformer: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -72,7 +72,7 @@ COMPILE = Tool("greencc-compile", "greencc compile", INT8, "", "compile-greencc"
 """What a user gets from one command; the goals are judged on it."""
 
 
-def _recipe(name: str, label: str, form: str, method: str, *, transformers_only: bool = False) -> Tool:
+def _recipe(name: str, label: str, form: str, method: str, *, needs: str = "") -> Tool:
     return Tool(
         f"greencc-{name}",
         f"greencc {label}",
@@ -80,7 +80,7 @@ def _recipe(name: str, label: str, form: str, method: str, *, transformers_only:
         method,
         "build-greencc",
         {"recipe": f"{name}.toml"},
-        transformers_only=transformers_only,
+        needs=needs,
     )
 
 
@@ -138,7 +138,7 @@ TOOLS: tuple[Tool, ...] = (
         runtime="openvino",
         transformer=_NNCF_TRANSFORMER,
     ),
-    _recipe("smooth-quant", "SmoothQuant, MSE", INT8, "smooth", transformers_only=True),
+    _recipe("smooth-quant", "SmoothQuant, MSE", INT8, "smooth", needs="MatMul"),
     _recipe("repaired", "MSE, greedy rounding, bias correction", INT8, "repaired"),
     _recipe("equalize-adaround", "CLE, AdaRound", INT8, "adaround"),
     Tool(
@@ -161,9 +161,9 @@ TOOLS: tuple[Tool, ...] = (
     ),
     _recipe("dynamic", "dynamic", DYNAMIC, "dynamic"),
     Tool("ort-dynamic", "ORT dynamic", DYNAMIC, "dynamic", "build-ort-dynamic"),
-    _recipe("w4-nearest", "W4 nearest", INT4, "w4 nearest"),
-    Tool("ort-w4", "ORT MatMulNBits RTN", INT4, "w4 nearest", "build-ort-nbits"),
-    _recipe("w4-gptq", "W4 GPTQ", INT4, "w4 tuned"),
+    _recipe("w4-nearest", "W4 nearest", INT4, "w4 nearest", needs="MatMul"),
+    Tool("ort-w4", "ORT MatMulNBits RTN", INT4, "w4 nearest", "build-ort-nbits", needs="MatMul"),
+    _recipe("w4-gptq", "W4 GPTQ", INT4, "w4 tuned", needs="MatMul"),
     Tool(
         "ort-w4-k",
         "ORT MatMulNBits k-quant",
@@ -171,6 +171,7 @@ TOOLS: tuple[Tool, ...] = (
         "w4 tuned",
         "build-ort-nbits",
         {"algorithm": "k_quant"},
+        needs="MatMul",
     ),
 )
 

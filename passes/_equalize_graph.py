@@ -234,11 +234,6 @@ def components(labelling: Labelling) -> Iterator[tuple[str, NDArray[np.int64]]]:
             yield names[top], np.array(labels, np.int64)
 
 
-def scale_of(labels: Labels, roots: NDArray[np.int64], scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scale of each label; `scales` is indexed by root."""
-    return scales[roots[labels]]
-
-
 def value_axis(labels: Labels) -> int | None:
     """The only axis along which labels differ, or None."""
     axes = [axis for axis, size in enumerate(labels.shape) if size > 1]

@@ -60,6 +60,7 @@ class ConvertQOperator(Pass):
         """Convert `model` in place; nodes without an integer form keep their pairs."""
         converter = _Converter(model)
         outcome = Outcome()
+        read = {name for name, value in model.graph.initializers.items() if _is_read(value)}
         for node in list(model.graph):
             # Integer movements may have been the only readers of what a removed pair gave.
             if node.graph is not model.graph or not reads_integers(node):
@@ -71,6 +72,9 @@ class ConvertQOperator(Pass):
             elif ctx.rewrites.allow(_RULE, str(node.name)):
                 converter.apply(node, plan)
                 outcome.changed += 1
+        for name in read:
+            if not _is_read(model.graph.initializers[name]):
+                del model.graph.initializers[name]
         return outcome
 
 

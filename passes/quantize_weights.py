@@ -32,6 +32,7 @@ from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._block_quantize import BITS, BLOCK_SIZES, BlockWeight, Grid, is_finite, nearest
 from greencc.passes._gptq import Solution
 from greencc.passes._quantize_insert import release
+from greencc.passes._quantize_nodes import quantized_already
 from greencc.passes._weight_only_forms import Writer
 from greencc.passes._weight_only_gptq import Layer, layer_of, solve_layers
 from greencc.passes._weight_only_layout import Layout, Use, WeightForm, layout_of, use_of
@@ -146,7 +147,20 @@ class QuantizeWeights(Pass):
             counts.update((use, node.op_type) for node, use in job.uses)
             outcome.changed += 1
         outcome.findings.extend(self._notes(counts, foldable))
+        if not outcome.changed:
+            outcome.findings.append(Finding("refused", self._idle(model), rule=_RULE))
         return outcome
+
+    def _idle(self, model: ir.Model) -> str:
+        """Why nothing was done."""
+        node = quantized_already(model.graph)
+        if node is not None:
+            return (
+                f"the model is quantized already ({node.op_type} {node.name!r}); start from the float model"
+            )
+        return (
+            f"no {', '.join(self.ops)} has a float32 weight of {self.min_elements} elements or more to store"
+        )
 
     def _jobs(self, model: ir.Model, ctx: Context, outcome: Outcome) -> Iterator[_Job]:
         """Yield what to replace, one by one, and add what stays in float to the findings."""

@@ -78,6 +78,7 @@ def compile_model(
                 error.add_note(f"Warning: {warning}")
             raise
         finally:
+            session.close()
             shutil.rmtree(scratch, ignore_errors=True)
     return load(final)
 
@@ -115,6 +116,8 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         baseline.close()
         if choice is not None:
             choice.close()
+    if session.cache.problem is not None:
+        session.warn(f"nothing was kept for the next compile: {session.cache.problem}")
     report = _report(session, path, source, splits, choice, final, times, errors)
     artifact = place(session.target, final.form, path, work / "artifact")
     shutil.rmtree(session.scratch)

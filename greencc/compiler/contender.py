@@ -86,5 +86,6 @@ def closed_on_error(engine: Engine) -> Iterator[Engine]:
 def contender(session: Session, form: Form, baseline: Engine, splits: Splits) -> Contender:
     """Open a form and judge it on the planning split."""
     with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
+        session.engines.append(engine)
         planning = judge(session, baseline, engine, splits.planning)
     return Contender(form, engine, planning)

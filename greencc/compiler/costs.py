@@ -48,7 +48,7 @@ class GroupCost:
 
     @property
     def slower(self) -> bool:
-        """Whether the integer form is slower by more than the noise."""
+        """Whether both forms were seen in a profile, and the integer one is slower by more than the noise."""
         return self.int8_us > self.float_us and not _alike(self.float_us, self.int8_us)
 
     @property
@@ -83,7 +83,7 @@ def group_costs(
     costs = {}
     for group in groups:
         old, new = before[group.name], after[group.name]
-        # Times that differ by no more than their noise say nothing; the operations still do.
+        # Times that differ by no more than their noise, or that a fusion hides, say nothing; the operations still do.
         seconds = [max(us, _TICK_US) / 1e6 for us in (old, old if _alike(old, new) else new)]
         energies = [
             central_millijoules(Workload(_operations(group, counts), spent), power, load)
@@ -94,6 +94,8 @@ def group_costs(
 
 
 def _alike(first_us: float, second_us: float) -> bool:
+    if not (first_us and second_us):
+        return True
     return abs(first_us - second_us) <= max(_TICK_US, _NOISE_SHARE * max(first_us, second_us))
 
 

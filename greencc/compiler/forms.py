@@ -173,7 +173,11 @@ class FormBuilder:
             folder.mkdir()
             target = self._session.target
             artifact = target.build(target.lower(model), folder)
-        applied = any(record.changed for record in records)
+        # What only prepares (a newer opset) is no conversion.
+        lossy = any(step.lossy for step in steps)
+        applied = any(
+            record.changed for step, record in zip(steps, records, strict=True) if step.lossy or not lossy
+        )
         return Form(name, precision, rank, model, artifact, steps, records, applied)
 
 

@@ -16,7 +16,7 @@ from greencc.compiler.forms import FormBuilder, weight_only
 from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
-from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, make_slice
+from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key, make_slice
 from greencc.compiler.session import Deadline, Session, available_target
 from greencc.compiler.static import LARGE_SLICE, SMALL_SLICE, error_table
 from greencc.compiler.variants import variants
@@ -47,7 +47,7 @@ class SensitivityRow:
 
     @property
     def worst(self) -> float:
-        return max(*self.errors.values(), *self.among.values(), 0.0, 0.0)
+        return max((*self.errors.values(), *self.among.values()), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class _Table:
             self.session, self.builder, self.baseline, self.splits, variant, groups, self.deadline
         )
         cleaned = self.builder.cleaned()
+        # The table needed a whole batch, so there is one.
         feeds = whole_batches(self.splits.planning, self.batch or 1, 1)
         costs = group_costs(
             self.session, groups, (cleaned.model, cleaned.artifact), (form.qdq, form.artifact), feeds[0]
@@ -189,7 +190,7 @@ class _Table:
         options = self.session.options
         table = ErrorTable(
             self.session.target,
-            Quantizer(build, cache_key(digest(cleaned), repr(steps))),
+            Quantizer(build, cache_key(digest(cleaned), repr(steps), facts_key(ctx.capabilities))),
             parse_metric(options.metric),
             self.session.cache,
             self.session.progress,

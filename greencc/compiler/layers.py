@@ -15,7 +15,9 @@ from greencc.passes.quantize_int8 import dequantized_name
 from greencc.verify.layers import LayerPair, layer_errors
 
 # What runtimes append or prepend to the names of nodes and values when they rewrite a graph.
-_AFFIX = re.compile(r"^fused |(_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused)$")
+_AFFIX = re.compile(
+    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused)$"
+)
 _MAX_WALK = 8
 # One at a time: a large model has tens of megabytes of activations for each, in both models.
 _ERROR_SAMPLES = 8

@@ -106,6 +106,11 @@ class CompileOptions:
             )
         if self.samples < 1:
             raise UsageError(f"samples is {self.samples}", hint="at least one calibration sample is needed")
+        if self.recipe is not None and self.format is not QuantizedFormat.QDQ:
+            raise UsageError(
+                "a recipe and a format contradict each other",
+                hint="end the recipe with the pass convert-qoperator",
+            )
         if self.recipe is not None and self.precision is not Precision.AUTO:
             raise UsageError(
                 "a recipe and a precision contradict each other", hint="the recipe decides the precision"

@@ -8,7 +8,7 @@ others. Rows are kept in the cache one by one, so an interrupted table goes on w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from greencc.compiler.groups import Group
 from greencc.compiler.session import Deadline
 from greencc.core.cache import Cache, cache_key
+from greencc.core.capabilities import Capabilities
 from greencc.core.data import Array, DataSource, Feeds
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import InputError
@@ -24,6 +25,8 @@ from greencc.verify.divergence import divergence
 from greencc.verify.metrics import Metric
 
 _KIND = "sensitivity"
+# Changes when a table would come out differently: old rows must not be found then.
+_VERSION = 1
 _STACK = 16
 # Phase two looks at the groups that together carry this share of the error.
 _CONTENDERS_CARRY = 0.9
@@ -68,11 +71,15 @@ def make_slice(baseline: Engine, source: DataSource, count: int) -> Slice:
     """The first `count` samples of a source, stacked as far as the model takes it.
 
     Raises:
-        InputError: The model refuses them.
+        InputError: The model refuses them, or there is no whole batch.
     """
     fixed = next((spec.batch for spec in baseline.inputs if spec.batch is not None), None)
     size = fixed or min(_STACK, count)
     feeds = _whole(source, size, count, exact=fixed is not None)
+    if not feeds:
+        raise InputError(
+            f"there is no whole batch of {size} samples to judge layers on", hint="give more samples"
+        )
     try:
         outputs = tuple(baseline.run(item) for item in feeds)
     except InputError:
@@ -98,11 +105,25 @@ def _whole(source: DataSource, size: int, count: int, *, exact: bool) -> tuple[F
 class Quantizer:
     """How groups are quantized: `build(excluded node names)` gives the model with all others quantized.
 
-    `key` stands for the float model, the passes and their options in the cache.
+    In the cache `key` stands for the float model, the passes with their options, and the target's kernels
+    (`facts_key`).
     """
 
     build: Callable[[frozenset[str]], ir.Model]
     key: str
+
+
+def facts_key(capabilities: Capabilities) -> str:
+    """What of a target decides how a model is quantized for it."""
+    facts = {} if capabilities.int8 is None else asdict(capabilities.int8)
+    return cache_key(
+        {
+            name: sorted(value) if isinstance(value, frozenset) else repr(value)
+            for name, value in facts.items()
+        },
+        sorted(capabilities.fused_ops),
+        capabilities.recomputes_dequantize,
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +164,15 @@ class ErrorTable:
     def error(self, excluded: frozenset[str], on: Slice) -> float:
         """Divergence of the model with everything but `excluded` quantized."""
         key = cache_key(
-            self.quantizer.key, sorted(excluded), on.digest, repr(self.metric), self.target.versions()
+            _VERSION,
+            self.quantizer.key,
+            sorted(excluded),
+            on.digest,
+            repr(self.metric),
+            self.target.versions(),
         )
         found = self.cache.get(_KIND, key)
-        if found is not None:
+        if found is not None and "error" in found:
             return float(found["error"])
         engine = self.target.calibration_engine(self.quantizer.build(excluded))
         try:

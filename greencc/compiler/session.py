@@ -12,7 +12,7 @@ from pathlib import Path
 
 from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache, default_folder
-from greencc.core.engine import Target
+from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
@@ -33,7 +33,10 @@ class Deadline:
 
 @dataclass
 class Session:
-    """State shared by the phases of one compile. `scratch` is removed when the compile ends."""
+    """State shared by the phases of one compile.
+
+    `scratch` is removed, and `engines` are closed, when the compile ends.
+    """
 
     options: CompileOptions
     target: Target
@@ -43,6 +46,7 @@ class Session:
     phases: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     cache: Cache = field(init=False)
+    engines: list[Engine] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.cache = Cache(default_folder() if self.options.cache else None)
@@ -54,6 +58,11 @@ class Session:
         for _ in self.progress((None,), label=name.capitalize()):
             yield
         self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
+
+    def close(self) -> None:
+        """Free what is still open, however the compile ended."""
+        for engine in self.engines:
+            engine.close()
 
     def warn(self, message: str) -> None:
         if message not in self.warnings:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.keep_float import Item, search
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import Effort, Precision
-from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, make_slice
+from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key, make_slice
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.variants import Variant, refined, variants
 from greencc.core.cache import cache_key
@@ -42,6 +43,8 @@ _GOOD_ENOUGH = 0.25
 _CONVINCING = 200
 # What is aimed at on the planning split, so that the certification split has room for chance.
 _AIMS = (0.5, 1.0)
+# What a layer that saves nothing counts for, as a share of the least that any other saves.
+_BARELY = 1e-3
 SMALL_SLICE, LARGE_SLICE = 16, 128
 
 
@@ -95,7 +98,7 @@ def _best_variant(
     for variant in variants(effort, builder.context.capabilities, builder.cleaned().model):
         item = attempt(variant)
         if not item.form.applied:
-            return item, variant, []
+            return item, variant, [other for other, _ in tried if other is not item]
         if variant.enough and convincing and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
             break
     best, variant = _ranked(session, tried)[0]
@@ -116,7 +119,13 @@ def _ranked(session: Session, tried: Sequence[tuple[Contender, Variant]]) -> lis
     Losses that are good enough count alike: a few samples more or less are chance.
     """
     chance = _GOOD_ENOUGH * session.options.max_drop
-    return sorted(tried, key=lambda pair: (max(pair[0].loss or 0.0, chance), -(pair[0].sqnr or 0.0)))
+
+    def key(pair: tuple[Contender, Variant]) -> tuple[float, float]:
+        sqnr = pair[0].sqnr
+        # No noise at all has no ratio.
+        return max(pair[0].loss or 0.0, chance), -(math.inf if sqnr is None else sqnr)
+
+    return sorted(tried, key=key)
 
 
 def _loses(session: Session, item: Contender, share: float) -> bool:
@@ -149,7 +158,11 @@ class _Job:
                 f"{self.session.options.search_seconds:g} s (--search-time)"
             )
             return found
-        items = [Item(row.group.name, row.error, costs[row.group.name].saved_mj) for row in table]
+        items = self._items(table, costs)
+        if not any(item.saved_mj > 0 for item in items):
+            self.session.warn(
+                "no layer saves energy as INT8 on this device: --precision auto keeps the float model"
+            )
 
         def reasons(chosen: frozenset[str]) -> dict[str, str]:
             left = [group for group in groups if group.name not in chosen]
@@ -169,13 +182,26 @@ class _Job:
                 mixed = best.result
                 kept = len(groups) - len(best.quantized)
                 mixed.reason = (
-                    f"{kept} of {len(groups)} layers stay in float, which costs the fewest joules; loses "
+                    f"{kept} of {len(groups)} layers stay in float, which by estimate costs the fewest joules; loses "
                     f"{_percent(mixed)} on the planning split"
                 )
                 start.place = f"not chosen: it loses {_percent(start)} on the planning split"
                 choices = _choices(table, costs, best.quantized)
                 return StaticResult(mixed, [start, *found.others], choices, reasons(best.quantized))
+        if deadline.over:
+            self.session.warn(
+                "the time for finding layers to keep in float was over before a choice held "
+                f"({self.session.options.search_seconds:g} s; raise --search-time)"
+            )
         return replace(found, choices=_choices(table, costs, frozenset(costs)))
+
+    def _items(self, table: Sequence[GroupError], costs: Mapping[str, GroupCost]) -> list[Item]:
+        """What the knapsack weighs. INT8 that was asked for by name is wanted also where it saves nothing."""
+        saved = {row.group.name: costs[row.group.name].saved_mj for row in table}
+        if self.session.options.precision is Precision.INT8:
+            least = min((value for value in saved.values() if value > 0), default=1.0)
+            saved = {name: max(value, _BARELY * least) for name, value in saved.items()}
+        return [Item(row.group.name, row.error, saved[row.group.name]) for row in table]
 
     def never_slower(self, found: StaticResult) -> StaticResult:
         """Put groups back into float whose integer form is slower, when that makes the whole faster."""
@@ -192,6 +218,9 @@ class _Job:
             )
             return found
         if len(slower) == len(groups):
+            self.session.warn(
+                "every layer was measured slower as INT8 than in float: --precision auto keeps float"
+            )
             return found
         reasons = found.reasons | {name: _why(costs[group.name]) for group in slower for name in group.nodes}
         trimmed = self._partial(reasons)
@@ -271,7 +300,8 @@ def error_table(
         return model
 
     assert ctx.calibration is not None
-    key = cache_key(digest(prepared), ctx.calibration.digest(), _plain(options_of(step)))
+    facts = facts_key(ctx.capabilities)
+    key = cache_key(digest(prepared), ctx.calibration.digest(), _plain(options_of(step)), facts)
     table = ErrorTable(
         session.target,
         Quantizer(build, key),

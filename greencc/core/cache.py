@@ -81,6 +81,7 @@ class Cache:
     folder: Path | None = None
     limit: int = LIMIT_BYTES
     problem: str | None = None
+    _written: int = field(default=0, repr=False)
     _memory: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
 
     def get(self, kind: str, key: str) -> dict[str, Array] | None:
@@ -111,8 +112,11 @@ class Cache:
             return
         if self.problem is not None:
             return
+        if any(array.dtype.hasobject for array in arrays.values()):
+            raise ValueError("objects cannot be kept: reading them would run code")
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **dict(arrays))
+        named: dict[str, Any] = dict(arrays)
+        np.savez(buffer, **named)
         payload = buffer.getvalue()
         try:
             with atomic_file(self._path(kind, key)) as path:
@@ -120,7 +124,11 @@ class Cache:
         except InputError as error:
             self.problem = error.message
             return
-        self._trim()
+        # Looking at all files takes time, and a little too much does no harm.
+        self._written += len(payload)
+        if self._written > self.limit // 64:
+            self._written = 0
+            self._trim()
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
@@ -131,13 +139,14 @@ class Cache:
         assert self.folder is not None
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.glob(f"*/*{_SUFFIX}"):
-            # Another process may have removed it meanwhile.
-            with suppress(FileNotFoundError):
+            # Another process may have removed it meanwhile, or another user own it.
+            with suppress(OSError):
                 facts = path.stat()
                 found.append((facts.st_mtime, facts.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self.limit:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                total -= size

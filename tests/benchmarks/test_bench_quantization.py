@@ -56,7 +56,11 @@ def test_tools_have_keys_of_their_own_and_jobs_that_exist():
     assert TOOLS.count(COMPILE) == 1
     # Costs are compared within a method: every method of ours but those no peer has needs a rival.
     rivals = {tool.method for tool in TOOLS if not tool.ours}
-    assert {tool.method for tool in TOOLS if tool.ours and tool.method} - rivals == {"mse", "smooth", "repaired"}
+    assert {tool.method for tool in TOOLS if tool.ours and tool.method} - rivals == {
+        "mse",
+        "smooth",
+        "repaired",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
@@ -95,7 +99,7 @@ def test_what_a_transformer_needs_replaces_the_plain_settings():
 
 
 def test_what_is_judged_does_not_tune(tmp_path):
-    found = split_evaluation(case_with(tmp_path, 900), tmp_path, 500)
+    found = split_evaluation(case_with(tmp_path, 1000), tmp_path, 500)
     with (
         np.load(found.scored) as scored,
         np.load(found.tuning) as tuning,

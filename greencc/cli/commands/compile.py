@@ -35,7 +35,11 @@ from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
 )
 @click.option("--samples", type=int, default=256, show_default=True, help="Calibration samples used at most.")
 @click.option(
-    "--effort", type=click.Choice(EFFORTS), default="standard", show_default=True, help="How long to measure."
+    "--effort",
+    type=click.Choice(EFFORTS),
+    default="standard",
+    show_default=True,
+    help="How long to measure, and how many ways to quantize are tried.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the data splits.")
 @click.option(

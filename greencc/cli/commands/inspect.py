@@ -63,6 +63,7 @@ def command(
 
     With --sensitivity and data, measure for every layer what quantizing it alone does to the
     outputs, what it adds when all others are quantized too, and what its INT8 form saves.
+    Weights are rounded to nearest; greencc compile may do better.
     """
     import json
 
