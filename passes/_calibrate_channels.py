@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from greencc.core.data import Array, Batch
+from greencc.core.data import Array, Batch, DataSource
 from greencc.core.engine import Engine, EngineBuilder
 from greencc.core.errors import InputError
 from greencc.core.passes import Context
+from greencc.core.shapes import bind_dims
 from greencc.passes._capture import (
     BUDGET_BYTES,
     checked,
@@ -98,7 +99,7 @@ def observe_channels(
     engine = build(reduced, outputs=wanted)
     doubts = _Doubts(model, build)
     totals: dict[str, _Part] = {}
-    batch = run_size(model, list(axes), batch)
+    batch = run_size(model, list(axes), require_data(ctx), batch)
     seen = False
     try:
         runs = checked(source, batch)
@@ -126,12 +127,18 @@ def observe_channels(
     return {name: _stats(totals[name]) for name in axes}
 
 
-def run_size(model: ir.Model, names: Sequence[str], batch: int) -> int:
+def run_size(model: ir.Model, names: Sequence[str], source: DataSource, batch: int) -> int:
     """Samples to run at once: `batch` at most, within the memory budget, and a multiple of a fixed batch.
 
-    Otherwise every run would be filled up with copies of its last sample.
+    Otherwise every run would be filled up with copies of its last sample. Sizes that only a sample tells (images of any
+    width) are taken from the first one.
     """
-    size = max(1, min(batch, BUDGET_BYTES // max(1, sum(sample_bytes(model, names).values()))))
+    sized = model
+    if any(not isinstance(dim, int) for value in model.graph.inputs for dim in tuple(value.shape or ())[1:]):
+        first_sample = next(iter(source.batches(1)), None)
+        if first_sample is not None:
+            sized = bind_dims(model, {name: item.shape for name, item in first_sample.feeds.items()})
+    size = max(1, min(batch, BUDGET_BYTES // max(1, sum(sample_bytes(sized, names).values()))))
     for value in model.graph.inputs:
         first = value.shape[0] if value.shape else None
         if isinstance(first, int) and first > 0 and not value.is_initializer():

@@ -84,7 +84,7 @@ def observe(
     """
     source = require_data(ctx)
     build = ctx.observe or ctx.build
-    size = run_size(model, names, batch)
+    size = run_size(model, names, source, batch)
     reduced = model.clone()
     outputs = _add_reductions(reduced, names)
     if histograms:
