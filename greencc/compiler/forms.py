@@ -12,6 +12,7 @@ from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
+from greencc.core.graph import constant_tensor, is_op
 from greencc.core.passes import Context, Pass
 from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
@@ -120,12 +121,17 @@ class FormBuilder:
         """Static INT8, in the format asked for."""
         base = self._for_integers()
         model, records = self.prepared(prepare)
-        form = self._build(name, precision, rank, model, (quantize,))
+        steps: tuple[Pass, ...] = (quantize,)
+        if _has_table(model):
+            # Rows that are looked up need no integer kernels, and are most of a small language model.
+            steps = (quantize, QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT))
+        form = self._build(name, precision, rank, model, steps)
+        form.applied = form.records[0].changed > 0
         if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:
             quantized = form.model
             records_before = form.records
             form = self._build(name, precision, rank, quantized, (ConvertQOperator(),))
-            form.quantized, form.passes = quantized, (quantize, *form.passes)
+            form.quantized, form.passes = quantized, (*steps, *form.passes)
             form.records = records_before + form.records
         form.float_model = model
         form.passes = base.passes + prepare + form.passes
@@ -201,6 +207,14 @@ _STORED = ("Conv", "ConvTranspose", "Gather")
 # Below this many weights, scales and nodes take back what the integers save.
 _SMALLEST_WEIGHT = 1024
 _BLOCK = 32
+
+
+def _has_table(model: ir.Model) -> bool:
+    tables = (constant_tensor(node.inputs[0]) for node in model.graph if is_op(node, "Gather"))
+    return any(
+        tensor is not None and tensor.dtype is ir.DataType.FLOAT and tensor.size >= _SMALLEST_WEIGHT
+        for tensor in tables
+    )
 
 
 def weight_only(precision: Precision, calibrated: bool) -> tuple[tuple[Pass, ...], ...]:
