@@ -21,7 +21,7 @@ from benchmarks.bench_build import calibration_archive, slug
 from benchmarks.cases import Case, find_cases
 from benchmarks.child import Run, run_job
 from benchmarks.compiling import true_labels
-from benchmarks.results import Row, Settings, interval_of, save, spread
+from benchmarks.results import Row, Settings, interval_of, load, save, spread
 from benchmarks.tools import COMPILE, RECIPES, Tool, chosen
 from greencc.calibration import open_data
 from greencc.core.data import Array
@@ -59,10 +59,10 @@ def run(settings: Settings) -> None:
     if settings.quick:
         tools = [tool for tool in tools if any(part in tool.key for part in QUICK_TOOLS)]
     cases = [case for case in find_cases(settings.models) if case.calibration and case.evaluation]
+    rows, against = _earlier(settings, cases)
+    cases = [case for case in cases if not settings.cases or case.name in settings.cases]
     if settings.quick:
         cases = cases[:2]
-    rows: list[Row] = []
-    against: dict[str, Any] = {}
     for case in cases:
         found, compared = _case(case, tools, settings)
         rows += found
@@ -80,6 +80,18 @@ def run(settings: Settings) -> None:
             missing_environments=missing,
             peer_versions=_versions(tools),
         )
+
+
+def _earlier(settings: Settings, cases: Sequence[Case]) -> tuple[list[Row], dict[str, Any]]:
+    """What an earlier run found on the cases that this one leaves out."""
+    found = load("quantization")
+    if not settings.cases or found is None:
+        return [], {}
+    kept = {case.name for case in cases} - set(settings.cases)
+    return (
+        [row for row in found["rows"] if row["case"] in kept],
+        {name: value for name, value in found["against"].items() if name in kept},
+    )
 
 
 def _case(case: Case, tools: Sequence[Tool], settings: Settings) -> tuple[list[Row], dict[str, Any]]:

@@ -35,6 +35,7 @@ class Settings:
         load: Load average before the run started: what others did to the machine.
         peers: Peers with an environment of their own that take part; "all" means every one.
         slow: Run what takes minutes a model, too.
+        cases: Only these models, where a benchmark keeps what it found on others; empty: all.
     """
 
     models: Path | None
@@ -45,6 +46,7 @@ class Settings:
     load: float = 0.0
     peers: tuple[str, ...] = ()
     slow: bool = True
+    cases: tuple[str, ...] = ()
 
 
 def save(name: str, settings: Settings, rows: Sequence[Row], **notes: Any) -> Path:

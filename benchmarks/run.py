@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="all, or some of aimet, olive, quark [default: none]",
     )
     parser.add_argument(
+        "--case", action="append", default=[], help="quantization: this model only (may be repeated)"
+    )
+    parser.add_argument(
         "--no-slow", action="store_true", help="leave out what takes minutes a model (AdaRound)"
     )
     parser.add_argument(
@@ -77,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             os.getloadavg()[0],
             tuple(asked.peers),
             not asked.no_slow,
+            tuple(asked.case),
         )
         for name in asked.only or BENCHMARKS:
             print(f"[{time.perf_counter() - started:6.0f} s] {name}", flush=True)

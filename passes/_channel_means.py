@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from greencc.core.graph import Names, add_initializer, opset_of
 from greencc.core.passes import Context
-from greencc.passes._capture import graph_values
+from greencc.passes._calibrate_channels import run_size
+from greencc.passes._capture import graph_values, require_data
 from greencc.passes._quantized_pair import Side, run_both
 
 Float64 = NDArray[np.float64]
@@ -62,6 +63,8 @@ def channel_means(
     distinct = list(dict.fromkeys(wanted))
     if not distinct:
         return {}
+    # The reductions come last, so all these values are alive at once.
+    batch = run_size(model, list(dict.fromkeys(item.value for item in distinct)), require_data(ctx), batch)
     reduced = model.clone()
     outputs = _append(reduced, distinct)
     sums: dict[str, Float64] = {}
