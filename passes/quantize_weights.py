@@ -147,7 +147,7 @@ class QuantizeWeights(Pass):
             counts.update((use, node.op_type) for node, use in job.uses)
             outcome.changed += 1
         outcome.findings.extend(self._notes(counts, foldable))
-        if not outcome.changed:
+        if not outcome.changed and not outcome.findings:
             outcome.findings.append(Finding("refused", self._idle(model), rule=_RULE))
         return outcome
 

@@ -280,7 +280,7 @@ def fragile(digits: Path) -> Path:
 
 
 def test_limit_not_reachable(fragile, refused):
-    refused(INT8, ExitCode.LIMIT, "accuracy drops by", "use --precision auto")
+    refused([*INT8, "--search-time", "0"], ExitCode.LIMIT, "accuracy drops by", "use --precision auto")
 
 
 def test_auto_falls_back_to_float_and_says_so(fragile, greencc, brief):
