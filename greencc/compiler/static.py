@@ -116,14 +116,16 @@ def _best_variant(
 def _ranked(session: Session, tried: Sequence[tuple[Contender, Variant]]) -> list[tuple[Contender, Variant]]:
     """The best first: by what is lost on the planning split, then by the error of the outputs, then the cheaper.
 
-    Losses that are good enough count alike: a few samples more or less are chance.
+    Losses that are good enough count alike, and with few samples all do: some more or less are chance.
     """
+    few = (tried[0][0].planning.n if tried and tried[0][0].planning is not None else 0) < _CONVINCING
     chance = _GOOD_ENOUGH * session.options.max_drop
 
     def key(pair: tuple[Contender, Variant]) -> tuple[float, float]:
         sqnr = pair[0].sqnr
         # No noise at all has no ratio.
-        return max(pair[0].loss or 0.0, chance), -(math.inf if sqnr is None else sqnr)
+        loss = 0.0 if few else max(pair[0].loss or 0.0, chance)
+        return loss, -(math.inf if sqnr is None else sqnr)
 
     return sorted(tried, key=key)
 
