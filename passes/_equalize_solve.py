@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from greencc.passes._equalize_graph import FIXED
 from greencc.passes._equalize_problem import Float, Index, LayerRanges, Problem
@@ -92,6 +91,9 @@ def by_noise(problem: Problem) -> Float:
     bound = np.log(problem.limit)
     bounds = np.full((problem.size, 2), (-bound, bound))
     bounds[FIXED] = 0.0
+    # Importing it takes a third of a second.
+    from scipy.optimize import minimize
+
     found = minimize(
         model.value_and_gradient,
         np.zeros(problem.size),

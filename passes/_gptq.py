@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri
 
 from greencc.core.data import Array
 from greencc.passes._block_quantize import BlockWeight, Grid, block_scales, encode, nearest
@@ -146,6 +145,9 @@ def _inverse_factor(
             dampening *= 10
             continue
         break
+    # Importing it takes a third of a second.
+    from scipy.linalg.lapack import dtrtri
+
     inverse = np.stack([dtrtri(part[::-1, ::-1], lower=0)[0] for part in lower])
     return np.triu(inverse).astype(np.float32)
 

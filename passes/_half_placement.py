@@ -17,8 +17,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from greencc.core.graph import constant_tensor
 from greencc.passes._half_schema import PRODUCTS, half_inputs, half_outputs, half_values, is_blind
@@ -117,6 +115,10 @@ class _Network:
             data.append(_INFINITE if value is None else -(-value // scale))
         starts, ends = zip(*pairs, strict=True) if pairs else ((), ())
         shape = (self._count, self._count)
+        # Importing it takes a third of a second.
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
         matrix = csr_array((np.array(data, np.int32), (np.array(starts), np.array(ends))), shape=shape)
         residual = matrix - maximum_flow(matrix, _HALF, _FLOAT).flow
         residual = csr_array(residual)

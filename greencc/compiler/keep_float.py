@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from greencc.compiler.session import Deadline
 
@@ -56,6 +55,9 @@ def best_subset(items: Sequence[Item], allowed: float) -> frozenset[str]:
     saved = np.array([item.saved_mj for item in gainful])
     # Scaled to about 1: the solver's tolerances are absolute.
     scale = max(allowed, float(errors[errors > 0].min(initial=1.0)))
+    # Importing it takes a third of a second.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     solution = milp(
         -saved / saved.max(),
         constraints=LinearConstraint(errors[np.newaxis] / scale, -np.inf, allowed / scale),
