@@ -106,7 +106,8 @@ def compile_greencc(
     else:
         # A few calibration samples hold no limit and prove nothing: all are judged by the benchmark afterwards.
         command += ["--max-drop", "50%"]
-    if metric not in (None, "top1"):
+    # Without labels a metric of the user's has nothing to compare with.
+    if evaluation is not None and metric not in (None, "top1"):
         command += ["--metric", str(metric)]
     sys.argv = ["greencc", *command]
     try:
