@@ -82,7 +82,7 @@ def static_int8(
 def _best_variant(
     session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits
 ) -> tuple[Contender, Variant, list[Contender]]:
-    """The first variants until one is good enough, then repairs of the best where none was."""
+    """The first variants until one is good enough, then repairs of the best."""
     tried: list[tuple[Contender, Variant]] = []
 
     def attempt(variant: Variant) -> Contender:
@@ -102,9 +102,8 @@ def _best_variant(
         if variant.enough and convincing and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
             break
     best, variant = _ranked(session, tried)[0]
-    if effort is Effort.FULL or not convincing or _loses(session, best, _GOOD_ENOUGH):
-        for better in refined(variant, effort):
-            attempt(better)
+    for better in refined(variant, effort):
+        attempt(better)
     (best, variant), *rest = _ranked(session, tried)
     for other, _ in rest:
         other.place = "not chosen: another way to quantize does better on the planning split"
