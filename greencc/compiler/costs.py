@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from greencc.compiler.groups import Group
 from greencc.compiler.layers import Origins
+from greencc.compiler.measurement import sum_operations
 from greencc.compiler.session import Session
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
@@ -24,7 +25,7 @@ from greencc.core.describe import NodeCost, nodes_cost
 from greencc.core.engine import NodeTime
 from greencc.core.files import sha256_file
 from greencc.core.shapes import bind_dims
-from greencc.meters.model import OperationCounts, Workload, central_millijoules, device_power, load_of
+from greencc.meters.model import Workload, central_millijoules, device_power, load_of
 
 RUNS = 30
 _KIND = "cost"
@@ -86,7 +87,11 @@ def group_costs(
         # Times that differ by no more than their noise, or that a fusion hides, say nothing; the operations still do.
         seconds = [max(us, _TICK_US) / 1e6 for us in (old, old if _alike(old, new) else new)]
         energies = [
-            central_millijoules(Workload(_operations(group, counts), spent), power, load)
+            central_millijoules(
+                Workload(sum_operations(counts[name] for name in group.nodes if name in counts), spent),
+                power,
+                load,
+            )
             for counts, spent in zip(counted, seconds, strict=True)
         ]
         costs[group.name] = GroupCost(old, new, *energies)
@@ -178,15 +183,3 @@ def _charge(
 
 def _counted(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NodeCost]:
     return {cost.name: cost for cost in nodes_cost(bind_dims(model, dict(shapes)))}
-
-
-def _operations(group: Group, counted: Mapping[str, NodeCost]) -> OperationCounts:
-    macs: dict[str, float] = defaultdict(float)
-    moved = 0.0
-    for name in group.nodes:
-        cost = counted.get(name)
-        if cost is None or cost.macs is None or cost.activation_bytes is None:
-            continue
-        macs[cost.dtype] += cost.macs
-        moved += cost.weight_bytes + cost.activation_bytes
-    return OperationCounts(dict(macs), moved)

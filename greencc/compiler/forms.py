@@ -30,6 +30,10 @@ from greencc.passes.upgrade_opset import UpgradeOpset
 ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK = range(6)
 
 
+# A graph, the passes that made it of the original, and what they did.
+_Start = tuple[ir.Model, tuple[Pass, ...], list[PassRecord]]
+
+
 @dataclass
 class Form:
     """A candidate: the model after `passes`, and the artifact built from it.
@@ -82,7 +86,7 @@ class FormBuilder:
         self._source = source
         self._cleaned: Form | None = None
         self._prepared: dict[tuple[Pass, ...], tuple[ir.Model, list[PassRecord]]] = {}
-        self._integer_base: Form | None = None
+        self._integer_base: _Start | None = None
         self._folders = 0
 
     def cleaned(self) -> Form:
@@ -95,19 +99,19 @@ class FormBuilder:
     def prepared(self, steps: tuple[Pass, ...]) -> tuple[ir.Model, list[PassRecord]]:
         """The cleaned-up model after passes that keep its function, ready to be quantized; kept for the next call."""
         if steps not in self._prepared:
-            self._prepared[steps] = Pipeline(self.context).run(self._for_integers().model, steps)
+            self._prepared[steps] = Pipeline(self.context).run(self._for_integers()[0], steps)
         return self._prepared[steps]
 
-    def _for_integers(self) -> Form:
+    def _for_integers(self) -> _Start:
         """What INT8 starts from: as `cleaned`, but for inputs whose features need their own scaling first."""
         if self._integer_base is None:
-            self._integer_base = self.cleaned()
+            base = self.cleaned()
+            self._integer_base = base.model, base.passes, base.records
             nodes = (affine_of(node) for node in self._source.graph)
             if any(affine is not None and normalizes_input(affine) for affine in nodes):
                 steps = default_cleanup(self._capabilities, fold_inputs=False)
-                self._integer_base = self._build(
-                    "fp32-scaled-inputs", Precision.FP32, CLEANED_RANK, self._source, steps
-                )
+                model, records = Pipeline(self.context).run(self._source, steps)
+                self._integer_base = model, steps, records
         return self._integer_base
 
     def static(
@@ -119,7 +123,7 @@ class FormBuilder:
         rank: int = INT8_RANK,
     ) -> Form:
         """Static INT8, in the format asked for."""
-        base = self._for_integers()
+        _, base_passes, base_records = self._for_integers()
         model, records = self.prepared(prepare)
         steps: tuple[Pass, ...] = (quantize,)
         if _has_table(model):
@@ -134,8 +138,8 @@ class FormBuilder:
             form.quantized, form.passes = quantized, (*steps, *form.passes)
             form.records = records_before + form.records
         form.float_model = model
-        form.passes = base.passes + prepare + form.passes
-        form.records = base.records + records + form.records
+        form.passes = base_passes + prepare + form.passes
+        form.records = base_records + records + form.records
         return form
 
     def half(self, precision: Precision) -> Form:

@@ -16,9 +16,9 @@ from greencc.compiler.forms import FormBuilder, weight_only
 from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
-from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key, make_slice
+from greencc.compiler.sensitivity import GroupError, Quantizer, facts_key
 from greencc.compiler.session import Deadline, Session, available_target
-from greencc.compiler.static import LARGE_SLICE, SMALL_SLICE, error_table
+from greencc.compiler.static import error_table, measure_table
 from greencc.compiler.variants import variants
 from greencc.core.cache import cache_key
 from greencc.core.describe import input_specs
@@ -29,7 +29,6 @@ from greencc.core.passes import RewriteLog
 from greencc.core.progress import Progress, silent
 from greencc.passes._linear_view import linear_view
 from greencc.passes.quantize_weights import QuantizeWeights
-from greencc.verify.metrics import parse_metric
 
 TABLE_PRECISIONS = (Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
 
@@ -187,18 +186,10 @@ class _Table:
             infer_shapes(model)
             return model
 
-        options = self.session.options
-        table = ErrorTable(
-            self.session.target,
-            Quantizer(build, cache_key(digest(cleaned), repr(steps), facts_key(ctx.capabilities))),
-            parse_metric(options.metric),
-            self.session.cache,
-            self.session.progress,
+        key = cache_key(digest(cleaned), repr(steps), facts_key(ctx.capabilities))
+        return measure_table(
+            self.session, self.baseline, self.splits, Quantizer(build, key), groups, self.deadline
         )
-        with self.session.phase("sensitivity"):
-            small = make_slice(self.baseline.engine, self.splits.planning, SMALL_SLICE)
-            large = make_slice(self.baseline.engine, self.splits.planning, LARGE_SLICE)
-            return table.measure(groups, small, large, self.deadline)
 
 
 def _row(group: Group, found: dict[str, dict[str, GroupError]], cost: GroupCost | None) -> SensitivityRow:

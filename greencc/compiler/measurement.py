@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
-from greencc.core.describe import nodes_cost
+from greencc.core.describe import NodeCost, nodes_cost
 from greencc.core.engine import Device, Engine
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.meter import EnergyComparison
@@ -200,14 +200,19 @@ def operation_counts(session: Session, model: ir.Model | None, feeds: Feeds) -> 
         costs = nodes_cost(bind_dims(model, {name: array.shape for name, array in feeds.items()}))
     except InputError:
         return None
-    macs: dict[str, float] = defaultdict(float)
-    moved = 0.0
     unknown = [cost for cost in costs if cost.macs is None or cost.activation_bytes is None]
     if unknown:
         session.warn(
             f"the energy estimate leaves out the operations of {len(unknown)} nodes "
             f"(such as {unknown[0].op_type} {unknown[0].name!r}), which could not be counted"
         )
+    return sum_operations(costs)
+
+
+def sum_operations(costs: Iterable[NodeCost]) -> OperationCounts:
+    """Operations by type and bytes moved of some nodes; those that could not be counted are left out."""
+    macs: dict[str, float] = defaultdict(float)
+    moved = 0.0
     for cost in costs:
         if cost.macs is None or cost.activation_bytes is None:
             continue

@@ -303,13 +303,20 @@ def error_table(
     assert ctx.calibration is not None
     facts = facts_key(ctx.capabilities)
     key = cache_key(digest(prepared), ctx.calibration.digest(), _plain(options_of(step)), facts)
-    table = ErrorTable(
-        session.target,
-        Quantizer(build, key),
-        parse_metric(session.options.metric),
-        session.cache,
-        session.progress,
-    )
+    return measure_table(session, baseline, splits, Quantizer(build, key), groups, deadline)
+
+
+def measure_table(
+    session: Session,
+    baseline: MemoEngine,
+    splits: Splits,
+    quantizer: Quantizer,
+    groups: Sequence[Group],
+    deadline: Deadline,
+) -> list[GroupError] | None:
+    """The error table of any quantizer, on the planning split; None when time ran out."""
+    metric = parse_metric(session.options.metric)
+    table = ErrorTable(session.target, quantizer, metric, session.cache, session.progress)
     with session.phase("sensitivity"):
         small = make_slice(baseline.engine, splits.planning, SMALL_SLICE)
         large = make_slice(baseline.engine, splits.planning, LARGE_SLICE)
