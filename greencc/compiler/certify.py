@@ -29,6 +29,8 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
     tested, and where a safer one is not certified, neither is what comes after it. So a certificate costs no
     correction for having had a choice.
 
+    Where nothing holds of a precision that was asked for by name, safer forms of it are built (`_safer`).
+
     Raises:
         LimitError: Not even the safest form that may be shipped holds.
     """
@@ -41,12 +43,34 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
             item.place = f"refused on the certification split: {problem.message}"
             break
         held.append(Held(item, accuracy))
+    if problem is not None and not held:
+        return [_safer(session, choice, baseline, splits, problem)]
     if problem is not None:
-        if not held:
-            raise problem
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
         held[-1].contender.place = "the fastest form that held on the certification split"
     return _sequential(held)
+
+
+def _safer(session: Session, choice: Choice, baseline: Engine, splits: Splits, problem: LimitError) -> Held:
+    """Build safer forms of a precision that was asked for, until one holds. None of them is called certified.
+
+    The fixed sequence has ended with the form that failed: what is tested after it was chosen by these very samples.
+
+    Raises:
+        LimitError: None holds; it says what the first form lost.
+    """
+    failed = choice.ranked[0].form.name
+    while (item := choice.next_safer()) is not None:
+        accuracy = _judge(session, item, baseline, splits)
+        refused = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
+        if refused is None and session.options.require_certified:
+            break
+        if refused is None:
+            session.warn(f"{failed} was not kept: {problem.message}")
+            item.place = "the first form that held on the certification split"
+            return Held(item, _withdrawn(accuracy, "a form with fewer layers in float was tested before it"))
+        item.place = f"refused on the certification split: {refused.message}"
+    raise problem
 
 
 def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
@@ -64,15 +88,13 @@ def _sequential(held: list[Held]) -> list[Held]:
     last = fixed_sequence(item.accuracy.certified for item in held)
     proven = 0 if last is None else last + 1
     return held[:proven] + [
-        replace(
-            item,
-            accuracy=replace(
-                item.accuracy,
-                certified=False,
-                reason=f"not certified, because a safer form was not ({item.accuracy.reason})",
-            ),
-        )
-        if item.accuracy.certified
-        else item
+        replace(item, accuracy=_withdrawn(item.accuracy, f"a safer form was not ({item.accuracy.reason})"))
         for item in held[proven:]
     ]
+
+
+def _withdrawn(accuracy: Accuracy, why: str) -> Accuracy:
+    """The accuracy without its certificate, where it had one."""
+    if not accuracy.certified:
+        return accuracy
+    return replace(accuracy, certified=False, reason=f"not certified, because {why}")

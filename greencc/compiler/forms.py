@@ -154,9 +154,11 @@ class FormBuilder:
 
     def weights(self, precision: Precision) -> Iterator[Form]:
         """Weights in 8 or 4 bits, arithmetic in float: forms from the smallest to the safest."""
-        for number, steps in enumerate(weight_only(precision, self._calibrated)):
-            name = precision.value if number == 0 else f"{precision.value}-convolutions-8"
-            yield self._extend(name, precision, INT8_RANK, steps)
+        for steps in weight_only(precision, self._calibrated):
+            bits = {step.bits for step in steps if isinstance(step, QuantizeWeights) and step.ops != _TABLES}
+            kind = Precision.INT4_WEIGHTS if 4 in bits else Precision.INT8_WEIGHTS
+            name = f"{kind.value}-convolutions-8" if bits == {4, 8} else kind.value
+            yield self._extend(name, kind, INT8_RANK, steps)
 
     def recipe(self, path: Path) -> Form:
         """Exactly what a recipe file says."""
@@ -207,6 +209,7 @@ def recipe_precision(steps: Sequence[Pass]) -> Precision:
     return Precision.FP32
 
 
+_TABLES = ("Gather",)
 _STORED = ("Conv", "ConvTranspose", "Gather")
 # Below this many weights, scales and nodes take back what the integers save.
 _SMALLEST_WEIGHT = 1024
@@ -225,16 +228,18 @@ def weight_only(precision: Precision, calibrated: bool) -> tuple[tuple[Pass, ...
     """The passes of weight-only forms, from the smallest to the safest.
 
     Tables take 8 bits. At 4 bits GPTQ rounds where there are data; convolutions also get zero points, and the second
-    form leaves them 8 bits: they have few weights to hide an error among (docs/quantization.md).
+    form leaves them 8 bits: they have few weights to hide an error among (docs/quantization.md). The
+    last is all 8 bits.
     """
-    tables = QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT)
+    tables = QuantizeWeights(ops=_TABLES, min_elements=_SMALLEST_WEIGHT)
     products = QuantizeWeights(ops=("Gemm", "MatMul"), min_elements=_SMALLEST_WEIGHT, block_size=_BLOCK)
     filters = QuantizeWeights(ops=("Conv", "ConvTranspose"), min_elements=_SMALLEST_WEIGHT)
+    eight = (tables, products, filters)
     if precision is Precision.INT8_WEIGHTS:
-        return ((tables, products, filters),)
+        return (eight,)
     method = WeightMethod.GPTQ if calibrated else WeightMethod.NEAREST
     products = replace(products, bits=4, method=method)
     small = replace(filters, bits=4, method=method, symmetric=False)
     # 4-bit types exist since opset 21.
     newer = UpgradeOpset(target=21, below=21)
-    return ((newer, tables, products, small), (tables, products, filters))
+    return (newer, tables, products, small), (tables, products, filters), eight

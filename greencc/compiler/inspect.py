@@ -18,7 +18,7 @@ from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.sensitivity import GroupError, Quantizer, facts_key
 from greencc.compiler.session import Deadline, Session, available_target
-from greencc.compiler.static import error_table, measure_table
+from greencc.compiler.tables import error_table, measure_table
 from greencc.compiler.variants import variants
 from greencc.core.cache import cache_key
 from greencc.core.describe import input_specs

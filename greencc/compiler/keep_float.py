@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _BISECTIONS = 8
 _POLISH_TRIES = 12
+# A choice that saves less than this share of what all groups would may not be the best there is.
+_SATISFYING = 0.8
 # Errors below this share of the total are noise to the bisection.
 _SMALLEST_SHARE = 1e-6
 
@@ -80,7 +82,7 @@ def search(
     """The verified choice that saves the most joules, or None when none was found in time.
 
     Args:
-        items: All groups; with all of them quantized the accuracy is known not to hold.
+        items: All groups in the order of the graph; with all of them quantized the accuracy is known not to hold.
         build: Builds the model with exactly these groups quantized.
         holds: Judges it on held-out data.
         drop: Called for every result that is not returned.
@@ -105,8 +107,27 @@ def search(
             low = middle
         else:
             high = middle
+    best = attempts.best
+    possible = sum(item.saved_mj for item in items if item.name in gainful)
+    if best is None or best.saved_mj < _SATISFYING * possible:
+        _leading(items, attempts, deadline)
     _polish(items, attempts, deadline)
     return attempts.best
+
+
+def _leading(items: Sequence[Item], attempts: _Attempts[T], deadline: Deadline) -> None:
+    """Try to leave only the first groups in float, by bisection on their number.
+
+    Errors of early layers add up in all that follows, which a table of one group at a time does not show.
+    """
+    low, high = 0, len(items)
+    while high - low > 1 and not deadline.over:
+        middle = (low + high) // 2
+        chosen = frozenset(item.name for item in items[middle:] if item.saved_mj > 0)
+        if not chosen or attempts.hold(chosen):
+            high = middle
+        else:
+            low = middle
 
 
 class _Attempts(Generic[T]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -25,16 +25,35 @@ from greencc.measure.latency import quick_compare
 _WORTH = 0.02
 
 
+@dataclass(frozen=True)
+class Safer:
+    """A form with less error than the one before it, and what was decided for each layer."""
+
+    contender: Contender
+    layers: tuple[LayerChoice, ...] = ()
+
+
 @dataclass
 class Choice:
     """Contenders in order of preference, the chosen one first.
 
     `all` has every form that was built; `layers` what was decided for each layer of a statically quantized one.
+    `safer` builds further forms of the precision that was asked for, in case that none of the ranked ones holds.
     """
 
     ranked: list[Contender]
     all: list[Contender] = field(default_factory=list)
     layers: tuple[LayerChoice, ...] = ()
+    safer: Iterator[Safer] = field(default_factory=lambda: iter(()))
+
+    def next_safer(self) -> Contender | None:
+        """Build the next safer form, make it the preferred one, and return it; None where there is none."""
+        found = next(self.safer, None)
+        if found is None:
+            return None
+        self.ranked, self.layers = [found.contender], found.layers
+        self.all.append(found.contender)
+        return found.contender
 
     def candidates(self, chosen: Contender) -> tuple[Candidate, ...]:
         """What the report says of every form."""
@@ -73,7 +92,8 @@ def choose(
     if wanted.needs_calibration:
         found = static_int8(session, builder, baseline, splits, feeds)
         _required(found.best.form, "INT8", capabilities.int8 is not None)
-        return Choice([found.best], found.all, found.choices)
+        safer = (Safer(item.best, item.choices) for item in found.safer)
+        return Choice([found.best], found.all, found.choices, safer)
     if wanted in (Precision.FP16, Precision.BF16):
         form = _required(builder.half(wanted), wanted.value.upper(), supported=True)
         if not (capabilities.float16 if wanted is Precision.FP16 else capabilities.bfloat16):
@@ -100,17 +120,26 @@ def _only(session: Session, form: Form, baseline: Engine, splits: Splits) -> Cho
 
 def _weights(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> Choice:
     """The smallest weight-only form that holds on the planning split, else the one that loses least."""
+    forms = _weight_forms(session, builder, baseline, splits)
     tried: list[Contender] = []
-    for form in builder.weights(session.options.precision):
-        item = contender(session, _required(form, session.options.precision.value, True), baseline, splits)
-        item.reason = "as asked" if not tried else "convolutions in 8 bits"
+    for item in forms:
         tried.append(item)
         if (item.loss or 0.0) <= session.options.max_drop:
             break
         item.place = f"not chosen: it loses {item.loss or 0.0:.2%} on the planning split"
     best = min(tried, key=lambda item: item.loss or 0.0)
     best.place = ""
-    return Choice([best], tried)
+    return Choice([best], tried, safer=(Safer(item) for item in forms))
+
+
+def _weight_forms(
+    session: Session, builder: FormBuilder, baseline: Engine, splits: Splits
+) -> Iterator[Contender]:
+    wanted = session.options.precision
+    for number, form in enumerate(builder.weights(wanted)):
+        item = contender(session, _required(form, wanted.value, supported=True), baseline, splits)
+        item.reason = ("as asked", "convolutions in 8 bits", "all in 8 bits")[number]
+        yield item
 
 
 def _required(form: Form, what: str, supported: bool) -> Form:

@@ -10,10 +10,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import onnx_ir as ir
+from functools import cached_property
 
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.costs import GroupCost, group_costs
@@ -23,19 +22,15 @@ from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.keep_float import Item, search
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import Effort, Precision
-from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key, make_slice
+from greencc.compiler.sensitivity import GroupError
 from greencc.compiler.session import Deadline, Session
+from greencc.compiler.tables import error_table
 from greencc.compiler.variants import Variant, refined, variants
-from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
-from greencc.core.model import digest, infer_shapes
-from greencc.core.passes import Finding, RewriteLog
-from greencc.core.progress import silent
-from greencc.core.recipe import options_of
+from greencc.core.passes import Finding
 from greencc.core.report import LayerChoice, PassRecord
 from greencc.measure.latency import quick_compare
 from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.verify.metrics import parse_metric
 
 # A drop below this share of the limit leaves nothing worth another calibration.
 _GOOD_ENOUGH = 0.25
@@ -45,20 +40,23 @@ _CONVINCING = 200
 _AIMS = (0.5, 1.0)
 # What a layer that saves nothing counts for, as a share of the least that any other saves.
 _BARELY = 1e-3
-SMALL_SLICE, LARGE_SLICE = 16, 128
+# By how much the error of the outputs must fall, in dB, when a form failed on samples it had not seen.
+_SAFER_DB = (6.0, 12.0, 20.0)
 
 
 @dataclass
 class StaticResult:
     """The contender to use, those it was preferred to, and what was decided for each group.
 
-    `reasons` says of every node that was left in float on purpose why.
+    `reasons` says of every node that was left in float on purpose why. `safer` builds forms with less error and more in
+    float, one whenever it is asked.
     """
 
     best: Contender
     others: list[Contender]
     choices: tuple[LayerChoice, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+    safer: Iterator[StaticResult] = field(default_factory=lambda: iter(()))
 
     @property
     def all(self) -> list[Contender]:
@@ -72,11 +70,12 @@ def static_int8(
     start, variant, others = _best_variant(session, builder, baseline, splits)
     if not start.form.applied:
         return StaticResult(start, others)
-    job = _Job(session, builder, baseline, splits, feeds, variant)
+    job = _Job(session, builder, baseline, splits, feeds, variant, start)
     found = StaticResult(start, others)
     if _loses(session, start, _AIMS[0]) and not splits.planning.synthetic:
         found = job.keep_accurate(found)
-    return job.never_slower(found)
+    found = job.never_slower(found)
+    return replace(found, safer=job.safer(found.best))
 
 
 def _best_variant(
@@ -145,70 +144,104 @@ class _Job:
     splits: Splits
     feeds: Sequence[Feeds]
     variant: Variant
+    full: Contender
+    _table: list[GroupError] | None = None
 
     def keep_accurate(self, found: StaticResult) -> StaticResult:
         """Leave the groups in float that cost the accuracy, for the fewest joules."""
-        start = found.best
-        deadline = Deadline(self.session.options.search_seconds)
-        groups = quantized_groups(start.form.qdq)
-        costs = self._costs(start.form, groups)
-        table = self.errors(groups, deadline)
+        deadline = self.deadline
+        table = self._errors(deadline)
         if table is None:
             self.session.warn(
                 "the search for layers to keep in float did not end within "
                 f"{self.session.options.search_seconds:g} s (--search-time)"
             )
             return found
-        items = self._items(table, costs)
-        if not any(item.saved_mj > 0 for item in items):
+        if not any(item.saved_mj > 0 for item in self._items(table)):
             self.session.warn(
                 "no layer saves energy as INT8 on this device: --precision auto keeps the float model"
             )
-
-        def reasons(chosen: frozenset[str]) -> dict[str, str]:
-            left = [group for group in groups if group.name not in chosen]
-            return {name: _why(costs[group.name]) for group in left for name in group.nodes}
-
         for aim in _AIMS:
-            if deadline.over or not _loses(self.session, start, aim):
+            if deadline.over or not _loses(self.session, self.full, aim):
                 break
-            best = search(
-                items,
-                lambda chosen: self._partial(reasons(chosen)),
+            mixed = self._search(
+                table,
                 lambda item, aim=aim: not _loses(self.session, item, aim),  # type: ignore[misc]
-                lambda item: item.engine.close(),
                 deadline,
             )
-            if best is not None:
-                mixed = best.result
-                kept = len(groups) - len(best.quantized)
-                mixed.reason = (
-                    f"{kept} of {len(groups)} layers stay in float, which by estimate costs the fewest joules; loses "
-                    f"{_percent(mixed)} on the planning split"
-                )
-                start.place = f"not chosen: it loses {_percent(start)} on the planning split"
-                choices = _choices(table, costs, best.quantized)
-                return StaticResult(mixed, [start, *found.others], choices, reasons(best.quantized))
+            if mixed is not None:
+                self.full.place = f"not chosen: it loses {_percent(self.full)} on the planning split"
+                return replace(mixed, others=[self.full, *found.others])
         if deadline.over:
             self.session.warn(
                 "the time for finding layers to keep in float was over before a choice held "
                 f"({self.session.options.search_seconds:g} s; raise --search-time)"
             )
-        return replace(found, choices=_choices(table, costs, frozenset(costs)))
+        everything = frozenset(group.name for group in self.groups)
+        return replace(found, choices=_choices(table, self.costs, everything))
 
-    def _items(self, table: Sequence[GroupError], costs: Mapping[str, GroupCost]) -> list[Item]:
+    def safer(self, best: Contender) -> Iterator[StaticResult]:
+        """Ever more groups in float, for when `best` turns out to lose too much on samples it has not seen.
+
+        What it loses on the planning split was within the limit, so the error of the outputs has to fall instead.
+        """
+        if best.sqnr is None:
+            return
+        deadline = self.deadline
+        table = self._errors(deadline)
+        for gain in _SAFER_DB if table is not None else ():
+            wanted = best.sqnr + gain
+            found = self._search(
+                table or [],
+                lambda item, wanted=wanted: item.sqnr is None or item.sqnr >= wanted,  # type: ignore[misc]
+                deadline,
+            )
+            if found is not None:
+                found.best.note(f"{gain:g} dB less error than the form before it")
+                yield found
+
+    def _search(
+        self, table: Sequence[GroupError], holds: Callable[[Contender], bool], deadline: Deadline
+    ) -> StaticResult | None:
+        """The form that holds and leaves the fewest joules' worth of groups in float."""
+        found = search(
+            self._items(table),
+            lambda chosen: self._partial(self._reasons(chosen)),
+            holds,
+            lambda item: item.engine.close(),
+            deadline,
+        )
+        if found is None:
+            return None
+        mixed = found.result
+        kept = len(self.groups) - len(found.quantized)
+        mixed.reason = (
+            f"{kept} of {len(self.groups)} layers stay in float, which by estimate costs the fewest joules; loses "
+            f"{_percent(mixed)} on the planning split"
+        )
+        choices = _choices(table, self.costs, found.quantized)
+        return StaticResult(mixed, [], choices, self._reasons(found.quantized))
+
+    def _reasons(self, quantized: frozenset[str]) -> dict[str, str]:
+        """Why each node of the groups that are not quantized stays in float."""
+        left = [group for group in self.groups if group.name not in quantized]
+        return {name: _why(self.costs[group.name]) for group in left for name in group.nodes}
+
+    def _items(self, table: Sequence[GroupError]) -> list[Item]:
         """What the knapsack weighs. INT8 that was asked for by name is wanted also where it saves nothing."""
-        saved = {row.group.name: costs[row.group.name].saved_mj for row in table}
+        saved = {row.group.name: self.costs[row.group.name].saved_mj for row in table}
         if self.session.options.precision is Precision.INT8:
             least = min((value for value in saved.values() if value > 0), default=1.0)
             saved = {name: max(value, _BARELY * least) for name, value in saved.items()}
-        return [Item(row.group.name, row.error, saved[row.group.name]) for row in table]
+        order = {group.name: place for place, group in enumerate(self.groups)}
+        rows = sorted(table, key=lambda row: order[row.group.name])
+        return [Item(row.group.name, row.error, saved[row.group.name]) for row in rows]
 
     def never_slower(self, found: StaticResult) -> StaticResult:
         """Put groups back into float whose integer form is slower, when that makes the whole faster."""
         start = found.best
         groups = quantized_groups(start.form.qdq)
-        costs = self._costs(start.form, groups)
+        costs = self.costs if start is self.full else self._costs(start.form, groups)
         slower = [group for group in groups if costs[group.name].slower]
         if not slower:
             return found
@@ -254,11 +287,26 @@ class _Job:
         kept = tuple(choice for choice in found.choices if choice.name not in {row.name for row in extra})
         return StaticResult(trimmed, [start, *found.others], kept + extra, reasons)
 
-    def errors(self, groups: Sequence[Group], deadline: Deadline) -> list[GroupError] | None:
+    def _errors(self, deadline: Deadline) -> list[GroupError] | None:
         """The error table of the variant."""
-        return error_table(
-            self.session, self.builder, self.baseline, self.splits, self.variant, groups, deadline
-        )
+        if self._table is None:
+            self._table = error_table(
+                self.session, self.builder, self.baseline, self.splits, self.variant, self.groups, deadline
+            )
+        return self._table
+
+    @cached_property
+    def deadline(self) -> Deadline:
+        """One for all searches, from when the first begins."""
+        return Deadline(self.session.options.search_seconds)
+
+    @cached_property
+    def groups(self) -> Sequence[Group]:
+        return quantized_groups(self.full.form.qdq)
+
+    @cached_property
+    def costs(self) -> dict[str, GroupCost]:
+        return self._costs(self.full.form, self.groups)
 
     def _costs(self, form: Form, groups: Sequence[Group]) -> dict[str, GroupCost]:
         cleaned = self.builder.cleaned()
@@ -277,54 +325,6 @@ class _Job:
         form = self.builder.static("mixed", self.variant.prepare, step, Precision.MIXED, MIXED_RANK)
         form.records = [_explained(record, reasons) for record in form.records]
         return contender(self.session, form, self.baseline, self.splits)
-
-
-def error_table(
-    session: Session,
-    builder: FormBuilder,
-    baseline: MemoEngine,
-    splits: Splits,
-    variant: Variant,
-    groups: Sequence[Group],
-    deadline: Deadline,
-) -> list[GroupError] | None:
-    """The error table of a variant, on the planning split; None when time ran out."""
-    prepared, _ = builder.prepared(variant.prepare)
-    # Rounding and bias are repaired in the form that ships; the table is about what quantizing a group does.
-    step = variant.plain
-    ctx = replace(builder.context, progress=silent)
-
-    def build(excluded: frozenset[str]) -> ir.Model:
-        model = prepared.clone()
-        replace(step, exclude=tuple(sorted(excluded))).apply(model, replace(ctx, rewrites=RewriteLog()))
-        infer_shapes(model)
-        return model
-
-    assert ctx.calibration is not None
-    facts = facts_key(ctx.capabilities)
-    key = cache_key(digest(prepared), ctx.calibration.digest(), _plain(options_of(step)), facts)
-    return measure_table(session, baseline, splits, Quantizer(build, key), groups, deadline)
-
-
-def measure_table(
-    session: Session,
-    baseline: MemoEngine,
-    splits: Splits,
-    quantizer: Quantizer,
-    groups: Sequence[Group],
-    deadline: Deadline,
-) -> list[GroupError] | None:
-    """The error table of any quantizer, on the planning split; None when time ran out."""
-    metric = parse_metric(session.options.metric)
-    table = ErrorTable(session.target, quantizer, metric, session.cache, session.progress)
-    with session.phase("sensitivity"):
-        small = make_slice(baseline.engine, splits.planning, SMALL_SLICE)
-        large = make_slice(baseline.engine, splits.planning, LARGE_SLICE)
-        return table.measure(groups, small, large, deadline)
-
-
-def _plain(options: Mapping[str, object]) -> dict[str, str]:
-    return {name: repr(value) for name, value in options.items()}
 
 
 def _why(cost: GroupCost) -> str:

@@ -68,10 +68,11 @@ def test_a_recipe_is_called_by_what_it_makes(steps: tuple, expected: Precision) 
 
 
 def test_the_safer_weight_only_form_has_no_four_bit_convolutions() -> None:
-    small, safe = weight_only(Precision.INT4_WEIGHTS, calibrated=True)
+    small, safe, safest = weight_only(Precision.INT4_WEIGHTS, calibrated=True)
     kept = [step for step in safe if isinstance(step, QuantizeWeights) and "Conv" in step.ops]
     assert [step.bits for step in kept] == [8]
     assert any(isinstance(step, QuantizeWeights) and step.bits == 4 and "Conv" in step.ops for step in small)
+    assert all(step.bits == 8 for step in safest if isinstance(step, QuantizeWeights))
     assert len(weight_only(Precision.INT8_WEIGHTS, calibrated=False)) == 1
 
 

@@ -66,6 +66,20 @@ def test_one_culprit_is_all_that_stays_in_float() -> None:
     assert len(fake.built) < 12
 
 
+def test_early_layers_are_tried_together_where_the_table_misleads() -> None:
+    """The table blames the late layers; what ruins the model is that the early ones add up."""
+    names = [f"layer{i:02d}" for i in range(16)]
+    true = {name: 1.0 if index < 6 else 0.001 for index, name in enumerate(names)}
+    table = {name: 0.01 * (1 + index) for index, name in enumerate(names)}
+    fake = Fake(true, 0.5)
+    found = search(
+        items_of(table, dict.fromkeys(names, 1.0)), fake.build, fake.holds, fake.drop, Deadline(60)
+    )
+    assert found is not None
+    assert found.quantized == frozenset(names[6:])
+    assert fake.open == {found.result[0]}
+
+
 def test_of_two_ways_the_cheaper_one_in_joules_is_taken() -> None:
     errors = {"big": 1.0, "small": 1.0, "rest": 0.1}
     saved = {"big": 10.0, "small": 1.0, "rest": 1.0}

@@ -12,7 +12,8 @@ from greencc.compiler.costs import GroupCost, group_costs
 from greencc.compiler.groups import quantized_groups
 from greencc.compiler.options import Precision
 from greencc.compiler.session import Deadline, Session
-from greencc.compiler.static import SMALL_SLICE, error_table, static_int8
+from greencc.compiler.static import static_int8
+from greencc.compiler.tables import SMALL_SLICE, error_table
 from greencc.compiler.variants import Variant, variants
 from greencc.core.cache import Cache
 from greencc.passes.quantize_int8 import QuantizeInt8
@@ -165,3 +166,18 @@ def test_a_cached_profile_decides_a_second_compile(bench: Bench, tmp_path: Path)
     again = Session(bench.session.options, bench.session.target, bench.session.scratch)
     again.cache = Cache(tmp_path / "cache")
     assert profiled(again, cleaned.artifact, bench.feeds[0]) == first
+
+
+def test_safer_forms_have_ever_less_error(bench: Bench, steady: dict[str, float]) -> None:
+    assert not steady
+    bench.session.options = replace(bench.session.options, max_drop=0.99)
+    found = static_int8(bench.session, bench.builder, bench.baseline, bench.splits, bench.feeds)
+    forms = [found.best, *(item.best for item in found.safer)]
+    assert len(forms) >= 2, "the body may stay INT8 while the head goes back to float"
+    errors = [item.sqnr for item in forms]
+    assert None not in errors
+    assert all(later >= errors[0] + 6.0 for later in errors[1:])  # type: ignore[operator]
+    assert all(item.form.precision is Precision.MIXED for item in forms[1:])
+    assert all(quantized_groups(item.form.qdq) for item in forms[1:]), "something is still INT8"
+    for item in (*found.all, *forms[1:]):
+        item.engine.close()
