@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from benchmarks.quality import converted
 from benchmarks.tables import NONE, markdown_table, percent, ratio_text
 from benchmarks.tools import COMPILE, FORMS, INT4, INT8
 
@@ -26,7 +27,7 @@ def goals_table(document: Document) -> str:
     precise: list[bool] = []
     for case in cases_of(document):
         found = form_rows(document, case, INT8)
-        peers = [row for row in found if not row["ours"]]
+        peers = [row for row in found if not row["ours"] and converted(row)]
         compiled = next((row for row in found if row["tool"] == COMPILE.key), None)
         recipes = [row for row in found if row["ours"] and row["tool"] != COMPILE.key]
         compared = document["against"][case]["forms"].get(INT8)
