@@ -222,7 +222,7 @@ def test_a_build_and_its_judgement_end_to_end(tmp_path):
     ours = run_job("build-greencc", {**arguments, "folder": str(tmp_path / "a"), "recipe": recipe})
     assert ours.error is None
     assert ours.peak_mb >= ours.result["imported_mb"] > 0
-    # The original in the place of a peer's artifact: no error, no drop.
+    # The same artifact as a peer's, and the original as one of a peer that quantized nothing.
     artifacts = [
         {
             "key": COMPILE.key,
@@ -231,7 +231,14 @@ def test_a_build_and_its_judgement_end_to_end(tmp_path):
             "path": ours.result["artifact"],
             "runtime": "onnxruntime",
         },
-        {"key": "peer", "form": INT8, "ours": False, "path": str(case.model), "runtime": "onnxruntime"},
+        {
+            "key": "peer",
+            "form": INT8,
+            "ours": False,
+            "path": ours.result["artifact"],
+            "runtime": "onnxruntime",
+        },
+        {"key": "idle", "form": INT8, "ours": False, "path": str(case.model), "runtime": "onnxruntime"},
         {
             "key": "lost",
             "form": INT8,
@@ -241,12 +248,12 @@ def test_a_build_and_its_judgement_end_to_end(tmp_path):
         },
     ]
     found = quality.measure_quality(str(case.model), str(split.scored), case.metric, artifacts, quick=True)
-    assert found["rows"]["peer"]["sqnr_db"] is None
-    assert found["rows"]["peer"]["value"] == 1.0
+    assert found["rows"]["idle"]["sqnr_db"] is None
+    assert found["rows"]["idle"]["value"] == 1.0
     assert 20.0 < found["rows"][COMPILE.key]["sqnr_db"] < 60.0
     assert "does not run" in found["rows"]["lost"]["error"]
     assert found["against"][INT8]["best_peer"] == "peer"
-    assert found["against"][INT8]["ours"][COMPILE.key]["gain"] <= 0.0
+    assert found["against"][INT8]["ours"][COMPILE.key]["gain"] == 0.0
 
 
 def test_a_recipe_that_changes_nothing_is_a_failure(tmp_path):
