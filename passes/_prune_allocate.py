@@ -2,7 +2,8 @@
 
 Cutting takes steps of as many channels as the target's kernels like. The next step is the one with the least score
 per multiply-accumulate saved, as things stand then. Scores add up along a group (its least needed channels go first),
-so with independent groups this is the greedy solution of a knapsack whose steps get ever dearer: exact but for the last.
+so with independent groups this is the greedy solution of a knapsack whose steps get ever dearer, exact but for the
+last one.
 """
 
 from __future__ import annotations

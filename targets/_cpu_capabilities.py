@@ -149,4 +149,6 @@ def cpu_capabilities(cpu: CpuInfo, runtime: RuntimeFacts) -> Capabilities:
         slow_denormals=cpu.x86,
         # Constant folding spares DequantizeLinear, so that integer kernels can take it in.
         recomputes_dequantize=True,
+        # MLAS computes convolutions in blocks of as many channels as fit a vector register.
+        channel_alignment=16 if cpu.has("avx512f") else 8,
     )

@@ -76,10 +76,11 @@ def _safer(session: Session, choice: Choice, baseline: Engine, splits: Splits, p
 def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
     with session.phase("certifying"):
         accuracy = judge(session, baseline, item.engine, splits.certification)
-    made_up = splits.info is not None and splits.info.synthetic and item.form.precision.needs_calibration
+    made_up = splits.info is not None and splits.info.synthetic and item.form.fitted
     if made_up:
         # What the certificate would say is true of these samples; ranges from noise deserve no seal all the same.
-        return replace(accuracy, certified=False, reason="not certified: the ranges come from synthetic data")
+        what = "the ranges come from" if item.form.precision.needs_calibration else "it was fitted to"
+        return replace(accuracy, certified=False, reason=f"not certified: {what} synthetic data")
     return accuracy
 
 

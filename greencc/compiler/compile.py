@@ -15,7 +15,7 @@ from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
-from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
+from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder, recipe_precision
 from greencc.compiler.layers import layer_times, quantization_errors
 from greencc.compiler.measurement import Measurement, Variant, measure_variants, unchanged
 from greencc.compiler.memo import MemoEngine
@@ -26,14 +26,17 @@ from greencc.compiler.session import Session, available_target
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device
-from greencc.core.errors import GreenccError, InputError
+from greencc.core.errors import GreenccError, InputError, UsageError
 from greencc.core.files import atomic_folder, sha256_file
 from greencc.core.graph import ensure_names
 from greencc.core.model import digest, load_model
+from greencc.core.pass_list import parse_passes
 from greencc.core.progress import Progress, silent
 from greencc.core.recipe import dump_recipe
 from greencc.core.report import Accuracy, Budget, LayerError, LayerTime, ModelInfo, Report
+from greencc.passes import PASSES
 from greencc.report import with_verdict
+from greencc.report.figures import change_text
 from greencc.targets import format_spec
 from greencc.verify.metrics import parse_metric
 
@@ -63,8 +66,9 @@ def compile_model(
     options = options or CompileOptions()
     final = output or Path(f"{model.stem}.greencc")
     _check_output(final, force)
-    # A mistyped metric should not be found out after minutes of building.
+    # A mistyped metric or pass should not be found out after minutes of building.
     parse_metric(options.metric)
+    _check_passes(options)
     target = available_target(options.target)
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
@@ -92,6 +96,19 @@ def _check_output(final: Path, force: bool) -> None:
     if not (final / MANIFEST).is_file():
         raise InputError(
             f"{final} exists and is not a bundle, so --force does not replace it", hint="choose another name"
+        )
+
+
+def _check_passes(options: CompileOptions) -> None:
+    """Refuse a list of passes that is wrong, or that needs data where there are none."""
+    if options.passes is None:
+        return
+    precision = recipe_precision(parse_passes(options.passes, PASSES))
+    if precision.needs_calibration and options.calibration is None:
+        raise UsageError(
+            f"precision {precision.value} needs calibration data and none was given",
+            hint="pass --calibration DATA (64 or more real inputs); --calibration synthetic works "
+            "without data, but the result cannot be certified",
         )
 
 
@@ -177,12 +194,23 @@ def _measure(
             )
         if form.artifact == path:
             measured = unchanged(measured)
+        if session.options.by_name:
+            _warn_without_gain(session, measured)
         if len(held) == 1 or measured.ratio.latency.high >= 1.0:
             return _Final(contender, accuracy, device, measured)
         held.pop()
         contender.place = "measured slower than the original in the end"
         held[-1].contender.place = "the fastest form that was not slower in the end"
         session.warn(f"{form.name} was not kept: it measured slower than the original in the end")
+
+
+def _warn_without_gain(session: Session, measured: Measurement) -> None:
+    """What was asked for by name is kept for better or worse: say so where it does not pay."""
+    ratio = measured.ratio.latency
+    if measured.conditions.get("clean") is False or ratio.low > 1.0:
+        return
+    found = change_text(ratio, "faster", "slower", "no speed-up shown")
+    session.warn(f"the passes that were asked for did not make the model faster here: {found}")
 
 
 def _report(
@@ -216,7 +244,7 @@ def _report(
             budget=Budget(asked=session.options.asked(), met=met),
             candidates=choice.candidates(final.contender),
             passes=tuple(final.form.records),
-            calibration=splits.info if final.form.precision.needs_calibration else None,
+            calibration=splits.info if final.form.fitted else None,
             layers=times,
             layer_errors=errors,
             layer_choices=choice.layers if final.form.float_model is not None else (),

@@ -12,11 +12,14 @@ from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
+from greencc.core.engine import Timing
 from greencc.core.graph import constant_tensor, is_op
+from greencc.core.pass_list import parse_passes
 from greencc.core.passes import Context, Pass
 from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
 from greencc.core.report import PassRecord
+from greencc.measure.latency import quick_compare
 from greencc.passes import PASSES, default_cleanup
 from greencc.passes._affine import affine_of
 from greencc.passes.convert_qoperator import ConvertQOperator
@@ -49,6 +52,7 @@ class Form:
         applied: Whether any pass changed anything.
         quantized: The Q/DQ graph, where `model` has integer operators instead; otherwise `model`.
         float_model: What was quantized: the same values under the same names, in float.
+        fitted: Whether calibration data shaped it: ranges, rounding, scores, repairs.
     """
 
     name: str
@@ -61,6 +65,10 @@ class Form:
     applied: bool = True
     quantized: ir.Model | None = None
     float_model: ir.Model | None = None
+    fitted: bool = False
+
+    def __post_init__(self) -> None:
+        self.fitted |= self.precision.needs_calibration
 
     @property
     def qdq(self) -> ir.Model:
@@ -81,6 +89,7 @@ class FormBuilder:
             progress=session.progress,
             observe=session.target.calibration_engine,
             cache=session.cache,
+            time=self._time,
         )
         self._calibrated = splits.calibration is not None
         self._source = source
@@ -162,11 +171,38 @@ class FormBuilder:
 
     def recipe(self, path: Path) -> Form:
         """Exactly what a recipe file says."""
-        steps = load_recipe(path, PASSES)
-        lossy = any(step.lossy for step in steps)
-        return self._build(
-            "recipe", recipe_precision(steps), INT8_RANK if lossy else CLEANED_RANK, self._source, steps
-        )
+        return self._asked("recipe", load_recipe(path, PASSES), (self._source, (), []))
+
+    def passes(self, text: str) -> Form:
+        """A list of passes, after the clean-up."""
+        steps = parse_passes(text, PASSES)
+        if any(isinstance(step, QuantizeInt8) for step in steps):
+            return self._asked("passes", steps, self._for_integers())
+        base = self.cleaned()
+        return self._asked("passes", steps, (base.model, base.passes, base.records))
+
+    def _asked(self, name: str, steps: tuple[Pass, ...], start: _Start) -> Form:
+        model, passes, records = start
+        rank = INT8_RANK if any(step.lossy for step in steps) else CLEANED_RANK
+        form = self._build(name, recipe_precision(steps), rank, model, steps)
+        form.passes, form.records = passes + form.passes, records + form.records
+        form.fitted |= self._calibrated and any(map(_fits, steps))
+        return form
+
+    def _time(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        """What passes measure with: every model built for the target, in turns."""
+        target, engines = self._session.target, []
+        try:
+            for model in models:
+                self._folders += 1
+                folder = self._session.scratch / f"{self._folders:03d}-timed"
+                folder.mkdir()
+                engines.append(target.open(target.build(target.lower(model), folder)))
+            found = quick_compare(engines, feeds, confidence=self._session.options.confidence)
+        finally:
+            for engine in engines:
+                engine.close()
+        return Timing(found.median_ms, found.ratios)
 
     def _extend(self, name: str, precision: Precision, rank: int, steps: tuple[Pass, ...]) -> Form:
         base = self.cleaned()
@@ -191,6 +227,13 @@ class FormBuilder:
             record.changed for step, record in zip(steps, records, strict=True) if step.lossy or not lossy
         )
         return Form(name, precision, rank, model, artifact, steps, records, applied)
+
+
+def _fits(step: Pass) -> bool:
+    """Whether calibration data shape what a pass does."""
+    if isinstance(step, QuantizeWeights):
+        return step.method is WeightMethod.GPTQ
+    return step.lossy and not isinstance(step, QuantizeDynamic | ConvertFloat16)
 
 
 def recipe_precision(steps: Sequence[Pass]) -> Precision:

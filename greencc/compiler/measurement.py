@@ -13,9 +13,10 @@ import onnx_ir as ir
 from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
-from greencc.core.describe import NodeCost, nodes_cost
+from greencc.core.describe import NodeCost, describe, nodes_cost
 from greencc.core.engine import Device, Engine
 from greencc.core.errors import InputError, UnavailableError
+from greencc.core.graph import attribute_int, constant_tensor
 from greencc.core.meter import EnergyComparison
 from greencc.core.report import Figures, Interval, Latency, Ratio
 from greencc.core.shapes import bind_dims
@@ -89,6 +90,7 @@ def measure_variants(
         session, device, (baseline, artifact), timing.latencies, speedup, feeds, protocol or PROTOCOLS[effort]
     )
     sizes = (baseline.size_bytes, artifact.size_bytes)
+    counts = [model_counts(variant.model) for variant in (baseline, artifact)]
     figures = [
         Figures(
             latency_ms=latency,
@@ -96,6 +98,8 @@ def measure_variants(
             size_bytes=variant.size_bytes,
             peak_memory_mb=_memory(session, variant, feeds[0]),
             accuracy=variant.accuracy,
+            params=counts[index][0],
+            macs=counts[index][1],
         )
         for index, (variant, latency) in enumerate(zip((baseline, artifact), timing.latencies, strict=True))
     ]
@@ -187,6 +191,25 @@ def _estimated_energy(
     return estimate_pair(
         workloads[0], workloads[1], device_power(device.facts), load_of(device.facts), latency_ratio=speedup
     )
+
+
+def model_counts(model: ir.Model | None) -> tuple[int | None, int | None]:
+    """Parameters and multiply-accumulates; packed weights count as what they hold, quantized or not."""
+    if model is None:
+        return None, None
+    try:
+        facts = describe(model)
+    except InputError:
+        return None, None
+    packed = (node for node in model.graph if node.op_type == "MatMulNBits")
+    return facts.params + sum(map(_unpacked, packed)), facts.macs
+
+
+def _unpacked(node: ir.Node) -> int:
+    """Weights of a node less the elements of the bytes, scales and zero points that they are packed in."""
+    stored = (constant_tensor(value) for value in node.inputs[1:])
+    elements = sum(tensor.size for tensor in stored if tensor is not None)
+    return attribute_int(node, "K", 0) * attribute_int(node, "N", 0) - elements
 
 
 def operation_counts(session: Session, model: ir.Model | None, feeds: Feeds) -> OperationCounts | None:

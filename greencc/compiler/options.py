@@ -69,6 +69,7 @@ class CompileOptions:
         confidence: Confidence of the certificate and of the intervals.
         require_certified: Refuse an artifact whose accuracy could not be certified.
         recipe: A recipe file that replaces greencc's own choice of passes.
+        passes: Passes in one line (`core.pass_list`), run after the clean-up.
         samples: How many calibration samples set the ranges, at most.
         effort: See `Effort`.
         seed: Seed of the data splits.
@@ -88,6 +89,7 @@ class CompileOptions:
     confidence: float = 0.95
     require_certified: bool = False
     recipe: Path | None = None
+    passes: str | None = None
     samples: int = 256
     effort: Effort = Effort.STANDARD
     seed: int = 0
@@ -106,15 +108,22 @@ class CompileOptions:
             )
         if self.samples < 1:
             raise UsageError(f"samples is {self.samples}", hint="at least one calibration sample is needed")
-        if self.recipe is not None and self.format is not QuantizedFormat.QDQ:
+        if self.recipe is not None and self.passes is not None:
             raise UsageError(
-                "a recipe and a format contradict each other",
-                hint="end the recipe with the pass convert-qoperator",
+                "a recipe and a list of passes exclude each other",
+                hint="a recipe says all passes, a list those after the clean-up",
             )
-        if self.recipe is not None and self.precision is not Precision.AUTO:
-            raise UsageError(
-                "a recipe and a precision contradict each other", hint="the recipe decides the precision"
-            )
+        for what, given in (("recipe", self.recipe), ("list of passes", self.passes)):
+            if given is not None and self.format is not QuantizedFormat.QDQ:
+                raise UsageError(
+                    f"a {what} and a format contradict each other",
+                    hint=f"end the {what} with the pass convert-qoperator",
+                )
+            if given is not None and self.precision is not Precision.AUTO:
+                raise UsageError(
+                    f"a {what} and a precision contradict each other",
+                    hint=f"the {what} decides the precision",
+                )
         if not 0 <= self.search_seconds <= MAX_SEARCH_SECONDS:
             raise UsageError(
                 f"search_seconds is {self.search_seconds:g}", hint=f"give 0 to {MAX_SEARCH_SECONDS:,} seconds"
@@ -140,9 +149,16 @@ class CompileOptions:
         if self.labels is not None and self.evaluation is None and self.calibration is None:
             raise UsageError("labels were given without data to go with them", hint="pass --eval DATA")
 
+    @property
+    def by_name(self) -> bool:
+        """Whether the user says which passes run: then there is one form, and it is kept for better or worse."""
+        return self.recipe is not None or self.passes is not None
+
     def asked(self) -> dict[str, Any]:
         """What the user asked of the artifact, for the report."""
+        own = {"passes": self.passes, "recipe": None if self.recipe is None else self.recipe.name}
         return {
+            **{key: value for key, value in own.items() if value is not None},
             "precision": self.precision.value,
             "format": self.format.value,
             "max_drop": self.max_drop,

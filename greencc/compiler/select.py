@@ -84,7 +84,9 @@ def choose(
     options, capabilities = session.options, session.target.capabilities()
     wanted = options.precision
     if options.recipe is not None:
-        return _only(session, builder.recipe(options.recipe), baseline, splits)
+        return _by_name(session, builder.recipe(options.recipe), baseline, splits)
+    if options.passes is not None:
+        return _by_name(session, builder.passes(options.passes), baseline, splits)
     if wanted is Precision.AUTO:
         return _automatic(session, builder, baseline, original, splits, feeds)
     if wanted is Precision.FP32:
@@ -116,6 +118,16 @@ def _only(session: Session, form: Form, baseline: Engine, splits: Splits) -> Cho
     item = contender(session, form, baseline, splits)
     item.reason = "as asked"
     return Choice([item], [item])
+
+
+def _by_name(session: Session, form: Form, baseline: Engine, splits: Splits) -> Choice:
+    """The form of the passes that were asked for; those that gave up are warned of with their reason."""
+    for step, record in zip(form.passes, form.records, strict=True):
+        if step.lossy and not record.changed:
+            # What ended the pass comes last.
+            reason = f": {record.findings[-1].message}" if record.findings else ""
+            session.warn(f"{step.name} changed nothing{reason}")
+    return _only(session, form, baseline, splits)
 
 
 def _weights(session: Session, builder: FormBuilder, baseline: Engine, splits: Splits) -> Choice:
@@ -259,7 +271,9 @@ def refuse(accuracy: Accuracy, options: CompileOptions, *, synthetic: bool = Fal
         return LimitError(
             f"{what} {loss:.2%} of the {accuracy.n} certification samples, "
             f"more than the limit of {options.max_drop * 100:.3g}%",
-            hint="raise --max-drop, give more calibration samples, or use --precision auto",
+            hint="ask less of the passes, raise --max-drop, or give more calibration samples"
+            if options.by_name
+            else "raise --max-drop, give more calibration samples, or use --precision auto",
         )
     if options.require_certified and not accuracy.certified:
         return LimitError(

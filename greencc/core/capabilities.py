@@ -92,6 +92,9 @@ class Capabilities:
         slow_denormals: Arithmetic on denormal numbers takes many times as long as on others.
         recomputes_dequantize: A DequantizeLinear of a constant that no integer kernel absorbs is computed in every run,
             where a Cast and a Mul of constants would be folded when the model is loaded.
+        sparse_kernels: Patterns of zeros among the weights that the target has kernels for, e.g. {"2:4"}: two of every
+            four consecutive input channels are kept. Any other sparsity saves neither time nor energy.
+        channel_alignment: Numbers of channels that kernels run well with are multiples of this.
     """
 
     int8: Int8Support | None
@@ -103,6 +106,8 @@ class Capabilities:
     notes: tuple[str, ...] = field(default=())
     slow_denormals: bool = False
     recomputes_dequantize: bool = False
+    sparse_kernels: frozenset[str] = frozenset()
+    channel_alignment: int = 1
 
     def runs(self, domain: str, op_type: str) -> bool:
         """True when the fused operator can be emitted for this target."""

@@ -14,6 +14,8 @@ from greencc.core.data import Array, Feeds, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from greencc.core.report import Interval
+
 
 @dataclass(frozen=True)
 class NodeTime:
@@ -22,6 +24,19 @@ class NodeTime:
     name: str
     op_type: str
     microseconds: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latencies of several models, measured side by side on the target.
+
+    Attributes:
+        median_ms: One per model.
+        ratios: Latency of the first model divided by that of each of the others.
+    """
+
+    median_ms: tuple[float, ...]
+    ratios: tuple[Interval, ...]
 
 
 class Engine(Protocol):
@@ -119,3 +134,10 @@ class EngineBuilder(Protocol):
     """The signature of `Target.reference`: what passes get to see activations with."""
 
     def __call__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine: ...
+
+
+class Timer(Protocol):
+    """Measures models side by side on the target: what passes get to see whether a change pays with."""
+
+    def __call__(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        """Build the models, and run them in turns on `feeds` (one inference each)."""

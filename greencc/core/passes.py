@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from greencc.core.cache import Cache
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import DataSource, Feeds
-from greencc.core.engine import EngineBuilder
+from greencc.core.engine import EngineBuilder, Timer
 from greencc.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Context:
         observe: Makes an engine that sees activations over many samples: the runtime's own fusions may be on
             as long as the outputs asked for are right. None: `build`.
         cache: Keeps what is dear to compute between passes and runs.
+        time: Measures models on the target, for passes that keep a change only where it pays. None: they cannot tell,
+            and say so.
     """
 
     capabilities: Capabilities
@@ -89,15 +91,24 @@ class Context:
     progress: Progress = silent
     observe: EngineBuilder | None = None
     cache: Cache = field(default_factory=Cache)
+    time: Timer | None = None
 
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """A step of a recipe. Subclass fields must have defaults and be str, bool, int, float, Enum or a tuple of str."""
+    """A step of a recipe. Subclass fields must have defaults and be str, bool, int, float, Enum or a tuple of str.
+
+    Attributes:
+        name: In recipes and on the command line.
+        summary: One line for `greencc passes`.
+        lossy: Whether it changes the function: it is judged by its output error instead of held to equality.
+        primary: The option that a bare value sets in a list of passes (`core.pass_list`).
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     lossy: ClassVar[bool] = False
+    primary: ClassVar[str | None] = None
 
     @abstractmethod
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:

@@ -52,13 +52,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class Figures:
-    """Measured figures of one variant. `accuracy` is None without labels."""
+    """Measured figures of one variant. `accuracy` is None without labels.
+
+    `params` and `macs` are weights and multiply-accumulates per inference at a batch of 1, as `ModelInfo` has them of
+    the source; None: not counted.
+    """
 
     latency_ms: Latency
     energy_mj: Energy | None
     size_bytes: int
     peak_memory_mb: float | None
     accuracy: float | None
+    params: int | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ MISSING = "\N{EN DASH}"
 NOT_CLAIMED = "no saving claimed"
 BUSY = "other processes were busy while measuring"
 
+# Sizes and counts that differ by less are the same.
+_SAME = 0.005
+
 _TIME = ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"))  # in milliseconds
 _ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  # in millijoules
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -168,7 +171,7 @@ def change_text(ratio: Interval, better: str, worse: str, nothing: str) -> str:
 
 def size_text(ratio: Interval) -> str:
     """Size is exact: no interval. A difference under half a percent is none."""
-    if abs(ratio.value - 1.0) < 0.005:
+    if abs(ratio.value - 1.0) < _SAME:
         return "same size"
     return f"{number(ratio.value)}× smaller" if ratio.value > 1 else f"{number(1 / ratio.value)}× larger"
 
@@ -197,12 +200,22 @@ def measured_rows(old: Figures, new: Figures, ratio: Ratio, *, clean: bool = Tru
         Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
         *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, clean),
         Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
+        *_count_row("Parameters", old.params, new.params),
+        *_count_row("Multiply-accumulates", old.macs, new.macs),
     ]
     if old.peak_memory_mb is not None and new.peak_memory_mb is not None:
         rows.append(
             Row("Peak memory", bytes_text(old.peak_memory_mb * 1e6), bytes_text(new.peak_memory_mb * 1e6), "")
         )
     return rows
+
+
+def _count_row(label: str, old: int | None, new: int | None) -> list[Row]:
+    """A count that a change of shape moved; like sizes, less than half a percent is none."""
+    if not old or not new or abs(old / new - 1.0) < _SAME:
+        return []
+    change = f"{number(old / new)}× fewer" if old > new else f"{number(new / old)}× more"
+    return [Row(label, count_text(old), count_text(new), change, "counted in the graph")]
 
 
 def _runs(baseline: int, artifact: int) -> str:

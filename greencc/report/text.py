@@ -75,7 +75,7 @@ def _change(row: Row) -> Text:
     if not row.change:
         return Text("")
     # Blue and yellow are told apart by every kind of colour blindness; the words carry the meaning.
-    gained = any(word in row.change for word in ("faster", "smaller", "saves"))
+    gained = any(word in row.change for word in ("faster", "smaller", "saves", "fewer"))
     lost = any(word in row.change for word in ("slower", "larger", "costs"))
     style = "bold blue" if gained else ("bold yellow" if lost else "")
     return Text(row.change.replace(" [", "\n["), style=style)

@@ -2,13 +2,14 @@
 
 Rules: a saving is claimed only where the whole interval clears 1; otherwise "no saving shown". Energy of grade C
 or D is always called estimated. Accuracy is called certified only by its certificate. FP32 kept is explained.
-Nothing is claimed of latency and energy that were measured on a busy machine.
+Nothing is claimed of latency and energy that were measured on a busy machine. A gain in size alone is called that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from greencc.core.pass_list import pass_names
 from greencc.core.report import Report
 from greencc.report.figures import (
     BUSY,
@@ -68,6 +69,8 @@ def judge(report: Report) -> Verdict:
         headline = f"{subject}: {_listed(claims)}"
         if losses:
             headline += f", but {_listed(losses)}"
+        elif claims == _gains(report, better=True, exact_only=True):
+            headline += " in size only, no speed-up shown"
     elif losses:
         headline = f"{subject}: no saving shown; {_listed(losses)}"
     else:
@@ -81,7 +84,18 @@ def judge(report: Report) -> Verdict:
     return Verdict(headline, tuple(_sentence(text) for text in details))
 
 
+def _by_name(report: Report) -> str | None:
+    """What the user asked to be done, where that was a list of passes or a recipe."""
+    asked = report.budget.asked
+    passes, recipe = asked.get("passes"), asked.get("recipe")
+    if isinstance(passes, str):
+        return capitalized(" + ".join(printable(name) for name in pass_names(passes)))
+    return f"Recipe {printable(recipe)}" if isinstance(recipe, str) else None
+
+
 def _form(report: Report) -> str:
+    if (asked := _by_name(report)) is not None:
+        return asked
     name = printable(report.precision)
     if name == _ORIGINAL:
         return "Original kept"
@@ -99,11 +113,11 @@ def _untouched(report: Report) -> bool:
     )
 
 
-def _gains(report: Report, *, better: bool) -> list[str]:
-    """Claims whose whole interval is on the better (or the worse) side of 1."""
+def _gains(report: Report, *, better: bool, exact_only: bool = False) -> list[str]:
+    """Claims whose whole interval is on the better (or the worse) side of 1; `exact_only`: the size alone."""
     texts: list[str] = []
     latency, energy, size = report.ratio.latency, report.ratio.energy, report.ratio.size
-    sure = clean(report)
+    sure = clean(report) and not exact_only
     if sure and better and latency.low > 1.0:
         texts.append(f"{number(latency.value)}× faster")
     if sure and not better and latency.high < 1.0:
@@ -150,7 +164,7 @@ def accuracy_subject(report: Report) -> str:
 def _kept(report: Report) -> list[str]:
     """Why FP32 was kept, where another form was considered."""
     precision = printable(report.precision)
-    if precision not in _KEPT:
+    if precision not in _KEPT or _by_name(report) is not None:
         return []
     # To keep the original is to pass by its FP32 form as well, but not the other way round.
     subject, own = ("The original", {_ORIGINAL}) if precision == _ORIGINAL else ("FP32", _KEPT)

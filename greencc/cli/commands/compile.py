@@ -33,6 +33,11 @@ from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="TOML recipe instead of greencc's own choice."
 )
+@click.option(
+    "--passes",
+    metavar="LIST",
+    help="Passes after the clean-up, instead of greencc's own choice: prune:ratio=0.3,decompose:tucker,quantize.",
+)
 @click.option("--samples", type=int, default=256, show_default=True, help="Calibration samples used at most.")
 @click.option(
     "--effort",
@@ -78,6 +83,7 @@ def command(
     confidence: float,
     require_certified: bool,
     recipe: Path | None,
+    passes: str | None,
     samples: int,
     effort: str,
     seed: int,
@@ -111,6 +117,7 @@ def command(
         confidence=confidence,
         require_certified=require_certified,
         recipe=recipe,
+        passes=passes,
         samples=samples,
         effort=Effort(effort),
         seed=seed,

@@ -24,6 +24,7 @@ _TOP = 12
 @click.option("--target", "-t", default="cpu", show_default=True, help="Where to profile.")
 @click.option("--all", "everything", is_flag=True, help="List all layers, not only the heaviest.")
 @click.option("--sensitivity", is_flag=True, help="Measure how much each layer suffers when it is quantized.")
+@click.option("--groups", is_flag=True, help="List the prune groups: channels that can be cut together.")
 @click.option("--calibration", "-c", metavar="DATA", help="With --sensitivity: inputs that set ranges.")
 @click.option("--eval", "evaluation", metavar="DATA", help="With --sensitivity: held-out inputs to judge on.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Labels in a file of their own.")
@@ -39,7 +40,9 @@ _TOP = 12
 @click.option("--samples", type=int, default=256, show_default=True, help="Calibration samples used at most.")
 @click.option("--search-time", type=SECONDS, default="5m", show_default=True, help="Longest time to measure.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier runs.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the table into this SVG file.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw the table or the groups into this SVG file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     path: Path,
@@ -47,6 +50,7 @@ def command(
     target: str,
     everything: bool,
     sensitivity: bool,
+    groups: bool,
     calibration: str | None,
     evaluation: str | None,
     labels: Path | None,
@@ -64,9 +68,15 @@ def command(
     With --sensitivity and data, measure for every layer what quantizing it alone does to the
     outputs, what it adds when all others are quantized too, and what its INT8 form saves.
     Weights are rounded to nearest; greencc compile may do better.
+
+    With --groups, find after the clean-up which channels, heads and hidden units must be cut
+    together, what hangs on each of them, and why others must stay.
     """
     import json
 
+    if groups and (sensitivity or profile):
+        other = "--sensitivity" if sensitivity else "--profile"
+        raise click.UsageError(f"--groups and {other} exclude each other")
     if sensitivity:
         from greencc.cli.sensitivity import show_sensitivity
         from greencc.compiler import CompileOptions
@@ -84,10 +94,18 @@ def command(
         )
         show_sensitivity(path, options, precisions, everything=everything, plot=plot, as_json=as_json)
         return
-    unused = {"--calibration": calibration, "--eval": evaluation, "--plot": plot, "--metric": metric}
-    for flag, value in unused.items():
+    for flag, value in {"--calibration": calibration, "--eval": evaluation, "--metric": metric}.items():
         if value is not None:
             raise click.UsageError(f"{flag} goes with --sensitivity")
+    if groups:
+        from greencc.cli.groups import show_groups
+
+        if path.is_dir():
+            raise click.UsageError("--groups goes with a model, not with a bundle")
+        show_groups(path, target, everything=everything, plot=plot, as_json=as_json)
+        return
+    if plot is not None:
+        raise click.UsageError("--plot goes with --sensitivity or --groups")
     from dataclasses import asdict
 
     from greencc.cli.console import stdout
