@@ -1,0 +1,226 @@
+"""Structured pruning: cut whole channels, heads and hidden units, and refit what reads them, without training.
+
+1. Prune groups (`greencc.core.groups`): which channels can go, and every tensor that shrinks with them.
+2. Scores (`_scores`): what the outputs of the layers lose with each channel.
+3. Allocation (`_prune_allocate`): the least harm for the work that is to be saved, in steps that the kernels like.
+4. The cut, kept only where the target measures a gain: fewer operations are not always less time.
+5. Repair (`_repair_layers`): the layers that lost inputs are refit by ridge regression to what they gave before, one
+   after another (He et al., ICCV 2017, arXiv 1707.06168, section 3). Steps 2 to 5 are repeated `rounds` times, so that
+   later choices see the repaired model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from greencc.core.describe import describe, nodes_cost
+from greencc.core.errors import UsageError
+from greencc.core.groups import PruneGroup, Structure, analyse, cut
+from greencc.core.model import infer_shapes
+from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.core.shapes import bind_dims
+from greencc.passes._prune_allocate import Allocation, allocate
+from greencc.passes._prune_costs import work_model
+from greencc.passes._repair_layers import refit
+from greencc.passes._repair_select import kept_outputs, layers_after_cut
+from greencc.passes._scores import Score, channel_scores
+
+_RULE = "prune"
+# Reasons that are told one by one; the others are counted.
+_TOLD = 5
+# Less than this share of what was asked for is worth a warning.
+_MOST = 0.9
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Remove channels, heads and hidden units that the outputs need least.
+
+    Attributes:
+        ratio: Share of the model's multiply-accumulates to remove.
+        score: What decides which channels go.
+        repair: Refit the layers that lost inputs; needs calibration data.
+        align: Numbers of channels that are left are multiples of this where the layer is wide enough; 0: as the target
+            likes it.
+        limit: Largest share of a group that is removed.
+        rounds: In how many steps the ratio is reached, each scored and repaired anew.
+        exclude: Names of nodes whose channels stay.
+        measured: Keep the cut only where the target measures a gain.
+    """
+
+    name: ClassVar[str] = "prune"
+    summary: ClassVar[str] = "Cut channels, heads and hidden units, and refit what reads them"
+    lossy: ClassVar[bool] = True
+    primary: ClassVar[str | None] = "ratio"
+
+    ratio: float = 0.3
+    score: Score = Score.SECOND_ORDER
+    repair: bool = True
+    align: int = 0
+    limit: float = 0.7
+    rounds: int = 1
+    exclude: tuple[str, ...] = ()
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        for option, value in (("ratio", self.ratio), ("limit", self.limit)):
+            if not 0.0 < value < 1.0:
+                raise UsageError(
+                    f"{self.name}: {option} is {value:g}", hint="expected a number between 0 and 1"
+                )
+        if self.align < 0 or self.rounds < 1:
+            raise UsageError(f"{self.name}: align is at least 0 and rounds at least 1")
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        """Cut and repair `model` in place."""
+        outcome = Outcome()
+        original = model.clone()
+        before = _work(original, ctx)
+        kept: dict[str, tuple[int, ...]] = {}
+        done = 0.0
+        for number in range(1, self.rounds + 1):
+            structure = analyse(model)
+            groups = self._groups(structure, outcome if number == 1 else Outcome())
+            if not groups:
+                break
+            scores = channel_scores(model, groups, self.score, ctx)
+            if number == 1 and self.measured:
+                whole = self._allocate(model, groups, scores, self.ratio, ctx)
+                if whole.removed and not self._pays(original, whole, ctx, outcome):
+                    return outcome
+            # Each round removes its part of what was there at the start.
+            share = (self.ratio * number / self.rounds - done) / (1.0 - done)
+            chosen = self._allocate(model, groups, scores, share, ctx)
+            if not self._cut(original, model, structure, chosen, kept, ctx, outcome):
+                break
+            done = 1.0 - _work(model, ctx) / before if before else 0.0
+        if outcome.changed:
+            outcome.findings += self._sum_up(original, model, done, kept)
+        elif not any(finding.kind == "refused" for finding in outcome.findings):
+            outcome.findings.append(
+                Finding("refused", "no group is wide enough to lose channels", rule=_RULE)
+            )
+        return outcome
+
+    def _allocate(
+        self,
+        model: ir.Model,
+        groups: Sequence[PruneGroup],
+        scores: Mapping[str, NDArray[np.float64]],
+        ratio: float,
+        ctx: Context,
+    ) -> Allocation:
+        align = self.align or ctx.capabilities.channel_alignment
+        work = work_model(model, groups, ctx.samples)
+        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align)
+
+    def _cut(
+        self,
+        original: ir.Model,
+        model: ir.Model,
+        structure: Structure,
+        chosen: Allocation,
+        kept: dict[str, tuple[int, ...]],
+        ctx: Context,
+        outcome: Outcome,
+    ) -> bool:
+        """Cut and repair; whether anything was cut. `kept` says which outputs of the original nodes are left."""
+        removed = {
+            name: channels
+            for name, channels in chosen.removed.items()
+            if ctx.rewrites.allow(_RULE, name.split("#")[0])
+        }
+        if not removed:
+            return False
+        for node, stay in kept_outputs(structure, removed).items():
+            kept[node] = tuple(kept[node][place] for place in stay) if node in kept else stay
+        cut(model, structure, removed)
+        infer_shapes(model)
+        outcome.changed += len(removed)
+        if not self.repair:
+            return True
+        if ctx.calibration is None:
+            outcome.findings.append(
+                Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
+            )
+            return True
+        layers = layers_after_cut(original, model, later=True, kept=kept)
+        outcome.findings += refit(original, model, layers, ctx)
+        return True
+
+    def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:
+        """What may be cut; why other groups stay is told once."""
+        chosen, locked = [], []
+        for group in structure.groups:
+            if group.reason is None and not any(site.node in self.exclude for site in group.sites):
+                chosen.append(group)
+            else:
+                locked.append((group.name, group.reason or "excluded by the options"))
+        for name, reason in locked[:_TOLD]:
+            outcome.findings.append(Finding("refused", f"{name}: {reason}", name, _RULE))
+        if len(locked) > _TOLD:
+            outcome.findings.append(
+                Finding("refused", f"{len(locked) - _TOLD} more groups stay for such reasons", rule=_RULE)
+            )
+        return chosen
+
+    def _pays(self, original: ir.Model, chosen: Allocation, ctx: Context, outcome: Outcome) -> bool:
+        """Whether the target runs the cut model faster than the original."""
+        if ctx.time is None:
+            message = "no target measured whether fewer channels are faster"
+            outcome.findings.append(Finding("note", message, rule=_RULE))
+            return True
+        trial = original.clone()
+        cut(trial, analyse(trial), chosen.removed)
+        infer_shapes(trial)
+        ratio = ctx.time([original, trial], ctx.samples).ratios[0]
+        measured = f"{ratio.value:.2f}x as fast [{ratio.low:.2f}, {ratio.high:.2f}]"
+        less = f"with {chosen.saved:.0%} fewer multiply-accumulates"
+        if ratio.low > 1.0:
+            outcome.findings.append(
+                Finding("note", f"{less} the target measured {measured}, in float", rule=_RULE)
+            )
+            return True
+        outcome.findings.append(
+            Finding(
+                "refused", f"declined: {less} the target measured {measured}, which is no gain", rule=_RULE
+            )
+        )
+        return False
+
+    def _sum_up(
+        self, original: ir.Model, model: ir.Model, saved: float, kept: Mapping[str, tuple[int, ...]]
+    ) -> list[Finding]:
+        before, after = describe(original).params, describe(model).params
+        layers = [f"{node} {len(stay)}" for node, stay in kept.items()]
+        findings = [
+            Finding(
+                "note",
+                f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters; channels that stay: "
+                f"{', '.join(layers)}",
+                rule=_RULE,
+            )
+        ]
+        if saved < _MOST * self.ratio:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"only {saved:.0%} of the multiply-accumulates could be removed instead of {self.ratio:.0%}: no "
+                    f"group may lose more than {self.limit:.0%} of its channels",
+                    rule=_RULE,
+                )
+            )
+        return findings
+
+
+def _work(model: ir.Model, ctx: Context) -> float:
+    """Multiply-accumulates of a sample."""
+    if ctx.samples:
+        model = bind_dims(model, {name: values.shape for name, values in ctx.samples[0].items()})
+    return float(sum(cost.macs or 0 for cost in nodes_cost(model)))
