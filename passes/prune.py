@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from greencc.core.describe import describe, nodes_cost
 from greencc.core.errors import UsageError
-from greencc.core.groups import PruneGroup, Structure, analyse, cut
+from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.core.shapes import bind_dims
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import work_model
+from greencc.passes._prune_sensitivity import sensitivities
 from greencc.passes._repair_layers import refit
 from greencc.passes._repair_select import kept_outputs, layers_after_cut
 from greencc.passes._scores import Score, channel_scores
@@ -50,7 +51,7 @@ class Prune(Pass):
             likes it.
         limit: Largest share of a group that is removed.
         rounds: In how many steps the ratio is reached, each scored and repaired anew.
-        exclude: Names of nodes whose channels stay.
+        exclude: Names of nodes whose output channels stay.
         measured: Keep the cut only where the target measures a gain.
     """
 
@@ -89,7 +90,7 @@ class Prune(Pass):
             groups = self._groups(structure, outcome if number == 1 else Outcome())
             if not groups:
                 break
-            scores = channel_scores(model, groups, self.score, ctx)
+            scores = self._scores(model, groups, ctx)
             if number == 1 and self.measured:
                 whole = self._allocate(model, groups, scores, self.ratio, ctx)
                 if whole.removed and not self._pays(original, whole, ctx, outcome):
@@ -107,6 +108,17 @@ class Prune(Pass):
                 Finding("refused", "no group is wide enough to lose channels", rule=_RULE)
             )
         return outcome
+
+    def _scores(
+        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context
+    ) -> dict[str, NDArray[np.float64]]:
+        """The scores, weighted by what the model's outputs make of an error there."""
+        scores = channel_scores(model, groups, self.score, ctx)
+        # The loss is a change of the outputs already.
+        if ctx.calibration is None or self.score is Score.LOSS:
+            return scores
+        weights = sensitivities(model, groups, ctx)
+        return {name: weights[name] * found for name, found in scores.items()}
 
     def _allocate(
         self,
@@ -150,7 +162,7 @@ class Prune(Pass):
                 Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
             )
             return True
-        layers = layers_after_cut(original, model, later=True, kept=kept)
+        layers = layers_after_cut(original, model, later=True, keep=kept)
         outcome.findings += refit(original, model, layers, ctx)
         return True
 
@@ -158,7 +170,9 @@ class Prune(Pass):
         """What may be cut; why other groups stay is told once."""
         chosen, locked = [], []
         for group in structure.groups:
-            if group.reason is None and not any(site.node in self.exclude for site in group.sites):
+            if group.reason is None and not any(
+                site.node in self.exclude for site in group.having(Role.PRODUCER)
+            ):
                 chosen.append(group)
             else:
                 locked.append((group.name, group.reason or "excluded by the options"))

@@ -1,0 +1,231 @@
+"""The prune pass as a whole: it cuts, repairs, measures and says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from greencc.calibration import Source, open_data
+from greencc.core.data import Feeds
+from greencc.core.describe import describe, input_specs
+from greencc.core.engine import Timing
+from greencc.core.errors import InputError, UsageError
+from greencc.core.graph import ensure_names
+from greencc.core.model import check_model, infer_shapes
+from greencc.core.passes import Context, RewriteLog
+from greencc.core.pipeline import Pipeline
+from greencc.core.report import Interval
+from greencc.passes._scores import Score
+from greencc.passes.prune import Prune
+from greencc.targets import CpuTarget
+
+WIDTH, SIZE, SAMPLES = 16, 8, 96
+
+
+def redundant(copies: bool = True) -> ir.Model:
+    """Two 3x3 convolutions and a classifier; half of the channels of the first are mixtures of the other half."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((WIDTH, 3, 3, 3)).astype(np.float32)
+    if copies:
+        # Positive multiples pass Relu unchanged, so they can be made up for exactly.
+        first[WIDTH // 2 :] = first[: WIDTH // 2] * rng.uniform(0.5, 2.0, (WIDTH // 2, 1, 1, 1)).astype(
+            np.float32
+        )
+    arrays = {
+        "w0": first,
+        "w1": 0.1 * rng.standard_normal((WIDTH, WIDTH, 3, 3)).astype(np.float32),
+        "b1": rng.standard_normal(WIDTH).astype(np.float32),
+        "w2": 0.3 * rng.standard_normal((4, WIDTH)).astype(np.float32),
+        "b2": np.zeros(4, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w0"], ["c0"], "first", pads=[1] * 4),
+        helper.make_node("Relu", ["c0"], ["r0"], "relu0"),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], "second", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("GlobalAveragePool", ["r1"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w2", "b2"], ["scores"], "classify", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "redundant",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(proto)
+    model = ir.from_proto(proto)
+    ensure_names(model)
+    infer_shapes(model)
+    return model
+
+
+@pytest.fixture
+def data(tmp_path):  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(1)
+    path = tmp_path / "data.npz"
+    np.savez(path, image=rng.standard_normal((SAMPLES, 3, SIZE, SIZE)).astype(np.float32))
+    return path
+
+
+def context(model: ir.Model, path=None, **more) -> Context:  # type: ignore[no-untyped-def]
+    target = CpuTarget(threads=1)
+    source = open_data(path, input_specs(model)) if path is not None else None
+    assert source is None or isinstance(source, Source)
+    samples = [np.random.default_rng(2).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)]
+    return Context(
+        capabilities=replace(target.capabilities(), channel_alignment=1),
+        build=target.reference,
+        samples=[{"image": item} for item in samples],
+        calibration=source,
+        **more,
+    )
+
+
+def outputs(model: ir.Model, count: int = 64) -> np.ndarray:  # type: ignore[type-arg]
+    engine = CpuTarget(threads=1).reference(model)
+    image = np.random.default_rng(5).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
+    try:
+        return engine.run({"image": image})["scores"]
+    finally:
+        engine.close()
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:  # type: ignore[type-arg]
+    centred = wanted - wanted.mean(0)
+    return float(np.square(found - wanted).sum() / np.square(centred).sum())
+
+
+def timer(value: float, low: float, high: float):  # type: ignore[no-untyped-def]
+    seen = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        assert len(models) == 2
+        assert feeds
+        seen.append([describe(model).params for model in models])
+        return Timing((value, 1.0), (Interval(value, low, high),))
+
+    return time, seen
+
+
+def test_what_others_can_make_up_for_goes_and_is_made_up_for(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    before, wanted = describe(model), outputs(model)
+    outcome = Prune(ratio=0.4, exclude=("second",), measured=False).apply(model, context(model, data))
+    assert outcome.changed == 1
+    check_model(model)
+    after = describe(model)
+    assert after.macs is not None
+    assert before.macs is not None
+    assert after.macs <= 0.6 * before.macs
+    assert relative(outputs(model), wanted) < 1e-3
+    assert any("fewer multiply-accumulates" in finding.message for finding in outcome.findings)
+    assert any("excluded by the options" in finding.message for finding in outcome.findings)
+
+
+def test_repair_recovers_most_of_what_cutting_costs(data) -> None:  # type: ignore[no-untyped-def]
+    wanted = outputs(redundant())
+    errors = {}
+    for repair in (False, True):
+        model = redundant()
+        Prune(ratio=0.4, repair=repair, measured=False).apply(model, context(model, data))
+        errors[repair] = relative(outputs(model), wanted)
+    assert errors[True] < 0.3 * errors[False]
+
+
+@pytest.mark.parametrize("score", list(Score))
+def test_every_score_reaches_the_ratio(score: Score, data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant(copies=False)
+    before = describe(model).macs
+    Prune(ratio=0.3, score=score, measured=False).apply(model, context(model, data))
+    after = describe(model).macs
+    assert before is not None
+    assert after is not None
+    assert 0.5 * before <= after <= 0.7 * before
+
+
+def test_rounds_end_at_the_same_ratio(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant(copies=False)
+    before, wanted = describe(model).macs, outputs(redundant(copies=False))
+    outcome = Prune(ratio=0.4, rounds=3, measured=False).apply(model, context(model, data))
+    after = describe(model).macs
+    assert before is not None
+    assert after is not None
+    assert 0.5 * before <= after <= 0.62 * before
+    assert relative(outputs(model), wanted) < 1.0
+    assert sum("fewer multiply-accumulates" in finding.message for finding in outcome.findings) == 1
+
+
+def test_a_cut_that_is_not_faster_is_declined_with_what_was_measured(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    before = describe(model).params
+    time, seen = timer(1.01, 0.98, 1.04)
+    outcome = Prune(ratio=0.3).apply(model, context(model, data, time=time))
+    assert outcome.changed == 0
+    assert describe(model).params == before
+    assert seen[0][1] < seen[0][0] == before
+    assert any("declined" in finding.message and "1.01x" in finding.message for finding in outcome.findings)
+
+
+def test_a_cut_that_is_faster_stays(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    time, _ = timer(1.3, 1.2, 1.4)
+    outcome = Prune(ratio=0.3).apply(model, context(model, data, time=time))
+    assert outcome.changed
+    assert any("1.30x" in finding.message for finding in outcome.findings)
+
+
+def test_without_data_nothing_is_repaired_and_that_is_said() -> None:
+    model = redundant()
+    outcome = Prune(score=Score.MAGNITUDE, measured=False).apply(model, context(model))
+    assert outcome.changed
+    assert any(finding.kind == "warning" and "repaired" in finding.message for finding in outcome.findings)
+
+
+def test_a_score_that_needs_data_says_so() -> None:
+    model = redundant()
+    with pytest.raises(InputError, match="calibration"):
+        Prune(measured=False).apply(model, context(model))
+
+
+def test_a_model_with_nothing_to_cut_is_left_alone(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    outcome = Prune(exclude=("first", "second"), measured=False).apply(model, context(model, data))
+    assert outcome.changed == 0
+    assert all(finding.kind == "refused" for finding in outcome.findings)
+
+
+def test_rewrites_that_are_not_allowed_are_not_applied(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    before = describe(model).params
+    outcome = Prune(measured=False).apply(model, context(model, data, rewrites=RewriteLog(limit=0)))
+    assert outcome.changed == 0
+    assert describe(model).params == before
+
+
+def test_in_a_pipeline_it_is_lossy_and_deterministic(data) -> None:  # type: ignore[no-untyped-def]
+    results = []
+    for _ in range(2):
+        model = redundant()
+        built, (record,) = Pipeline(context(model, data)).run(model, [Prune(ratio=0.3, measured=False)])
+        assert record.error is not None
+        assert not record.rolled_back
+        results.append({name: value.const_value.numpy() for name, value in built.graph.initializers.items()})
+    for name, array in results[0].items():
+        np.testing.assert_array_equal(array, results[1][name])
+
+
+@pytest.mark.parametrize(
+    "options", [{"ratio": 0.0}, {"ratio": 1.0}, {"limit": 1.5}, {"align": -1}, {"rounds": 0}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="prune"):
+        Prune(**options)  # type: ignore[arg-type]
