@@ -7,6 +7,8 @@ from greencc.core.passes import Pass
 from greencc.passes.absorb_bias import AbsorbBias
 from greencc.passes.bound_softmax import BoundSoftmax
 from greencc.passes.convert_qoperator import ConvertQOperator
+from greencc.passes.decompose import Decompose
+from greencc.passes.drop_blocks import DropBlocks
 from greencc.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from greencc.passes.eliminate_dead_code import EliminateDeadCode
 from greencc.passes.eliminate_no_ops import EliminateNoOps
@@ -22,6 +24,7 @@ from greencc.passes.merge_convolutions import MergeConvolutions
 from greencc.passes.merge_reshapes import MergeReshapes
 from greencc.passes.move_transposes import MoveTransposes
 from greencc.passes.normalize_clips import NormalizeClips
+from greencc.passes.prune import Prune
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
@@ -31,6 +34,7 @@ from greencc.passes.recover_hard_swish import RecoverHardSwish
 from greencc.passes.recover_layer_norm import RecoverLayerNorm
 from greencc.passes.relax_clips import RelaxClips
 from greencc.passes.smooth_quant import SmoothQuant
+from greencc.passes.sparsify import Sparsify
 from greencc.passes.split_outlier_channels import SplitOutlierChannels
 from greencc.passes.upgrade_opset import UpgradeOpset
 
@@ -59,6 +63,10 @@ PASSES: tuple[type[Pass], ...] = (
     AbsorbBias,
     SmoothQuant,
     SplitOutlierChannels,
+    DropBlocks,
+    Prune,
+    Decompose,
+    Sparsify,
     QuantizeInt8,
     QuantizeDynamic,
     QuantizeWeights,

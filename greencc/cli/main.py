@@ -19,6 +19,7 @@ from greencc.core.errors import ExitCode, GreenccError, did_you_mean
 _COMMANDS = {
     "compile": "Compile an ONNX model into a verified, measured bundle.",
     "verify": "Check a bundle's hashes, and its accuracy against the original model.",
+    "recover": "Fine-tune a bundle's network with the original as its teacher (greencc[finetune]).",
     "measure": "Measure latency and energy of a bundle or model, interleaved with a baseline.",
     "run": "Run a bundle on inputs from an .npz file.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",

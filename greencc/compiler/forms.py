@@ -184,9 +184,17 @@ class FormBuilder:
     def _asked(self, name: str, steps: tuple[Pass, ...], start: _Start) -> Form:
         model, passes, records = start
         rank = INT8_RANK if any(step.lossy for step in steps) else CLEANED_RANK
-        form = self._build(name, recipe_precision(steps), rank, model, steps)
-        form.passes, form.records = passes + form.passes, records + form.records
-        form.fitted |= self._calibrated and any(map(_fits, steps))
+        precision = recipe_precision(steps)
+        ready: ir.Model | None = None
+        if steps and isinstance(steps[-1], QuantizeInt8):
+            # What is quantized is kept, to tell the error of each layer by.
+            with self._session.phase(f"building {name}"):
+                ready, done = Pipeline(self.context).run(model, steps[:-1])
+            model, passes, records, steps = ready, passes + steps[:-1], records + done, steps[-1:]
+        form = self._build(name, precision, rank, model, steps)
+        form.passes, form.records, form.float_model = passes + form.passes, records + form.records, ready
+        form.applied |= any(record.changed for record in records)
+        form.fitted |= self._calibrated and any(map(_fits, form.passes))
         return form
 
     def _time(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:

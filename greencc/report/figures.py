@@ -201,7 +201,7 @@ def measured_rows(old: Figures, new: Figures, ratio: Ratio, *, clean: bool = Tru
         *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, clean),
         Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
         *_count_row("Parameters", old.params, new.params),
-        *_count_row("Multiply-accumulates", old.macs, new.macs),
+        *_count_row("MACs", old.macs, new.macs),
     ]
     if old.peak_memory_mb is not None and new.peak_memory_mb is not None:
         rows.append(

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
 from greencc.report import figures as show
 from greencc.report.svg import bars, latency_plot, sqnr_plot
@@ -16,6 +17,7 @@ from greencc.report.verdict import judge
 
 _TOP_LAYERS = 12
 _WORST_LAYERS = 8
+_FEW_FINDINGS = 12
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
 
 
@@ -85,7 +87,19 @@ def render_html(report: Report) -> str:
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
+        unfolded=_unfolded(report),
         missing=show.MISSING,
+    )
+
+
+def _unfolded(report: Report) -> frozenset[str]:
+    """Passes whose findings are open from the start: those that were asked for by name, unless there are many."""
+    asked = report.budget.asked.get("passes")
+    names = {ALIASES.get(name, name) for name in pass_names(asked)} if isinstance(asked, str) else set()
+    return frozenset(
+        record.name
+        for record in report.passes
+        if record.name in names and 0 < len(record.findings) <= _FEW_FINDINGS
     )
 
 

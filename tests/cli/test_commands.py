@@ -25,7 +25,18 @@ from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.report import parse_report
 from greencc.targets import TARGETS
 
-COMMANDS = {"compile", "verify", "measure", "run", "inspect", "targets", "passes", "doctor", "report"}
+COMMANDS = {
+    "compile",
+    "verify",
+    "recover",
+    "measure",
+    "run",
+    "inspect",
+    "targets",
+    "passes",
+    "doctor",
+    "report",
+}
 COMPILE = ("compile", "model.onnx", "-c", "calibration.npz", "--eval", "eval.npz", "--effort", "quick")
 INT8 = (*COMPILE, "--precision", "int8")
 

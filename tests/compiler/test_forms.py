@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from greencc.compiler import CompileOptions, Precision, compile_model
 from greencc.compiler.forms import FormBuilder, recipe_precision, weight_only
 from greencc.compiler.layers import Origins
+from greencc.compiler.measurement import model_counts
 from greencc.compiler.options import QuantizedFormat
 from greencc.compiler.sensitivity import make_slice
 from greencc.core.errors import InputError, UsageError
@@ -155,3 +156,19 @@ def test_a_slice_needs_a_whole_batch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no whole batch of 100"):
         make_slice(engine, data, 16)
     engine.close()
+
+
+def test_packed_weights_count_as_what_they_hold(tmp_path: Path) -> None:
+    """Four bits are no fewer parameters, and no fewer multiply-accumulates."""
+    path = gemm(tmp_path, 512)
+    bench = Bench(
+        path,
+        (tmp_path / "scratch"),
+        CompileOptions(target="cpu:threads=1", calibration=tmp_path / "data.npz"),
+    )
+    (tmp_path / "scratch").mkdir()
+    form = next(bench.builder.weights(Precision.INT4_WEIGHTS))
+    assert "MatMulNBits" in {node.op_type for node in form.model.graph}
+    assert model_counts(form.model) == model_counts(bench.source) == (512 * 4, 512 * 4)
+    assert model_counts(None) == (None, None)
+    bench.baseline.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -213,3 +214,26 @@ def test_huge_computed_sizes_are_not_materialised() -> None:
     bound = bind_dims(model, {"x": (3,)})
     assert shapes(bound)["r"] == [4_000_000, 4_000_000]
     assert shapes(bound)["y"] == [2]
+
+
+def test_what_follows_a_fused_gelu_has_a_shape() -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((5, 7), np.float32), "w")
+    nodes = [
+        onnx.helper.make_node("Gelu", ["x"], ["g"], "gelu", domain="com.microsoft"),
+        onnx.helper.make_node("MatMul", ["g", "w"], ["y"], "product"),
+        onnx.helper.make_node("Relu", ["y"], ["z"], "relu"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "gelu",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 5])],
+        [onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["n", 7])],
+        [weight],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    infer_shapes(model)
+    shapes = {str(value.name): value.shape for node in model.graph for value in node.outputs}
+    assert [str(dim) for dim in shapes["g"] or ()] == ["n", "5"]
+    assert [str(dim) for dim in shapes["y"] or ()] == ["n", "7"]
+    assert model.graph[0].op_type == "Gelu", "only the inference sees something else"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greencc.core.report import Interval, Latency, LayerError, Report
+from greencc.core.report import Budget, Interval, Latency, LayerError, Report
 from greencc.report import judge, render_html
 from greencc.report.svg import latency_plot, sqnr_plot, ticks
 
@@ -168,3 +168,17 @@ def test_ticks_are_round_and_few(end: float) -> None:
     assert 2 <= len(found) <= 6
     assert found[0] == 0
     assert found[-1] <= end * (1 + 1e-9)
+
+
+def test_findings_of_passes_that_were_asked_for_are_open(full_report: Report) -> None:
+    def opened(text: str) -> list[str]:
+        page = render_html(replace(full_report, budget=Budget({"passes": text}, met=True)))
+        return re.findall(r'<details open>\s*<summary><span class="pass">([^<]*)</span>', page)
+
+    # What was rolled back is always open.
+    assert opened("fold-constants,quantize") == ["fuse-hard-swish", "quantize-int8"]
+    assert opened("fold-batch-norm") == ["fold-batch-norm", "fuse-hard-swish"]
+    assert opened("broken\\") == ["fuse-hard-swish"]
+    many = replace(full_report.passes[3], findings=full_report.passes[3].findings * 20)
+    crowded = replace(full_report, passes=(many,), budget=Budget({"passes": "quantize"}, met=True))
+    assert "<details open>" not in render_html(crowded)

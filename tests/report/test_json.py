@@ -51,6 +51,18 @@ def test_stable_keys(full_report: Report) -> None:
     assert {"seconds", "peak_rss_mb"} <= set(data["compile"])
 
 
+def test_counts_come_back_and_may_be_missing(full_report: Report) -> None:
+    """Counts are exact, and reports from before there were any are still read."""
+    figures = replace(full_report.artifact, params=1_234_567_891, macs=None)
+    report = replace(full_report, artifact=figures)
+    text = dump_report(report)
+    assert parse_report(text).artifact == figures
+    data = json.loads(text)
+    for side in ("baseline", "artifact"):
+        del data[side]["params"], data[side]["macs"]
+    assert parse_report(json.dumps(data)).artifact == full_report.artifact
+
+
 def test_figures_are_rounded_and_options_are_not(full_report: Report) -> None:
     report = replace(full_report, ratio=replace(full_report.ratio, latency=Interval(1.23456789, 1.1, 1.4)))
     data = json.loads(dump_report(report))

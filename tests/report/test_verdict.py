@@ -86,6 +86,55 @@ def test_losses_are_not_hidden(full_report: Report) -> None:
     assert headline.startswith("INT8: no saving shown; 1.25× slower and 2.00× larger;")
 
 
+def test_a_gain_in_size_alone_is_called_that(full_report: Report) -> None:
+    none = replace(full_report.ratio, latency=Interval(1.01, 0.97, 1.05), energy=None)
+    assert judge(replace(full_report, ratio=none)).headline.startswith(
+        "INT8: 3.87× smaller in size only, no speed-up shown; "
+    )
+    energy = replace(none, energy=full_report.ratio.energy)
+    assert "in size only" not in judge(replace(full_report, ratio=energy)).headline
+    same = replace(none, size=Interval(1.0, 1.0, 1.0))
+    assert judge(replace(full_report, ratio=same)).headline.startswith("INT8: no saving shown;")
+
+
+@pytest.mark.parametrize(
+    ("asked", "subject"),
+    [
+        ({"passes": "prune:ratio=0.3,decompose:tucker,quantize"}, "Prune + decompose + quantize"),
+        ({"passes": "prune"}, "Prune"),
+        ({"passes": "broken\\"}, "Broken\\"),
+        ({"passes": "a\x1b[31m,b"}, "A\ufffd[31m + b"),
+        ({"passes": 3}, "FP32 kept"),
+        ({"recipe": "mine.toml"}, "Recipe mine.toml"),
+    ],
+)
+def test_passes_that_were_asked_for_are_named(full_report: Report, asked: dict, subject: str) -> None:
+    """A pruned model in FP32 is not "FP32 kept"."""
+    report = replace(full_report, precision="fp32", budget=Budget(asked, met=True))
+    verdict = judge(report)
+    assert verdict.headline.startswith(f"{subject}: 1.84× faster")
+    assert ("FP32 was kept" in verdict.text) == (subject == "FP32 kept")
+
+
+def test_what_the_graphs_hold_is_shown_where_it_changed(full_report: Report) -> None:
+    def labels(params: int | None, macs: int | None) -> dict[str, tuple[str, str, str]]:
+        report = replace(
+            full_report,
+            baseline=replace(full_report.baseline, params=2_000_000, macs=300_000_000),
+            artifact=replace(full_report.artifact, params=params, macs=macs),
+        )
+        return {row.label: (row.baseline, row.artifact, row.change) for row in figure_rows(report)}
+
+    rows = labels(1_250_000, 200_000_000)
+    assert rows["Parameters"] == ("2.00 M", "1.25 M", "1.60× fewer")
+    assert rows["MACs"] == ("300 M", "200 M", "1.50× fewer")
+    rows = labels(2_500_000, None)
+    assert rows["Parameters"] == ("2.00 M", "2.50 M", "1.25× more")
+    assert "MACs" not in rows
+    # Folding a normalisation is no change of shape worth a line, and an empty graph none at all.
+    assert not {"Parameters", "MACs"} & set(labels(1_995_000, 0))
+
+
 def test_uncertified_accuracy(full_report: Report) -> None:
     accuracy = replace(
         full_report.accuracy, certified=False, reason="not certifiable with n = 120: needs 299"
