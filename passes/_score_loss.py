@@ -1,0 +1,168 @@
+"""Loss: how much the model's outputs change when a channel is switched off, tried out channel by channel.
+
+The oracle of Molchanov et al. (ICLR 2017, arXiv 1611.06440, section 3.1). On each of a few samples
+- with labels and class scores: `|CE(masked) - CE(all on)|`, the change of the cross-entropy of the label, either way;
+- without labels, class scores: the Kullback-Leibler divergence of the class probabilities from those with all on;
+- else: the squared change of the outputs over their squares;
+the mean over the samples. It does not know what repair will make up for, and it costs one inference per channel and
+sample; masks share runs (`_score_masks`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.data import Array, Batch, DataSource
+from greencc.core.errors import InputError
+from greencc.core.groups import PruneGroup
+from greencc.core.passes import Context
+from greencc.passes._capture import checked, no_samples, require_data, rows
+from greencc.passes._score_magnitude import magnitude_of
+from greencc.passes._score_masks import Key, MaskedRuns
+from greencc.passes._score_options import Float64, ScoreOptions
+from greencc.passes._score_reads import Weights
+
+# An output that is no number any more is worse than any change.
+_BROKEN = 1e6
+_SUM_TOLERANCE = 1e-3
+
+
+def loss(
+    model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, options: ScoreOptions
+) -> dict[str, Float64]:
+    """Scores by group name, (channels,).
+
+    After `loss_seconds` no further sample is begun; one is always used. Groups that nothing reads with weights
+    cannot be masked: they get their magnitudes, in the unit that fits the other groups best.
+    """
+    weights = Weights(model)
+    masked = [group for group in groups if weights.readers(group)]
+    scores = _measured(model, masked, weights, ctx, options) if masked else {}
+    if len(masked) < len(groups):
+        magnitudes = {group.name: magnitude_of(weights, group) for group in groups}
+        known = sum(float(magnitudes[group.name].sum()) for group in masked)
+        unit = sum(float(score.sum()) for score in scores.values()) / known if known > 0.0 else 1.0
+        scores |= {name: unit * found for name, found in magnitudes.items() if name not in scores}
+    return scores
+
+
+def _measured(
+    model: ir.Model, groups: Sequence[PruneGroup], weights: Weights, ctx: Context, options: ScoreOptions
+) -> dict[str, Float64]:
+    source = require_data(ctx)
+    totals = {group.name: np.zeros(group.size) for group in groups}
+    runs = MaskedRuns(model, weights.all_readers(groups), ctx)
+    offs = {group.name: _masks(runs, weights, group) for group in groups}
+    used, end = 0, time.monotonic() + options.loss_seconds
+    wanted = min(options.loss_samples, source.count)
+    try:
+        for sample in ctx.progress(_spread(source, wanted), label="Masking channels", total=wanted):
+            if used and time.monotonic() > end:
+                break
+            base = runs.baseline(sample)
+            if not any(_is_float(array) and np.isfinite(array).any() for array in base.values()):
+                raise InputError(
+                    "the outputs of the model are no finite numbers on the calibration data",
+                    hint="check the preprocessing of the samples",
+                )
+            label = _label(base, sample)
+            for name, masks in offs.items():
+                for channel, found in runs.outputs(sample, masks):
+                    totals[name][channel] += change(base, found, label)
+            used += 1
+    finally:
+        runs.close()
+    if not used:
+        raise no_samples(source)
+    return {name: total / used for name, total in totals.items()}
+
+
+def _masks(runs: MaskedRuns, weights: Weights, group: PruneGroup) -> list[dict[Key, Array]]:
+    """For each channel, which coordinates of which values are off."""
+    masks: list[dict[Key, Array]] = []
+    readers = {(reader.value, reader.axis): reader for reader in weights.readers(group)}
+    for channel in range(group.size):
+        off: dict[Key, Array] = {}
+        for key, reader in readers.items():
+            off[key] = np.zeros(runs.masks[key].size, bool)
+            off[key][reader.positions[channel]] = True
+        masks.append(off)
+    return masks
+
+
+def _spread(source: DataSource, wanted: int) -> Iterator[Batch]:
+    """Samples one by one, evenly spread over the data."""
+    picked = {index * source.count // wanted for index in range(wanted)}
+    first = 0
+    for item in checked(source, 32):
+        for offset in range(item.count):
+            if first + offset in picked:
+                part = rows(item, offset, offset + 1)
+                yield Batch(part.feeds, None if item.labels is None else item.labels[offset : offset + 1])
+        first += item.count
+
+
+def change(base: Mapping[str, Array], found: Mapping[str, Array], label: int | None = None) -> float:
+    """How far the outputs for one sample are from those with all channels on; at least 0.
+
+    Args:
+        base: With all channels on.
+        found: With a channel off.
+        label: The right class, where it is known and there is one output of class scores.
+    """
+    floats = [name for name, array in base.items() if _is_float(array)]
+    if not all(np.isfinite(found[name][np.isfinite(base[name])]).all() for name in floats):
+        return _BROKEN
+    if all(_is_scores(base[name]) for name in floats):
+        pairs = [(_log_probabilities(base[name]), _log_probabilities(found[name])) for name in floats]
+        if label is not None:
+            return abs(float(pairs[0][1][label] - pairs[0][0][label]))
+        return max(max(0.0, float(np.exp(p) @ (p - q))) for p, q in pairs)
+    return max(_relative(base[name], found[name]) for name in floats)
+
+
+def _label(base: Mapping[str, Array], sample: Batch) -> int | None:
+    """The class of the sample, when it has one and the model has one output of scores with it."""
+    scores = [array for array in base.values() if _is_float(array)]
+    if sample.labels is None or len(scores) != 1 or not _is_scores(scores[0]):
+        return None
+    label = np.asarray(sample.labels)
+    if label.size != 1 or not np.issubdtype(label.dtype, np.integer):
+        return None
+    number = int(label.reshape(()))
+    return number if 0 <= number < scores[0].size else None
+
+
+def _relative(base: Array, found: Array) -> float:
+    a, b = base.astype(np.float64), found.astype(np.float64)
+    # Masked scores are legitimately infinite in both.
+    finite = np.isfinite(a)
+    noise = float(np.square(a[finite] - b[finite]).sum())
+    signal = float(np.square(a[finite]).sum())
+    if noise == 0.0:
+        return 0.0
+    return min(noise / signal, _BROKEN) if signal > 0.0 else _BROKEN
+
+
+def _log_probabilities(array: Array) -> Float64:
+    """Of the classes; scores that are no probabilities go through a softmax."""
+    scores = array.reshape(-1).astype(np.float64)
+    if (scores >= 0).all() and abs(float(scores.sum()) - 1.0) < _SUM_TOLERANCE:
+        scores = np.log(np.maximum(scores, 1e-12))
+    # Classes that are masked out have no probability.
+    scores = np.maximum(np.where(np.isnan(scores), -np.inf, scores), -1e30)
+    shifted = scores - scores.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _is_scores(array: Array) -> bool:
+    """Class scores of one sample."""
+    return array.ndim >= 2 and array.shape[0] == 1 and array.shape[1] >= 2 and array.size == array.shape[1]
+
+
+def _is_float(array: Array) -> bool:
+    return np.issubdtype(array.dtype, np.floating)

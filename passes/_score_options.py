@@ -1,0 +1,37 @@
+"""What the scores of channels can be told, and what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greencc.core.errors import UsageError
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Options of the scores; each is used by the scores that are named.
+
+    Attributes:
+        batch: Samples run at once while channels are observed (activation, second order, correlation).
+        damping: Added to the diagonal of the correlation matrix, at least (second order, correlation).
+        loss_samples: Samples whose outputs are compared (loss).
+        loss_seconds: When this time is over, no further sample is begun (loss).
+    """
+
+    batch: int = 32
+    damping: float = 1e-3
+    loss_samples: int = 16
+    loss_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.loss_samples < 1:
+            raise UsageError("scores need at least one sample", hint="give batch and loss_samples from 1 on")
+        if not self.damping > 0.0 or not np.isfinite(self.damping):
+            raise UsageError(f"damping must be above 0, not {self.damping}", hint="the default is 0.001")
+        if not self.loss_seconds > 0.0:
+            raise UsageError(f"loss_seconds must be above 0, not {self.loss_seconds}")

@@ -1,0 +1,219 @@
+"""Low-rank factorisation of weighted layers, straight on the graph, judged by the data and the target.
+
+Every layer becomes the form that keeps the wanted share of its outputs' energy with the least work
+(`_decompose_forms`), in the norm of the calibration data (`_decompose_problem`). It is replaced only where it has fewer
+multiply-accumulates and fewer parameters, and, where the target can be measured, only where the factors run faster than
+the layer. The last factors are refitted to the original outputs in graph order, which takes back part of what the
+layers before have changed (`_repair_layers`); thin layers that meet are merged afterwards (`_decompose_merge`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from greencc.core.errors import UsageError, did_you_mean
+from greencc.core.graph import Names, ensure_names
+from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.passes._decompose_factors import Candidate, emit, replace_layer, stored_weights
+from greencc.passes._decompose_family import RankChoice, RankRule
+from greencc.passes._decompose_forms import Method, candidates, form_problem
+from greencc.passes._decompose_jobs import (
+    RULE,
+    Choice,
+    Job,
+    find_jobs,
+    problem_of,
+    ready_jobs,
+    value_shapes,
+)
+from greencc.passes._decompose_measure import LayerTimer
+from greencc.passes._decompose_merge import merge_factors
+from greencc.passes._decompose_problem import Problem
+from greencc.passes._linear_view import LINEAR
+from greencc.passes._repair_layers import Refit, RefitOptions, refit
+
+_ALIGN = 8
+
+
+@dataclass(frozen=True)
+class Decompose(Pass):
+    """Replace weighted layers by low-rank factors.
+
+    Attributes:
+        method: The form; `auto`: for every layer the one with the least work, or measured time.
+        rank: What decides the ranks: the energy kept, EVBMF (no threshold), or the share of work to save.
+        energy: Share of the energy of a layer's outputs that is kept, with `rank = energy`.
+        ratio: Share of a layer's multiply-accumulates to save, with `rank = ratio`.
+        ops: Operators that are factorised.
+        exclude: Names of nodes left as they are.
+        min_elements: Layers with fewer weights are left as they are.
+        whiten: Judge errors by the calibration data; else by the weights alone.
+        repair: Refit the last factors to the outputs of the original layers, on the calibration data.
+        measured: Keep a factorisation only where the target runs it faster than the layer.
+        align: Ranks are multiples of this; 0: 8.
+    """
+
+    name: ClassVar[str] = "decompose"
+    summary: ClassVar[str] = (
+        "Replace layers by low-rank factors where that is faster; better with calibration data"
+    )
+    lossy: ClassVar[bool] = True
+    primary: ClassVar[str] = "method"
+
+    method: Method = Method.AUTO
+    rank: RankRule = RankRule.ENERGY
+    energy: float = 0.95
+    ratio: float = 0.3
+    ops: tuple[str, ...] = LINEAR
+    exclude: tuple[str, ...] = ()
+    min_elements: int = 1024
+    whiten: bool = True
+    repair: bool = True
+    measured: bool = True
+    align: int = 0
+
+    def __post_init__(self) -> None:
+        for op_type in self.ops:
+            if op_type not in LINEAR:
+                raise UsageError(
+                    f"{self.name}: ops has {op_type!r}, which is no weighted layer",
+                    hint=did_you_mean(op_type, LINEAR),
+                )
+        for option, value in (("energy", self.energy), ("ratio", self.ratio)):
+            if not 0 < value < 1:
+                raise UsageError(
+                    f"{self.name}: {option} is {value}", hint="it is a share: take a number between 0 and 1"
+                )
+        if self.min_elements < 0 or self.align < 0:
+            raise UsageError(f"{self.name}: min_elements and align cannot be negative", hint="take 0 or more")
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        """Factorise the layers of the main graph in place."""
+        outcome = Outcome()
+        ensure_names(model)
+        return _Run(self, model, ctx, outcome).run()
+
+
+@dataclass
+class _Run:
+    options: Decompose
+    model: ir.Model
+    ctx: Context
+    outcome: Outcome
+    made: set[str] = field(default_factory=set)
+    refits: list[Refit] = field(default_factory=list)
+    replaced: int = 0
+
+    def run(self) -> Outcome:
+        options, ctx, findings = self.options, self.ctx, self.outcome.findings
+        announced = len(ctx.rewrites.applied)
+        # Statistics and targets are those of the model as it came.
+        original = self.model.clone()
+        jobs = find_jobs(original, Choice(options.ops, options.exclude, options.min_elements), findings)
+        jobs = [job for job in jobs if self._fits(job)]
+        if not jobs:
+            if not findings:
+                findings.append(Finding("refused", f"no {', '.join(options.ops)} to factorise", rule=RULE))
+            return self.outcome
+        data = ctx.calibration is not None
+        if options.whiten and not data:
+            self._note("there is no calibration data: errors are those of the weights, not of the outputs")
+        shapes = value_shapes(original, ctx)
+        timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None and options.measured else None
+        if options.measured and timer is None:
+            self._note("nothing was measured: layers were replaced where that has fewer multiply-accumulates")
+        nodes = {str(node.name): node for node in self.model.graph}
+        names = Names(self.model)
+        before = after = 0
+        statistics = ready_jobs(original, jobs, ctx, findings) if options.whiten else iter(jobs)
+        for job in ctx.progress(statistics, label="Factorising", total=len(jobs)):
+            problem = problem_of(job, original, shapes, whiten=options.whiten)
+            if isinstance(problem, str):
+                self._refuse(job, problem)
+                continue
+            before += problem.macs
+            after += problem.macs
+            best = self._best(job, problem, timer)
+            if best is None or not ctx.rewrites.allow(f"{RULE}-{best[0].form}", job.name):
+                continue
+            candidate, speed = best
+            self._replace(job, candidate, nodes, names)
+            after += candidate.macs - problem.macs
+            share = candidate.macs / max(problem.macs, 1)
+            message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
+            self._note(message + ("" if speed is None else f", measured {speed:.2f}x"), job.name)
+        if self.replaced:
+            self._note(
+                f"{self.replaced} of {len(jobs)} layers looked at are factorised, which leaves "
+                f"{after / max(before, 1):.0%} of their multiply-accumulates"
+            )
+            self._finish(original)
+        # The repair announces its changes itself.
+        self.outcome.changed = len(ctx.rewrites.applied) - announced
+        return self.outcome
+
+    def _fits(self, job: Job) -> bool:
+        reason = form_problem(job.view, self.options.method)
+        if reason is not None:
+            self._refuse(job, reason)
+        return reason is None
+
+    def _best(
+        self, job: Job, problem: Problem, timer: LayerTimer | None
+    ) -> tuple[Candidate, float | None] | None:
+        """The candidate to take, with its speed where it was measured."""
+        options = self.options
+        choice = RankChoice(options.rank, options.energy, options.ratio, options.align or _ALIGN)
+        found = candidates(problem, options.method, choice)
+        if not found:
+            self._refuse(job, f"would save nothing at {self._wanted()}")
+            return None
+        if timer is None:
+            return found[0], None
+        speeds = timer.speeds(problem, found)
+        if speeds is None:
+            self._note("the shape of its input is not known: it was not measured", job.name)
+            return found[0], None
+        index = max(range(len(found)), key=lambda i: speeds[i].value)
+        if speeds[index].low <= 1.0:
+            self._refuse(job, f"measured {speeds[index].value:.2f}x as {found[index]}")
+            return None
+        return found[index], speeds[index].value
+
+    def _wanted(self) -> str:
+        match self.options.rank:
+            case RankRule.ENERGY:
+                return f"{self.options.energy:.1%} of the energy"
+            case RankRule.RATIO:
+                return f"{self.options.ratio:.0%} less work"
+            case RankRule.EVBMF:
+                return "the rank of EVBMF"
+
+    def _replace(self, job: Job, candidate: Candidate, nodes: dict[str, ir.Node], names: Names) -> None:
+        graph = self.model.graph
+        layers = [nodes[str(view.node.name)] for view in job.views]
+        weights = stored_weights(graph, layers[0], candidate, job.tensor.dtype.numpy(), names)
+        for layer in layers:
+            source, result = layer.inputs[0], layer.outputs[0].name
+            assert source is not None
+            factors = emit(layer, candidate, source, weights, names)
+            replace_layer(graph, layer, factors)
+            self.made.update(str(factor.name) for factor in factors)
+            if len(layers) == 1:
+                # A shared weight cannot be fitted to two outputs at once.
+                self.refits.append(Refit(job.name, str(result)))
+        self.replaced += 1
+
+    def _finish(self, original: ir.Model) -> None:
+        if self.options.repair and self.ctx.calibration is not None and self.refits:
+            self.outcome.findings.extend(refit(original, self.model, self.refits, self.ctx, RefitOptions()))
+        merge_factors(self.model, self.made, self.ctx.rewrites)
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        self.outcome.findings.append(Finding("refused", f"{job.view.node.op_type}: {reason}", job.name, RULE))
+
+    def _note(self, message: str, node: str | None = None) -> None:
+        self.outcome.findings.append(Finding("note", message, node, RULE))

@@ -1,0 +1,279 @@
+"""Depth: remove the residual blocks that the outputs need least.
+
+A block y = x + f(x) becomes y = x (`_blocks`), which saves all its time where cutting channels saves a part of it. The
+least harmful block goes first; then the others are scored again, with it gone (`_blocks_score`). All layers behind
+the removed blocks are refitted afterwards to give what they gave before (`_repair_layers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from greencc.core.data import Feeds
+from greencc.core.describe import nodes_cost
+from greencc.core.errors import GreenccError, UsageError
+from greencc.core.graph import ensure_names, static_shape
+from greencc.core.model import bind_dims, infer_shapes
+from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.passes._blocks import Block, Shape, drop, find_blocks
+from greencc.passes._blocks_score import BlockScore, BlockScorer
+from greencc.passes._capture import graph_values, require_data
+from greencc.passes._linear_view import linear_view
+
+_RULE = "drop-block"
+_REFUSED_SHOWN = 3
+# Of com.microsoft, made by the clean-up.
+_ELEMENTWISE = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is known for one sample: shapes of values, work of nodes by name."""
+
+    shapes: Mapping[str, Shape]
+    macs: Mapping[str, int | None]
+
+    @property
+    def total(self) -> int:
+        return sum(count or 0 for count in self.macs.values())
+
+    def share(self, block: Block) -> float | None:
+        """The block's part of the model's MACs, or None when it is not known."""
+        counts = [self.macs.get(str(node.name)) for node in block.nodes]
+        known = [count for count in counts if count is not None]
+        return sum(known) / self.total if len(known) == len(counts) and self.total else None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A block that is going to be removed."""
+
+    name: str
+    score: float
+    share: float
+
+
+@dataclass(frozen=True)
+class DropBlocks(Pass):
+    """Remove residual blocks; needs calibration data.
+
+    Attributes:
+        ratio: Share of the model's multiply-accumulates to remove at most.
+        count: Blocks to remove at most; 0: as many as `ratio` allows.
+        score: `output` is the change of the outputs without the block, `similarity` the angle between what enters it
+            and what leaves it.
+        repair: Refit the layers behind removed blocks to the outputs they had.
+        exclude: Names of the Add nodes whose blocks stay.
+        samples: Calibration samples that blocks are scored on, at most.
+        batch: Samples run at once, where the model's batch is dynamic.
+    """
+
+    name: ClassVar[str] = "drop-blocks"
+    summary: ClassVar[str] = "Remove the residual blocks that the outputs need least"
+    lossy: ClassVar[bool] = True
+    primary: ClassVar[str | None] = "ratio"
+
+    ratio: float = 0.1
+    count: int = 0
+    score: BlockScore = BlockScore.OUTPUT
+    repair: bool = True
+    exclude: tuple[str, ...] = ()
+    samples: int = 128
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio < 1.0:
+            raise UsageError(f"{self.name}: ratio is {self.ratio:g}", hint="give a value in (0, 1)")
+        for option, value, least in (
+            ("count", self.count, 0),
+            ("samples", self.samples, 1),
+            ("batch", self.batch, 1),
+        ):
+            if value < least:
+                raise UsageError(f"{self.name}: {option} is {value}", hint=f"give at least {least}")
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        """Remove blocks of the main graph in place.
+
+        Raises:
+            InputError: There is no calibration data, or it holds NaN or infinity.
+        """
+        ensure_names(model)
+        infer_shapes(model)
+        outcome = Outcome()
+        sizes = _sizes(model, ctx)
+        shortened = model.clone()
+        choices = self._choose(model, shortened, sizes, ctx, outcome)
+        if not choices or not _pays(model, shortened, ctx, outcome):
+            return outcome
+        original = model.clone()
+        skips: list[ir.Value] = []
+        for choice in choices:
+            if not ctx.rewrites.allow(_RULE, choice.name):
+                break
+            block = next(found for found in find_blocks(model, sizes.shapes)[0] if found.name == choice.name)
+            skips.append(block.skip)
+            drop(model, block)
+            outcome.changed += 1
+            outcome.findings.append(
+                Finding(
+                    "note",
+                    f"removed the residual block that ends in {choice.name!r}, {100 * choice.share:.1f} % of the "
+                    f"MACs: {self.score.value} score {choice.score:.3g}",
+                    choice.name,
+                    _RULE,
+                )
+            )
+        if self.repair and outcome.changed:
+            outcome.findings += _repair(original, model, skips, ctx)
+        return outcome
+
+    def _choose(
+        self, model: ir.Model, shortened: ir.Model, sizes: _Sizes, ctx: Context, outcome: Outcome
+    ) -> list[_Choice]:
+        """The blocks to remove, in order, least harmful first; `shortened` loses them."""
+        possible = self._possible(model, sizes, outcome)
+        if not possible:
+            return []
+        chosen: list[_Choice] = []
+        with BlockScorer(
+            model, possible, sizes.shapes, ctx, score=self.score, samples=self.samples, batch=self.batch
+        ) as scorer:
+            while not self.count or len(chosen) < self.count:
+                left = self.ratio - sum(choice.share for choice in chosen)
+                candidates = {}
+                for block in find_blocks(shortened, sizes.shapes)[0]:
+                    share = sizes.share(block)
+                    if block.name in possible and share is not None and share <= left:
+                        candidates[block.name] = block, share
+                if not candidates:
+                    break
+                scores = scorer.scores([choice.name for choice in chosen], list(candidates))
+                best = min(scores, key=lambda name: scores[name])
+                block, share = candidates[best]
+                chosen.append(_Choice(best, scores[best], share))
+                drop(shortened, block)
+        return chosen
+
+    def _possible(self, model: ir.Model, sizes: _Sizes, outcome: Outcome) -> list[str]:
+        """The blocks that may be removed; the others become findings, one per reason."""
+        blocks, refused = find_blocks(model, sizes.shapes)
+        left: dict[str, list[str]] = {}
+        for item in refused:
+            left.setdefault(item.reason, []).append(item.name)
+        possible = []
+        for block in blocks:
+            share = sizes.share(block)
+            if block.name in self.exclude:
+                reason = "excluded by the options"
+            elif share is None:
+                reason = "the work it takes is not known"
+            elif not share:
+                reason = "it multiplies nothing, so removing it would save next to nothing"
+            elif share > self.ratio:
+                reason = (
+                    f"it takes more than {100 * self.ratio:g} % of the MACs, all that ratio allows to remove"
+                )
+            else:
+                possible.append(block.name)
+                continue
+            left.setdefault(reason, []).append(
+                block.name if share is None else f"{block.name} ({100 * share:.1f} %)"
+            )
+        for reason, names in left.items():
+            shown = ", ".join(names[:_REFUSED_SHOWN])
+            more = f" and {len(names) - _REFUSED_SHOWN} more" if len(names) > _REFUSED_SHOWN else ""
+            outcome.findings.append(
+                Finding("refused", f"residual Add {shown}{more} stays: {reason}", rule=_RULE)
+            )
+        if not blocks and not refused:
+            outcome.findings.append(Finding("refused", "the model has no residual blocks", rule=_RULE))
+        return possible
+
+
+def _sizes(model: ir.Model, ctx: Context) -> _Sizes:
+    """Shapes and work for the sizes of a calibration sample."""
+    first = next(iter(require_data(ctx).batches(1)), None)
+    sized = model if first is None else _bound(model, first.feeds)
+    while _through_custom_operators(sized.graph):
+        infer_shapes(sized)
+    shapes = {
+        str(value.name): tuple(int(dim) for dim in value.shape.numpy())
+        for value in graph_values(sized.graph)
+        if value.shape is not None and value.shape.is_static()
+    }
+    return _Sizes(shapes, {cost.name: cost.macs for cost in nodes_cost(sized)})
+
+
+def _bound(model: ir.Model, feeds: Feeds) -> ir.Model:
+    """The model for two such samples, so that a dimension of 1 is one that broadcasts; else for one."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    shapes = {
+        name: (_dynamic_batch(inputs.get(name), array.shape[0]), *array.shape[1:])
+        for name, array in feeds.items()
+    }
+    try:
+        return bind_dims(model, shapes)
+    except GreenccError:
+        # Exporters write a batch of 1 into reshapes of graphs that declare a dynamic batch.
+        return bind_dims(model, {name: array.shape for name, array in feeds.items()})
+
+
+def _through_custom_operators(graph: ir.Graph) -> bool:
+    """Give results of fused activations the shape of what they read, as inference does not; whether any was new."""
+    found = False
+    for node in graph:
+        if node.domain == "com.microsoft" and node.op_type in _ELEMENTWISE:
+            shape = static_shape(node.inputs[0])
+            if shape is not None and static_shape(node.outputs[0]) is None:
+                node.outputs[0].shape = ir.Shape(shape)
+                found = True
+    return found
+
+
+def _dynamic_batch(value: ir.Value | None, size: int) -> int:
+    if value is None or value.shape is None or not len(value.shape):
+        return size
+    first = value.shape[0]
+    return first if isinstance(first, int) else 2
+
+
+def _pays(model: ir.Model, shortened: ir.Model, ctx: Context, outcome: Outcome) -> bool:
+    """Whether the shortened model is faster on the target, as far as that can be measured."""
+    if ctx.time is None or not ctx.samples:
+        outcome.findings.append(
+            Finding("note", "nothing was measured on a target: MACs alone say what it saves", rule=_RULE)
+        )
+        return True
+    timing = ctx.time([model, shortened], ctx.samples)
+    ratio = timing.ratios[0]
+    measured = (
+        f"measured {timing.median_ms[0]:.3g} ms before and {timing.median_ms[1]:.3g} ms after, "
+        f"{ratio.value:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})"
+    )
+    faster = ratio.low > 1.0
+    message = f"removing blocks pays: {measured}" if faster else f"removing blocks does not pay: {measured}"
+    outcome.findings.append(Finding("note" if faster else "refused", message, rule=_RULE))
+    return faster
+
+
+def _repair(original: ir.Model, model: ir.Model, skips: Sequence[ir.Value], ctx: Context) -> list[Finding]:
+    """Refit all weighted layers behind removed blocks to what they gave in the original model.
+
+    The blocks' sums are missing on the shortcuts of all later blocks, too, not only in front of the next layer.
+    """
+    # Only a repair needs it.
+    from greencc.passes import _repair_layers as repair
+
+    reached: set[ir.Value | None] = set(skips)
+    layers = []
+    for node in model.graph:
+        if any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+            if linear_view(node) is not None:
+                layers.append(repair.Refit(str(node.name), str(node.outputs[0].name)))
+    return repair.refit(original, model, layers, ctx) if layers else []

@@ -1,0 +1,425 @@
+"""The pass: what it replaces, what it leaves alone and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greencc.core.data import Array, Feeds
+from greencc.core.engine import Timing
+from greencc.core.errors import InputError, UsageError
+from greencc.core.report import Interval
+from greencc.passes._decompose_family import RankRule
+from greencc.passes._decompose_forms import Method
+from greencc.passes.decompose import Decompose
+
+Random = Callable[..., Array]
+
+
+def low_rank(rows: int, columns: int, rank: int, seed: int = 0) -> Array:
+    generator = np.random.default_rng(seed)
+    product = generator.standard_normal((rows, rank)) @ generator.standard_normal((rank, columns))
+    return (product / np.sqrt(rank)).astype(np.float32)
+
+
+def kernel(outputs: int, inputs: int, size: int, rank: int, seed: int = 0) -> Array:
+    """Of this rank in the output channels, and of half the number of input channels."""
+    core = low_rank(outputs, inputs // 2 * size * size, rank, seed).reshape(outputs, -1, size, size)
+    return np.einsum("orhw,ri->oihw", core, low_rank(inputs // 2, inputs, inputs // 2, seed + 9)).astype(
+        np.float32
+    )
+
+
+def network(kit: Any) -> ir.Model:
+    text = """g (float[N,16,8,8] x) => (float[N,20] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+        r = Relu(a)
+        c = Conv<pads=[1,1,1,1], strides=[2,2]>(r, w1)
+        s = Relu(c)
+        p = GlobalAveragePool(s)
+        f = Flatten(p)
+        y = Gemm<transB=1>(f, w2, b2)
+    }"""
+    return kit.parse(
+        text,
+        w0=kernel(32, 16, 3, 8, 1),
+        b0=np.ones(32, np.float32),
+        w1=kernel(64, 32, 3, 8, 2),
+        w2=low_rank(20, 64, 4, 3),
+        b2=np.ones(20, np.float32),
+    )
+
+
+def data(random: Random, *shape: int) -> dict[str, Array]:
+    return {"x": random(*shape)}
+
+
+def messages(outcome: Any, kind: str | None = None) -> str:
+    return " | ".join(item.message for item in outcome.findings if kind is None or item.kind == kind)
+
+
+@pytest.mark.parametrize("method", [Method.AUTO, Method.CHANNEL, Method.TUCKER])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_network_of_low_rank(kit: Any, random: Random, method: Method, calibrated: bool) -> None:
+    model, feeds = network(kit), data(random, 32, 16, 8, 8)
+    result, outcome, ctx = kit.run(
+        model, feeds if calibrated else None, method=method, energy=0.9999, min_elements=256
+    )
+    assert outcome.changed >= 2
+    assert {rewrite.node for rewrite in ctx.rewrites.applied} >= {"Conv_0", "Conv_2"}
+    assert kit.energy_lost(model, result, feeds) < 1e-2
+    # The values of the layers keep their names, and the layers' names go to what makes these values.
+    makers = {value.name: node.name for node in result.graph for value in node.outputs}
+    assert makers["a"] == "Conv_0"
+    assert makers["c"] == "Conv_2"
+    assert "w0" not in result.graph.initializers
+    assert "nothing was measured" in messages(outcome, "note")
+    assert ("no calibration data" in messages(outcome, "note")) is not calibrated
+
+
+def test_repair_lowers_the_error(kit: Any, random: Random) -> None:
+    text = """g (float[N,24] x) => (float[N,24] y) {
+        a = Gemm(x, w0, b)
+        r = Relu(a)
+        c = Gemm(r, w1, b)
+        s = Relu(c)
+        y = Gemm(s, w2, b)
+    }"""
+    weights = {f"w{i}": low_rank(24, 24, 6, i) + random(24, 24, scale=0.2) for i in range(3)}
+    model = kit.parse(text, **weights, b=random(24))
+    mixed = random(512, 6) @ random(6, 24) + random(512, 24, scale=0.3) + 1
+    feeds = {"x": mixed.astype(np.float32)}
+    options = {"rank": RankRule.RATIO, "ratio": 0.3, "min_elements": 100, "align": 1}
+    plain, _, _ = kit.run(model, feeds, repair=False, **options)
+    repaired, outcome, _ = kit.run(model, feeds, **options)
+    assert outcome.changed > 3
+    assert kit.energy_lost(model, repaired, feeds) < 0.8 * kit.energy_lost(model, plain, feeds)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.sampled_from(list(RankRule)),
+    st.sampled_from([Method.AUTO, Method.SVD, Method.TUCKER, Method.SPATIAL, Method.DEPTHWISE]),
+    st.integers(0, 10**6),
+)
+def test_always_less_work(rule: RankRule, method: Method, seed: int) -> None:
+    """Whatever the options, a layer that is replaced has fewer weights, and the model still runs."""
+    from greencc.core.describe import describe
+
+    kit = _KIT[0]
+    generator = np.random.default_rng(seed)
+    model = network(kit)
+    feeds = {"x": generator.standard_normal((8, 16, 8, 8)).astype(np.float32)}
+    result, outcome, _ = kit.run(
+        model, feeds, method=method, rank=rule, energy=0.7, ratio=0.4, min_elements=256, align=4, repair=False
+    )
+    before, after = describe(model), describe(result)
+    if outcome.changed:
+        assert after.params < before.params
+        assert after.macs is not None
+        assert before.macs is not None
+        assert after.macs < before.macs
+    assert np.isfinite(kit.outputs(result, feeds)[0]).all()
+
+
+_KIT: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _keep_kit(kit: Any) -> None:
+    _KIT[:] = [kit]
+
+
+def test_the_ratio_is_met_layer_by_layer(kit: Any, random: Random) -> None:
+    model, feeds = network(kit), data(random, 16, 16, 8, 8)
+    _, outcome, _ = kit.run(model, feeds, rank=RankRule.RATIO, ratio=0.6, min_elements=256, align=4)
+    shares = [
+        int(item.message.split(": ")[1].split("%")[0])
+        for item in outcome.findings
+        if "of the work," in item.message
+    ]
+    assert len(shares) == 3
+    assert max(shares) <= 40
+
+
+def test_it_is_deterministic(kit: Any, random: Random) -> None:
+    model, feeds = network(kit), data(random, 16, 16, 8, 8)
+    first, second = (
+        ir.to_proto(kit.run(model, feeds, energy=0.9, min_elements=256)[0]).SerializeToString(
+            deterministic=True
+        )
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_bisecting_stops_at_the_limit(kit: Any, random: Random) -> None:
+    model, feeds = network(kit), data(random, 8, 16, 8, 8)
+    result, outcome, ctx = kit.run(model, feeds, limit=1, energy=0.9, min_elements=256)
+    assert outcome.changed == len(ctx.rewrites.applied) == 1
+    assert {"w0", "w1"} & set(result.graph.initializers)
+
+
+def stub(values: dict[str, float]) -> Callable[[Sequence[ir.Model], Sequence[Feeds]], Timing]:
+    """A timer that knows how fast graphs are by the number of their nodes."""
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        values["calls"] = values.get("calls", 0) + 1
+        speeds = [values.get(str(len(model.graph)), 1.0) for model in models]
+        ratios = tuple(Interval(speed, speed - 0.01, speed + 0.01) for speed in speeds[1:])
+        return Timing(tuple(1 / speed for speed in speeds), ratios)
+
+    return time
+
+
+def test_the_fastest_form_is_taken(kit: Any, random: Random) -> None:
+    model, feeds = network(kit), data(random, 8, 16, 8, 8)
+    _, outcome, ctx = kit.run(
+        model,
+        feeds,
+        time=stub({"3": 1.5, "2": 1.2, "4": 0.5}),
+        energy=0.9,
+        min_elements=4000,
+        align=4,
+        repair=False,
+    )
+    assert [rewrite.rule for rewrite in ctx.rewrites.applied] == ["decompose-tucker"] * 2
+    assert "measured 1.50x" in messages(outcome)
+
+
+def test_what_is_slower_stays(kit: Any, random: Random) -> None:
+    model, feeds = network(kit), data(random, 8, 16, 8, 8)
+    slow = dict.fromkeys(("2", "3", "4"), 0.93)
+    result, outcome, _ = kit.run(model, feeds, time=stub(slow), energy=0.9, min_elements=256)
+    assert outcome.changed == 0
+    assert "measured 0.93x" in messages(outcome, "refused")
+    assert np.array_equal(kit.outputs(model, feeds)[0], kit.outputs(result, feeds)[0])
+    # Not asked for, nothing is measured.
+    ignored: dict[str, float] = {}
+    _, outcome, _ = kit.run(model, feeds, time=stub(ignored), measured=False, energy=0.9, min_elements=256)
+    assert outcome.changed
+    assert not ignored
+
+
+def test_equal_layers_are_measured_once(kit: Any, random: Random) -> None:
+    text = """g (float[N,40] x) => (float[N,40] y) {
+        a = MatMul(x, w0)
+        r = Relu(a)
+        y = MatMul(r, w1)
+    }"""
+    model = kit.parse(text, w0=low_rank(40, 40, 4, 1), w1=low_rank(40, 40, 4, 2))
+    speeds = {"2": 1.3}
+    _, outcome, _ = kit.run(model, data(random, 16, 40), time=stub(speeds), energy=0.999, min_elements=100)
+    assert outcome.changed >= 2
+    assert speeds["calls"] == 1
+
+
+def test_timed_models_run(kit: Any, random: Random) -> None:
+    """What is measured is the layer with its factors' real shapes."""
+    seen: list[tuple[list[str], tuple[int, ...]]] = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        for model in models:
+            (y,) = kit.outputs(model, feeds[0])
+            seen.append(([node.op_type for node in model.graph], y.shape))
+        return Timing((1.0,) * len(models), (Interval(2.0, 1.9, 2.1),) * (len(models) - 1))
+
+    kit.run(network(kit), data(random, 8, 16, 8, 8), time=time, energy=0.9, min_elements=256)
+    assert {shape for _, shape in seen} == {(1, 32, 8, 8), (1, 64, 4, 4), (1, 20)}
+    assert sum(len(ops) == 1 for ops, _ in seen) == 3
+
+
+BAD = {
+    "depthwise": ("y = Conv<group=16, pads=[1,1,1,1]>(x, w)", (16, 1, 3, 3), "one row or one column"),
+    "excluded": ("y = Conv(x, w)", (16, 16, 3, 3), "excluded"),
+    "saves-nothing": ("y = Conv(x, w)", (16, 16, 3, 3), "would save nothing"),
+    "read-twice": ("v = Relu(w)\n z = Conv(x, w)\n y = Sum(z, v)", (16, 16, 1, 1), "reads its weight too"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refusals(kit: Any, random: Random, case: str) -> None:
+    body, shape, reason = BAD[case]
+    source = "[N,16,1,1]" if case == "read-twice" else "[N,16,6,6]"
+    model = kit.parse(f"g (float{source} x) => (float[a,b,c,d] y) {{ {body} }}", w=random(*shape))
+    feeds = data(random, 16, 16, *([1, 1] if case == "read-twice" else [6, 6]))
+    exclude = ("Conv_0",) if case == "excluded" else ()
+    result, outcome, _ = kit.run(model, feeds, energy=0.9999, min_elements=16, exclude=exclude)
+    assert outcome.changed == 0
+    assert reason in messages(outcome, "refused")
+    assert np.array_equal(kit.outputs(model, feeds)[0], kit.outputs(result, feeds)[0])
+
+
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "NaN"), (np.inf, "NaN"), (0.0, "zero")])
+def test_bad_weights_are_left_alone(kit: Any, random: Random, value: float, reason: str) -> None:
+    weight = random(32, 32)
+    weight[:] = value if value == 0 else weight
+    weight[3, 4] = value
+    model = kit.parse("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=weight)
+    _, outcome, _ = kit.run(model, data(random, 8, 32), energy=0.5, min_elements=16)
+    assert outcome.changed == 0
+    assert reason in messages(outcome, "refused")
+
+
+def test_rank_one_and_dead_inputs(kit: Any, random: Random) -> None:
+    model = kit.parse("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=low_rank(32, 32, 1))
+    feeds = data(random, 64, 32)
+    feeds["x"][:, 5:] = 0
+    result, outcome, _ = kit.run(model, feeds, energy=0.99, min_elements=16)
+    assert outcome.changed >= 1
+    # Alignment does not fill it up with zeros.
+    assert "rank 1:" in messages(outcome)
+    assert kit.energy_lost(model, result, feeds) < 1e-6
+    # All inputs dead: the data says nothing, the weights decide.
+    result, outcome, _ = kit.run(
+        model, {"x": np.zeros((16, 32), np.float32)}, energy=0.99, min_elements=16, repair=False
+    )
+    assert outcome.changed == 1
+    assert kit.energy_lost(model, result, feeds) < 1e-6
+
+
+def test_a_huge_outlier(kit: Any, random: Random) -> None:
+    feeds = data(random, 64, 32)
+    feeds["x"][0, 0] = 1e12
+    model = kit.parse("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=random(32, 32))
+    result, _, _ = kit.run(model, feeds, energy=0.9, min_elements=16)
+    assert np.isfinite(kit.outputs(result, feeds)[0]).all()
+
+
+def test_shared_weights_stay_shared(kit: Any, random: Random) -> None:
+    text = """g (float[N,40] x) => (float[N,40] y) {
+        a = MatMul(x, w)
+        r = Relu(a)
+        y = MatMul(r, w)
+    }"""
+    model, feeds = kit.parse(text, w=low_rank(40, 40, 4)), data(random, 32, 40)
+    result, outcome, _ = kit.run(model, feeds, energy=0.9999, min_elements=16)
+    assert outcome.changed >= 1
+    assert [node.op_type for node in result.graph].count("MatMul") == 4
+    assert len(result.graph.initializers) == 2
+    assert kit.energy_lost(model, result, feeds) < 1e-3
+
+
+def test_a_weight_that_is_an_input_or_output(kit: Any, random: Random) -> None:
+    model = kit.parse("g (float[N,32] x) => (float[N,32] y) { y = MatMul(x, w) }", w=low_rank(32, 32, 2))
+    weight = model.graph.initializers["w"]
+    model.graph.outputs.append(weight)
+    _, outcome, _ = kit.run(model, data(random, 8, 32), energy=0.9, min_elements=16)
+    assert outcome.changed == 0
+    assert "output of the model" in messages(outcome)
+    model.graph.outputs.pop()
+    model.graph.inputs.append(weight)
+    _, outcome, _ = kit.run(model, None, energy=0.9, min_elements=16)
+    assert outcome.changed == 0
+    assert "no Conv, ConvTranspose, Gemm, MatMul to factorise" in messages(outcome)
+
+
+def test_a_graph_output_keeps_its_name_inside_too(kit: Any, random: Random) -> None:
+    text = """g (float[N,32] x) => (float[N,32] a, float[N,32] y) {
+        a = MatMul(x, w)
+        y = Relu(a)
+    }"""
+    model, feeds = kit.parse(text, w=low_rank(32, 32, 2)), data(random, 16, 32)
+    result, outcome, _ = kit.run(model, feeds, energy=0.99, min_elements=16)
+    assert outcome.changed >= 1
+    assert kit.energy_lost(model, result, feeds) < 0.02
+
+
+def test_layers_in_subgraphs_are_named(kit: Any, random: Random) -> None:
+    text = """g (float[N,32] x, bool c) => (float[N,32] y) {
+        y = If(c) <
+            then_branch = t () => (float[N,32] u) { u = MatMul(x, w) },
+            else_branch = e () => (float[N,32] v) { v = Relu(x) }
+        >
+    }"""
+    model = kit.parse(text, w=random(32, 32))
+    _, outcome, _ = kit.run(model, None, energy=0.9, min_elements=16)
+    assert outcome.changed == 0
+    assert "in subgraphs" in messages(outcome)
+
+
+@pytest.mark.parametrize("opset", [8, 11, 13, 18, 21])
+def test_opsets(kit: Any, random: Random, opset: int) -> None:
+    text = """g (float[N,16,9] x) => (float[N,24] y) {
+        a = Conv<pads=[1,1]>(x, w0)
+        p = GlobalAveragePool(a)
+        f = Flatten(p)
+        y = Gemm(f, w1, b)
+    }"""
+    model = kit.parse(
+        text,
+        opset,
+        w0=low_rank(48, 48, 5).reshape(48, 16, 3),
+        w1=low_rank(48, 24, 3),
+        b=random(24),
+    )
+    feeds = data(random, 16, 16, 9)
+    result, outcome, _ = kit.run(model, feeds, energy=0.999, min_elements=16)
+    assert outcome.changed >= 2
+    assert kit.energy_lost(model, result, feeds) < 0.01
+
+
+def test_thin_layers_that_meet_are_merged(kit: Any, random: Random) -> None:
+    text = """g (float[N,16,6,6] x) => (float[N,64,2,2] y) {
+        a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w0, b0)
+        y = Conv(a, w1, b1)
+    }"""
+    model = kit.parse(
+        text,
+        w0=kernel(64, 16, 3, 8),
+        b0=random(64),
+        w1=low_rank(64, 64, 8).reshape(64, 64, 1, 1),
+        b1=random(64),
+    )
+    model.graph.outputs[0].shape = ir.Shape(["N", 64, 3, 3])
+    feeds = data(random, 16, 16, 6, 6)
+    result, _, ctx = kit.run(model, feeds, energy=0.9999, min_elements=16)
+    assert [rewrite.rule for rewrite in ctx.rewrites.applied][-1] == "decompose-merge"
+    assert len(result.graph) == 2
+    assert kit.energy_lost(model, result, feeds) < 1e-3
+
+
+@pytest.mark.parametrize("op_type", ["MatMul", "Gemm<transB=1>", "Gemm"])
+def test_merged_products(kit: Any, random: Random, op_type: str) -> None:
+    bias = ", b" if "Gemm" in op_type else ""
+    text = (
+        f"g (float[N,40] x) => (float[N,40] y) {{ a = {op_type}(x, w0{bias})\n y = {op_type}(a, w1{bias}) }}"
+    )
+    weights = {"w0": low_rank(40, 40, 4, 1), "w1": low_rank(40, 40, 4, 2)}
+    model = kit.parse(text, **weights, **({"b": random(40)} if bias else {}))
+    feeds = data(random, 64, 40)
+    result, _, ctx = kit.run(model, feeds, energy=0.9999, min_elements=16)
+    assert len(result.graph) < 4
+    assert any(rewrite.rule == "decompose-merge" for rewrite in ctx.rewrites.applied)
+    assert kit.energy_lost(model, result, feeds) < 1e-3
+
+
+def test_bad_data(kit: Any, random: Random) -> None:
+    feeds = data(random, 8, 16, 8, 8)
+    feeds["x"][2, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="sample 2"):
+        kit.run(network(kit), feeds, min_elements=256)
+    with pytest.raises(InputError, match="no samples"):
+        kit.run(network(kit), {"x": np.zeros((0, 16, 8, 8), np.float32)}, min_elements=256)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"energy": 0.0}, "energy is 0"),
+        ({"energy": 1.5}, "energy is 1.5"),
+        ({"ratio": float("nan")}, "ratio is nan"),
+        ({"ops": ("Relu",)}, "no weighted layer"),
+        ({"min_elements": -1}, "negative"),
+        ({"align": -8}, "negative"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Decompose(**options)
