@@ -34,11 +34,13 @@ format: $(VENV)/.lint
 # environment of its own (2 GB with PyTorch for the CPU, 6 GB with PyPI's default: TORCH=torch==2.13.0+cpu chooses).
 PEERS ?=
 TORCH ?= torch
-TORCH_PEERS := aimet olive quark
+TORCH_PEERS := aimet olive quark torch
 aimet_PACKAGES := aimet-onnx
 # Olive's telemetry imports requests, which its metadata does not ask for.
 olive_PACKAGES := olive-ai requests
 quark_PACKAGES := amd-quark
+# Torch-Pruning and TensorLy, which the compression benchmark compares with; greencc's fine-tuning runs here as well.
+torch_PACKAGES := torch-pruning tensorly onnx2torch -e .
 
 bench: $(VENV)/bench/.ready $(patsubst %,$(VENV)/bench-%/.ready,$(if $(filter all,$(PEERS)),$(TORCH_PEERS),$(PEERS)))
 	$(VENV)/bench/bin/python -m benchmarks.run $(if $(PEERS),--peers $(PEERS)) $(ARGS)

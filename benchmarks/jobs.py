@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.compression_jobs import COMPRESSION_JOBS
 from benchmarks.job_tools import Clock, Result, peak_mb
 from benchmarks.peers import PEER_JOBS
 from benchmarks.quality import measure_quality
@@ -181,6 +182,7 @@ JOBS: dict[str, Callable[..., Result]] = {
     "clean-onnxslim": clean_onnxslim,
     "clean-onnxsim": clean_onnxsim,
     **PEER_JOBS,
+    **COMPRESSION_JOBS,
 }
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import render_compression as compression
 from benchmarks.cases import ROOT
 from benchmarks.render_quantization import cost_table, goals_table, quality_table
 from benchmarks.results import Row, load
@@ -246,6 +247,10 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "quantization": goals_table,
     "quantization-artifacts": quality_table,
     "quantization-cost": cost_table,
+    "compression": compression.goals_table,
+    "compression-curves": compression.curves,
+    "compression-points": compression.points_table,
+    "compression-large": compression.large_table,
 }
 
 

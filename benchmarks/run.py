@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import (
     bench_build,
     bench_cleanup,
+    bench_compression,
     bench_latency,
     bench_memory,
     bench_models,
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Settings], None]] = {
     "latency": bench_latency.run,
     "cleanup": bench_cleanup.run,
     "quantization": bench_quantization.run,
+    "compression": bench_compression.run,
 }
 MODELS_VARIABLE = "BENCH_MODELS"
 
@@ -46,10 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         default=[],
         metavar="NAME",
-        help="all, or some of aimet, olive, quark [default: none]",
+        help="of quantization: all, or some of aimet, olive, quark [default: none]",
     )
     parser.add_argument(
-        "--case", action="append", default=[], help="quantization: this model only (may be repeated)"
+        "--case",
+        action="append",
+        default=[],
+        help="quantization and compression: this model only (may be repeated)",
     )
     parser.add_argument(
         "--no-slow", action="store_true", help="leave out what takes minutes a model (AdaRound)"

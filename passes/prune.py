@@ -29,6 +29,7 @@ from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import work_model
 from greencc.passes._prune_sensitivity import sensitivities
 from greencc.passes._repair_layers import refit
+from greencc.passes._repair_means import correct_classifier, transfer_batch_norm
 from greencc.passes._repair_select import kept_outputs, layers_after_cut
 from greencc.passes._scores import Score, channel_scores
 
@@ -162,8 +163,10 @@ class Prune(Pass):
                 Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
             )
             return True
+        outcome.findings += transfer_batch_norm(original, model, ctx, keep=kept)
         layers = layers_after_cut(original, model, later=True, keep=kept)
         outcome.findings += refit(original, model, layers, ctx)
+        outcome.findings += correct_classifier(original, model, ctx)
         return True
 
     def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:

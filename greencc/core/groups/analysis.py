@@ -14,17 +14,24 @@ heads no special case.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from greencc.core.graph import ONNX_DOMAINS, constant_tensor, is_op, label, subgraphs_of
+from greencc.core.graph import ONNX_DOMAINS, constant_of, constant_tensor, is_op, label, subgraphs_of
 from greencc.core.groups.edits import Edit
-from greencc.core.groups.labels import AxisLabels, Ints, Labels
+from greencc.core.groups.labels import AxisLabels, Labels
+from greencc.core.groups.parts import (
+    LONGEST_SHAPE,
+    Axes,
+    Entries,
+    base_of,
+    captured,
+    is_used,
+    names_of,
+)
 from greencc.core.groups.roles import Role
 
-Axes = tuple[AxisLabels, ...]
 MODEL_INPUT = "it comes from an input of the model"
 MODEL_OUTPUT = "it is an output of the model"
 
@@ -41,7 +48,10 @@ class Analysis:
         self.edits: list[Edit] = []
         self.kinds: dict[int, str] = {}
         self.unknown: dict[str, list[str]] = defaultdict(list)
+        # Vectors of sizes that the graph computes.
+        self.sizes: dict[ir.Value, Entries] = {}
         self._axes: dict[ir.Value, Axes] = {}
+        self._given: set[ir.Value] = set()
         self._constants: dict[ir.Value, list[AxisLabels]] = {}
         self._handled: set[tuple[ir.Node, int, int]] = set()
 
@@ -69,18 +79,49 @@ class Analysis:
     def has_labels(self, value: ir.Value | None) -> bool:
         return any(labels is not None for labels in self.axes(value))
 
+    def entries(self, value: ir.Value | None) -> Entries | None:
+        """What is known of a vector of sizes, be it constant or computed."""
+        if value is None or value in self.sizes:
+            return None if value is None else self.sizes[value]
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.size > LONGEST_SHAPE or not tensor.dtype.is_integer():
+            return None
+        array = constant_of(value)
+        return None if array is None or array.ndim > 1 else tuple(int(item) for item in array.reshape(-1))
+
+    def labelled(self) -> Iterator[tuple[ir.Value, Axes]]:
+        """Every computed value with labels."""
+        yield from self._axes.items()
+
+    def constants(self) -> dict[ir.Value, list[AxisLabels]]:
+        """Every constant with labels, and those of its axes."""
+        return self._constants
+
     # What rules do.
 
     def give(self, value: ir.Value, axes: Sequence[AxisLabels]) -> None:
-        """Set the labels of an output."""
-        if any(labels is not None for labels in axes):
-            self._axes[value] = tuple(axes)
+        """Set the labels of an output. What does not fit its shape must stay."""
+        self._given.add(value)
+        same_rank = value.shape is not None and len(value.shape) == len(axes)
+        found: list[AxisLabels] = []
+        for place, labels in enumerate(axes):
+            if labels is not None and len(labels) == 1:
+                self.lock(labels, f"{value.name} has one channel")
+                labels = None
+            elif labels is not None and not (same_rank and self.dim(value, place) in (None, len(labels))):
+                self.lock(labels, f"{value.name}: its shape is not known")
+                labels = None
+            found.append(labels)
+        if any(labels is not None for labels in found):
+            self._axes[value] = tuple(found)
+        else:
+            self._axes.pop(value, None)
 
     def constant(self, node: ir.Node, index: int, axis: int, role: Role) -> AxisLabels:
         """The labels along one axis of the constant that a node reads; None along an axis of one."""
         value = node.inputs[index]
         assert value is not None
-        base = _base(value)
+        base = base_of(value)
         tensor = constant_tensor(value)
         assert tensor is not None
         rank = len(tensor.shape)
@@ -118,8 +159,16 @@ class Analysis:
             self.labels.lock(labels, reason)
 
     def lock_value(self, value: ir.Value | None, reason: str) -> None:
+        """Everything that a value shows must stay."""
         for labels in self.axes(value):
             self.lock(labels, reason)
+        self.lock_sizes(value, reason)
+
+    def lock_sizes(self, value: ir.Value | None, reason: str) -> None:
+        """What a vector of sizes counts must stay."""
+        for entry in self.sizes.get(value, ()) if value is not None else ():
+            if not isinstance(entry, int):
+                self.lock(entry, reason)
 
     def refuse(self, node: ir.Node, reason: str) -> None:
         """The node ends every group that reaches it."""
@@ -129,35 +178,54 @@ class Analysis:
     def name_kind(self, labels: AxisLabels, kind: str) -> None:
         """What the channels with these labels are called."""
         if labels is not None:
-            for item in labels:
-                self.kinds[int(item)] = kind
+            self.kinds.update(dict.fromkeys(labels.tolist(), kind))
 
     # The whole.
 
-    def run(self, rules: Callable[[ir.Node], Rule | None]) -> None:
-        """Walk the graph."""
+    def run(
+        self, rules: Callable[[ir.Node], Rule | None], follow: Callable[[Analysis, ir.Node], bool]
+    ) -> None:
+        """Walk the graph.
+
+        Args:
+            rules: The rule of a node, or None.
+            follow: Hands on sizes that the graph computes; whether a node needs no rule.
+        """
         for node in self.graph:
-            inner = {value for sub in subgraphs_of(node) for value in _captured(sub, self.graph)}
-            for value in inner:
-                self.lock_value(value, f"{label(node)} reads it in a subgraph")
-            if not any(self.has_labels(value) for value in node.inputs) and not _weighted(node):
-                continue
-            rule = None if inner or subgraphs_of(node) else rules(node)
-            if rule is None:
-                domain = "" if node.domain in ONNX_DOMAINS else f"{node.domain}::"
-                self.unknown[f"{domain}{node.op_type}"].append(label(node))
-                self.refuse(node, f"{label(node)}: no rule for {domain}{node.op_type}")
-            elif any(value is not None and value.shape is None for value in (*node.inputs, *node.outputs)):
-                self.refuse(node, f"{label(node)}: the number of axes is not known")
-            else:
-                rule(self, node)
+            self._visit(node, rules, follow)
         for value in self.graph.outputs:
             self.lock_value(value, MODEL_OUTPUT)
         self._close_constants()
 
-    def constants(self) -> dict[ir.Value, list[AxisLabels]]:
-        """Every constant with labels, and those of its axes."""
-        return self._constants
+    def _visit(
+        self,
+        node: ir.Node,
+        rules: Callable[[ir.Node], Rule | None],
+        follow: Callable[[Analysis, ir.Node], bool],
+    ) -> None:
+        subgraphs = subgraphs_of(node)
+        inner = {value: None for sub in subgraphs for value in captured(sub, self.graph)}
+        for value in inner:
+            self.lock_value(value, f"{label(node)} reads it in a subgraph")
+        if not subgraphs and follow(self, node):
+            return
+        reached = any(self.has_labels(value) or value in self.sizes for value in (*node.inputs, *inner))
+        if not reached and not _starts(node):
+            return
+        rule = None if subgraphs else rules(node)
+        if rule is None:
+            domain = "" if node.domain in ONNX_DOMAINS else f"{node.domain}::"
+            if reached or _weighted(node):
+                self.unknown[f"{domain}{node.op_type}"].append(label(node))
+            self.refuse(node, f"{label(node)}: no rule for {domain}{node.op_type}")
+            return
+        read = [value for value in node.inputs if value is not None]
+        if any(value.shape is None for value in (*read, *filter(is_used, node.outputs))):
+            self.refuse(node, f"{label(node)}: the number of axes is not known")
+            return
+        rule(self, node)
+        if any(is_used(value) and value not in self._given for value in node.outputs):
+            self.refuse(node, f"{label(node)}: one of its outputs cannot be cut")
 
     def _close_constants(self) -> None:
         """Lock what is also read in ways that no rule saw."""
@@ -167,7 +235,7 @@ class Analysis:
                     self.lock(labels, reason)
 
     def _unseen(self, base: ir.Value, axis: int) -> str | None:
-        for value in _names_of(base):
+        for value in names_of(base):
             if value.is_graph_output():
                 return "its weight is an output of the model"
             for usage in value.uses():
@@ -182,45 +250,12 @@ class Analysis:
 Rule = Callable[[Analysis, ir.Node], None]
 
 
+def _starts(node: ir.Node) -> bool:
+    """Whether a node may start a group: it has constants among its inputs, or makes them."""
+    return is_op(node, "ConstantOfShape") or any(constant_tensor(value) is not None for value in node.inputs)
+
+
 def _weighted(node: ir.Node) -> bool:
-    """Whether a node may start a group: it has constants among its inputs."""
-    return any(constant_tensor(value) is not None for value in node.inputs)
-
-
-def _base(value: ir.Value) -> ir.Value:
-    """The constant behind Identity nodes."""
-    while value.const_value is None and (producer := value.producer()) is not None:
-        if not is_op(producer, "Identity") or producer.inputs[0] is None:
-            break
-        value = producer.inputs[0]
-    return value
-
-
-def _names_of(base: ir.Value) -> list[ir.Value]:
-    """A constant and the values that are the same through Identity nodes."""
-    found = [base]
-    for value in found:
-        found += [usage.node.outputs[0] for usage in value.uses() if is_op(usage.node, "Identity")]
-    return found
-
-
-def _captured(inner: ir.Graph, outer: ir.Graph) -> set[ir.Value]:
-    """Values of the outer graph that a subgraph reads, at any depth."""
-    found = set()
-    for node in inner.all_nodes():
-        for value in node.inputs:
-            if value is None:
-                continue
-            producer = value.producer()
-            owner = producer.graph if producer is not None else value.graph
-            if owner is outer:
-                found.add(value)
-    for value in inner.outputs:
-        producer = value.producer()
-        if producer is not None and producer.graph is outer:
-            found.add(value)
-    return found
-
-
-def roots_of(analysis: Analysis, labels: Ints) -> Ints:
-    return np.asarray(analysis.labels.roots(labels))
+    """Whether a node has a weight, a constant of two axes or more."""
+    tensors = (constant_tensor(value) for value in node.inputs)
+    return any(tensor is not None and len(tensor.shape) > 1 for tensor in tensors)

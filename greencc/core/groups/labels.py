@@ -18,7 +18,9 @@ class Labels:
     def __init__(self) -> None:
         self._parents = np.zeros(0, np.int64)
         self._count = 0
-        self._locked: dict[int, str] = {}
+        self._locks: list[tuple[Ints, str]] = []
+        # For every label the number of its root's first lock, once somebody asks.
+        self._resolved: Ints | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -29,31 +31,29 @@ class Labels:
         if self._count > len(self._parents):
             room = max(1024, 2 * self._count)
             self._parents = np.concatenate([self._parents[:start], np.arange(start, room)])
+        self._resolved = None
         return np.arange(start, self._count)
 
     def roots(self, labels: Ints) -> Ints:
         """The representatives of labels, in the same shape."""
         found = self._parents[labels]
-        while True:
-            parents = self._parents[found]
-            if np.array_equal(parents, found):
-                break
-            found = parents
-        self._parents[labels] = found
+        if not np.array_equal(self._parents[found], found):
+            self._flatten()
+            found = self._parents[labels]
         return found
 
     def unite(self, first: Ints, second: Ints) -> None:
         """What `first` and `second` name, place by place, belongs together from now on."""
-        # Within one call the roots change as pairs are united, so each pair looks them up anew.
-        pairs = np.stack([self.roots(first).ravel(), self.roots(second).ravel()])
-        for a, b in np.unique(pairs[:, pairs[0] != pairs[1]], axis=1).T:
-            low, high = sorted((self._root(int(a)), self._root(int(b))))
-            if low == high:
-                continue
-            self._parents[high] = low
-            reason = self._locked.pop(high, None)
-            if reason is not None:
-                self._locked.setdefault(low, reason)
+        self._resolved = None
+        first, second = np.ravel(first), np.ravel(second)
+        while True:
+            a, b = self.roots(first), self.roots(second)
+            differ = a != b
+            if not differ.any():
+                return
+            first, second, a, b = first[differ], second[differ], a[differ], b[differ]
+            # A root that meets several lower ones hangs below the lowest; the next round joins the others.
+            np.minimum.at(self._parents, np.maximum(a, b), np.minimum(a, b))
 
     def merge(self, labels: Ints, axis: int) -> Ints:
         """Unite along one axis of an array of labels; what is left without that axis."""
@@ -63,17 +63,34 @@ class Labels:
 
     def lock(self, labels: Ints, reason: str) -> None:
         """These must stay; the first reason given is kept."""
-        for root in np.unique(self.roots(labels)):
-            self._locked.setdefault(int(root), reason)
+        self._locks.append((labels, reason))
+        self._resolved = None
 
     def reason(self, root: int) -> str | None:
         """Why a representative must stay, or None where it may be cut."""
-        return self._locked.get(root)
+        number = int(self.locks()[root])
+        return self._locks[number][1] if number >= 0 else None
 
-    def _root(self, label: int) -> int:
-        while self._parents[label] != label:
-            label = int(self._parents[label])
-        return label
+    def locks(self) -> Ints:
+        """For every representative a number that says why it must stay, equal for equal reasons; -1 where it may go."""
+        if self._resolved is None:
+            numbers: dict[str, int] = {}
+            for number, (_, reason) in enumerate(self._locks):
+                numbers.setdefault(reason, number)
+            found = np.full(self._count, -1, np.int64)
+            for labels, reason in reversed(self._locks):
+                found[self.roots(labels)] = numbers[reason]
+            self._resolved = found
+        return self._resolved
+
+    def _flatten(self) -> None:
+        """Hang every label directly below its root, halving the distance each time."""
+        parents = self._parents[: self._count]
+        while True:
+            above = parents[parents]
+            if np.array_equal(above, parents):
+                return
+            parents[:] = above
 
 
 def concatenate(parts: Sequence[AxisLabels], sizes: Sequence[int], labels: Labels, reason: str) -> AxisLabels:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from greencc.core.graph import attribute_int, constant_of, input_at, label
-from greencc.core.groups.analysis import Analysis, Axes
+from greencc.core.groups.analysis import Analysis
 from greencc.core.groups.labels import AxisLabels
+from greencc.core.groups.parts import Axes
 from greencc.core.groups.roles import Role
 
 UNARY = frozenset(
@@ -21,6 +22,7 @@ UNARY = frozenset(
         "Atan",
         "Atanh",
         "Cast",
+        "CastLike",
         "Ceil",
         "Celu",
         "Clip",
@@ -140,39 +142,6 @@ def _joined(state: Analysis, node: ir.Node, values: Sequence[ir.Value], axis: in
     return result
 
 
-def per_channel(state: Analysis, node: ir.Node) -> None:
-    """BatchNormalization and InstanceNormalization: parameters per channel of axis 1."""
-    axes = state.axes(node.inputs[0])
-    channels = axes[1] if len(axes) > 1 else None
-    for index in range(1, len(node.inputs)):
-        if channels is not None and state.is_constant(input_at(node, index)):
-            state.unite(
-                channels, state.constant(node, index, 0, Role.PARAMETER), f"{label(node)}: sizes differ"
-            )
-        elif channels is not None:
-            state.lock(channels, f"{label(node)}: its parameters are computed")
-    state.give(node.outputs[0], axes)
-
-
-def normalization(state: Analysis, node: ir.Node) -> None:
-    """Mean and variance over channels: these must stay, since each one counts in the others' results."""
-    axes = state.axes(node.inputs[0])
-    axis = (
-        attribute_int(node, "axis", -1) % max(len(axes), 1)
-        if node.op_type.endswith("LayerNormalization")
-        else 1
-    )
-    if node.op_type == "GroupNormalization":
-        kept: tuple[int, ...] = (1,)
-    elif node.op_type == "LRN":
-        kept = (1,)
-    else:
-        kept = tuple(range(axis, len(axes)))
-    for place in kept:
-        state.lock(axes[place], f"{label(node)} normalizes over the channels")
-    state.give(node.outputs[0], axes)
-
-
 def along(state: Analysis, node: ir.Node) -> None:
     """Softmax and the like: whole along one axis, element by element along the others."""
     axes = state.axes(node.inputs[0])
@@ -181,7 +150,10 @@ def along(state: Analysis, node: ir.Node) -> None:
         default = 0
     if node.op_type == "CumSum":
         given = constant_of(input_at(node, 1))
-        default = int(given.reshape(-1)[0]) if given is not None else 0
+        if given is None:
+            state.refuse(node, f"{label(node)}: its axis is computed")
+            return
+        default = int(given.reshape(-1)[0])
     axis = attribute_int(node, "axis", default) % max(len(axes), 1)
     first = axis
     if node.op_type in ("Softmax", "LogSoftmax", "Hardmax") and state.opset < 13:
@@ -202,8 +174,9 @@ def pooling(state: Analysis, node: ir.Node) -> None:
     axes = state.axes(node.inputs[0])
     for labels in axes[2:]:
         state.lock(labels, f"{label(node)} pools over it")
-    for value in node.outputs:
-        state.give(value, (*axes[:2], *(None,) * max(0, (state.rank(value) or 0) - 2)))
+    # The indices of a MaxPool count through the channels: where they are used nothing is cut.
+    out = node.outputs[0]
+    state.give(out, (*axes[:2], *(None,) * max(0, (state.rank(out) or 0) - 2)))
 
 
 def reduction(state: Analysis, node: ir.Node) -> None:
@@ -227,3 +200,11 @@ def reduction(state: Analysis, node: ir.Node) -> None:
         None if place in reduced else item for place, item in enumerate(axes) if keep or place not in reduced
     ]
     state.give(node.outputs[0], rest)
+
+
+def triangle(state: Analysis, node: ir.Node) -> None:
+    """Trilu: which elements of the last two axes stay depends on where they are."""
+    axes = state.axes(node.inputs[0])
+    for labels in axes[-2:]:
+        state.lock(labels, f"{label(node)} counts along it")
+    state.give(node.outputs[0], axes)

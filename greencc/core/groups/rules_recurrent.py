@@ -24,7 +24,8 @@ def recurrent(state: Analysis, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
     features = state.axes(x)[2]
-    state.lock(state.axes(x)[0], f"{label(node)} steps over it")
+    for labels in state.axes(x)[:2]:
+        state.lock(labels, f"{label(node)} steps over it")
     if not (state.is_constant(input_at(node, 1)) and state.is_constant(input_at(node, 2))):
         state.refuse(node, f"{label(node)}: its weights are computed")
         return

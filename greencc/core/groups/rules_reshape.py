@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from greencc.core.graph import attribute_int, constant_of, input_at, is_op, label
 from greencc.core.groups.analysis import Analysis
-from greencc.core.groups.edits import Sizes
 from greencc.core.groups.labels import AxisLabels, Ints
+from greencc.core.groups.sizes import set_target
 
 Dims = tuple[int | str | None, ...]
 # A stretch of input axes and the stretch of output axes with the same elements.
@@ -32,13 +32,13 @@ def reshape(state: Analysis, node: ir.Node) -> None:
     for place, labels in enumerate(axes):
         if labels is not None and place not in covered:
             state.lock(labels, f"{label(node)}: it cannot be told where the channels go")
-    entries = {place: labels for place, labels in enumerate(result) if labels is not None}
-    if is_op(node, "Reshape") and entries:
-        target = constant_of(input_at(node, 1))
-        if target is None:
-            state.refuse(node, f"{label(node)}: its shape is computed")
-        else:
-            state.edits.append(Sizes(node, 1, entries))
+    if is_op(node, "Reshape"):
+        entries = state.entries(node.inputs[1]) or ()
+        for place, (labels, entry) in enumerate(zip(axes, entries, strict=False)):
+            # 0 copies the size of the input's axis: of another one than the labels go to.
+            if isinstance(entry, int) and entry == 0 and (place >= len(result) or result[place] is None):
+                state.lock(labels, f"{label(node)} copies its size")
+        set_target(state, node, 1, result)
     state.give(out, result)
 
 
@@ -147,12 +147,13 @@ def _carrier(state: Analysis, node: ir.Node, axes: list[int]) -> int:
 
 
 def _is_batch(state: Analysis, value: ir.Value, axis: int) -> bool:
-    """Whether the next product takes this axis as a batch axis."""
+    """Whether the next product takes this axis as a batch axis, or the next normalization as its channels."""
     for _ in range(_REACH):
         rank = state.rank(value) or 0
         users = [usage for usage in value.uses() if usage.node.graph is state.graph]
-        product = next((usage for usage in users if is_op(usage.node, "MatMul")), None)
-        if product is not None:
+        if any(is_op(usage.node, "InstanceNormalization") for usage in users):
+            return axis == 1
+        if any(is_op(usage.node, "MatMul") for usage in users):
             return axis < rank - 2
         follow = next((usage.node for usage in users if _moves(usage.node)), None)
         if follow is None:
@@ -190,21 +191,27 @@ def depth_to_space(state: Analysis, node: ir.Node) -> None:
     """Blocks of b x b channels become positions: a channel of the output is b * b of the input."""
     axes, block = state.axes(node.inputs[0]), attribute_int(node, "blocksize", 1)
     channels = axes[1]
+    _lock_positions(state, node)
     if channels is None:
+        state.give(node.outputs[0], (axes[0], None, None, None))
         return
     mode = node.attributes.get("mode")
     rows_first = mode is not None and mode.as_string() == "CRD"
     square = block * block
     grid = channels.reshape((-1, square) if rows_first else (square, -1))
     made = state.labels.merge(grid, 1 if rows_first else 0)
-    state.give(node.outputs[0], (axes[0], made if len(made) > 1 else None, None, None))
-    if len(made) == 1:
-        state.lock(made, f"{label(node)}: one channel is left")
+    state.give(node.outputs[0], (axes[0], made, None, None))
 
 
 def space_to_depth(state: Analysis, node: ir.Node) -> None:
     """Positions become channels: b * b copies of the channels one after another."""
     axes, block = state.axes(node.inputs[0]), attribute_int(node, "blocksize", 1)
     channels = axes[1]
-    if channels is not None:
-        state.give(node.outputs[0], (axes[0], np.tile(channels, block * block), None, None))
+    _lock_positions(state, node)
+    made = None if channels is None else np.tile(channels, block * block)
+    state.give(node.outputs[0], (axes[0], made, None, None))
+
+
+def _lock_positions(state: Analysis, node: ir.Node) -> None:
+    for labels in state.axes(node.inputs[0])[2:]:
+        state.lock(labels, f"{label(node)} rearranges it")

@@ -1,8 +1,8 @@
-"""From labels to prune groups, and the cut itself."""
+"""The analysis of a model, and the cut itself."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,11 +14,11 @@ from greencc.core.graph import Names, add_initializer, constant_tensor, opset_of
 from greencc.core.groups.analysis import Analysis
 from greencc.core.groups.edits import Kept
 from greencc.core.groups.labels import Ints
-from greencc.core.groups.model import PruneGroup, Reader, Site, Structure
-from greencc.core.groups.roles import Role
+from greencc.core.groups.model import Structure
+from greencc.core.groups.partition import groups_of
+from greencc.core.groups.parts import names_of
 from greencc.core.groups.rules import rule_of
-
-_ALONE = "it has one channel"
+from greencc.core.groups.sizes import follow
 
 
 def analyse(model: ir.Model) -> Structure:
@@ -27,146 +27,89 @@ def analyse(model: ir.Model) -> Structure:
     Shapes must have been inferred. What is in subgraphs is left alone.
     """
     analysis = Analysis(model.graph, opset_of(model))
-    analysis.run(rule_of)
-    groups = _groups(analysis)
-    return Structure(groups, dict(analysis.unknown), analysis)
-
-
-def _groups(analysis: Analysis) -> tuple[PruneGroup, ...]:
-    """Gather labels that have the same places in the same tensors."""
-    places: dict[int, dict[int, list[int]]] = defaultdict(dict)
-    sites = list(dict.fromkeys(analysis.sites))
-    constants = analysis.constants()
-    for number, (_, value, axis, _) in enumerate(sites):
-        labels = constants[value][axis]
-        if labels is not None:
-            _note(places, number, analysis.labels.roots(labels))
-    offset = len(sites)
-    for number, (_, value, axis) in enumerate(analysis.readers, offset):
-        labels = analysis.axes(value)[axis]
-        if labels is not None:
-            _note(places, number, analysis.labels.roots(labels))
-    members: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for root, found in places.items():
-        # Channels of different locks are different groups: a model's inputs beside what a layer computes.
-        signature = (
-            analysis.labels.reason(root),
-            *sorted((number, len(where)) for number, where in found.items()),
-        )
-        members[signature].append(root)
-    result = []
-    for roots in members.values():
-        roots.sort(key=lambda root: min(min(where) for where in places[root].values()))
-        result.append((min(places[roots[0]]), _group(analysis, sites, offset, places, roots)))
-    names: Counter[str] = Counter()
-    ordered = []
-    for _, group in sorted(result, key=lambda pair: pair[0]):
-        if group is None:
-            continue
-        names[group.name] += 1
-        if names[group.name] > 1:
-            group = PruneGroup(**{**group.__dict__, "name": f"{group.name}#{names[group.name]}"})
-        ordered.append(group)
-    return tuple(ordered)
-
-
-def _note(places: dict[int, dict[int, list[int]]], number: int, roots: Ints) -> None:
-    for position, root in enumerate(roots.tolist()):
-        places[root].setdefault(number, []).append(position)
-
-
-def _group(
-    analysis: Analysis,
-    sites: list[tuple[ir.Node, ir.Value, int, Role]],
-    offset: int,
-    places: Mapping[int, Mapping[int, list[int]]],
-    roots: list[int],
-) -> PruneGroup | None:
-    found: list[Site] = []
-    readers: list[Reader] = []
-    for number in places[roots[0]]:
-        positions = np.array([places[root][number] for root in roots], np.int64)
-        if number < offset:
-            node, value, axis, role = sites[number]
-            found.append(Site(str(value.name), axis, positions, role, str(node.name)))
-        else:
-            node, value, axis = analysis.readers[number - offset]
-            readers.append(Reader(str(node.name), str(value.name), axis, positions))
-    producers = [site for site in found if site.role is Role.PRODUCER]
-    if not producers:
-        return None
-    reason = analysis.labels.reason(roots[0])
-    if reason is None and len(roots) == 1:
-        reason = _ALONE
-    return PruneGroup(
-        producers[0].node,
-        analysis.kinds.get(roots[0], "channels"),
-        len(roots),
-        tuple(found),
-        tuple(readers),
-        np.array(roots, np.int64),
-        reason,
-    )
+    analysis.run(rule_of, follow)
+    return Structure(groups_of(analysis), dict(analysis.unknown), analysis)
 
 
 def cut(model: ir.Model, structure: Structure, removed: Mapping[str, Collection[int]]) -> None:
-    """Remove channels of a model in place: every tensor of their groups shrinks.
+    """Remove channels of a model in place: every tensor of their groups shrinks, and the shapes of values follow.
+
+    Every tensor is read once, one at a time; memory-mapped ones are unmapped again.
 
     Args:
         model: The model that `structure` was found in.
-        structure: From `analyse`.
+        structure: From `analyse`. After a cut it no longer describes the model: analyse it again.
         removed: For groups by name, the numbers of the channels to remove.
 
     Raises:
         ValueError: A group is unknown or must stay, a channel does not exist, or all of a group are to be removed.
     """
-    by_name = {group.name: group for group in structure.groups}
-    gone: list[int] = []
-    for name, channels in removed.items():
-        group = by_name.get(name)
-        if group is None or group.reason is not None:
-            raise ValueError(f"{name} cannot be cut: {'no such group' if group is None else group.reason}")
-        chosen = sorted(set(channels))
-        if chosen and not 0 <= chosen[0] <= chosen[-1] < group.size:
-            raise ValueError(f"{name} has {group.size} channels, not {chosen[-1] + 1}")
-        if len(chosen) >= group.size:
-            raise ValueError(f"all {group.size} channels of {name} are to be removed: one must stay")
-        gone += group.labels[chosen].tolist()
+    analysis, names = structure.analysis, Names(model)
+    gone = _gone(structure, removed)
     if not gone:
         return
-    analysis, names = structure.analysis, Names(model)
     lost = np.zeros(len(analysis.labels), bool)
     lost[gone] = True
 
     def mask(labels: Ints) -> NDArray[np.bool_]:
         return np.asarray(~lost[analysis.labels.roots(labels)])
 
-    def constant(values: NDArray[np.int64]) -> ir.Value:
+    def constant(values: NDArray[Any]) -> ir.Value:
         return add_initializer(model.graph, names.value("pruned_size"), values)
 
-    kept = Kept(mask, constant)
+    kept = Kept(mask, constant, names.value)
     for edit in analysis.edits:
         edit.apply(kept)
     for value, axes in analysis.constants().items():
         masks = [None if labels is None else mask(labels) for labels in axes]
-        if all(item is None or item.all() for item in masks):
-            continue
-        tensor = constant_tensor(value)
-        assert tensor is not None
-        array = tensor.numpy()
-        for axis, item in enumerate(masks):
-            if item is not None:
-                array = np.compress(item, array, axis=axis)
-        _store(model, value, np.ascontiguousarray(array))
+        if any(item is not None and not item.all() for item in masks):
+            _shrink(model, value, masks, names)
+    for value, labelled in analysis.labelled():
+        if value.shape is not None:
+            counts = [None if labels is None else kept.count(labels) for labels in labelled]
+            pairs = zip(value.shape, counts, strict=True)
+            value.shape = ir.Shape(dim if count is None else count for dim, count in pairs)
 
 
-def _store(model: ir.Model, value: ir.Value, array: NDArray[Any]) -> None:
-    """Give a constant a new tensor, be it an initializer or the output of a Constant node."""
+def _gone(structure: Structure, removed: Mapping[str, Collection[int]]) -> list[int]:
+    """The labels to remove."""
+    by_name = {group.name: group for group in structure.groups}
+    gone: list[int] = []
+    for name, channels in removed.items():
+        group = by_name.get(name)
+        if group is None or group.reason is not None:
+            raise ValueError(f"{name} cannot be cut: {'no such group' if group is None else group.reason}")
+        chosen = sorted({int(channel) for channel in channels})
+        if chosen and chosen[0] < 0:
+            raise ValueError(f"{name} has no channel {chosen[0]}")
+        if chosen and chosen[-1] >= group.size:
+            raise ValueError(f"{name} has {group.size} channels, not {chosen[-1] + 1}")
+        if len(chosen) >= group.size:
+            raise ValueError(f"all {group.size} channels of {name} are to be removed: one must stay")
+        gone += group.labels[chosen].tolist()
+    return gone
+
+
+def _shrink(model: ir.Model, value: ir.Value, masks: list[NDArray[np.bool_] | None], names: Names) -> None:
+    """Give a constant a smaller tensor, be it an initializer or the output of a Constant node."""
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    array = tensor.numpy()
+    for axis, item in enumerate(masks):
+        if item is not None and not item.all():
+            # This copies: nothing of the old tensor is kept.
+            array = np.compress(item, array, axis=axis)
+    smaller = ir.tensor(np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name)
+    if isinstance(tensor, ir.ExternalTensor):
+        # Somebody else may still look at its pages; then they stay mapped.
+        with contextlib.suppress(BufferError):
+            tensor.release()
+    for same in names_of(value):
+        same.shape = ir.Shape(smaller.shape.numpy())
     producer = value.producer()
     if producer is None:
-        value.const_value = ir.tensor(array, name=value.name)
-        value.shape = ir.Shape(array.shape)
+        value.const_value = smaller
         return
-    replacement = add_initializer(model.graph, Names(model).value(f"{value.name}_pruned"), array)
+    replacement = add_initializer(model.graph, names.value(f"{value.name}_pruned"), smaller)
     ir.convenience.replace_all_uses_with(value, replacement)
     model.graph.remove(producer, safe=True)
