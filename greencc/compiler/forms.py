@@ -20,6 +20,7 @@ from greencc.core.pipeline import Pipeline
 from greencc.core.recipe import load_recipe
 from greencc.core.report import PassRecord
 from greencc.measure.latency import quick_compare
+from greencc.measure.profiles import GLANCE
 from greencc.passes import PASSES, default_cleanup
 from greencc.passes._affine import affine_of
 from greencc.passes.convert_qoperator import ConvertQOperator
@@ -206,7 +207,8 @@ class FormBuilder:
                 folder = self._session.scratch / f"{self._folders:03d}-timed"
                 folder.mkdir()
                 engines.append(target.open(target.build(target.lower(model), folder)))
-            found = quick_compare(engines, feeds, confidence=self._session.options.confidence)
+            confidence = self._session.options.confidence
+            found = quick_compare(engines, feeds, profile=GLANCE, confidence=confidence)
         finally:
             for engine in engines:
                 engine.close()

@@ -30,4 +30,7 @@ QUICK = Profile("quick", seconds=4.0, rounds=10, min_rounds=4, min_runs=20, warm
 STANDARD = Profile("standard", seconds=20.0, rounds=30, min_rounds=6, min_runs=100, warm_up_seconds=2.0)
 FULL = Profile("full", seconds=120.0, rounds=60, min_rounds=10, min_runs=500, warm_up_seconds=5.0)
 
+# What a pass takes to see whether a layer gets faster: it asks dozens of times.
+GLANCE = Profile("glance", seconds=1.5, rounds=8, min_rounds=4, min_runs=20, warm_up_seconds=0.2)
+
 PROFILES: tuple[Profile, ...] = (QUICK, STANDARD, FULL)
