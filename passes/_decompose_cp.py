@@ -109,7 +109,7 @@ def _start(tensor: Matrix, axis: int, rank: int, generator: np.random.Generator)
     start = generator.standard_normal((size, rank)) / np.sqrt(size)
     kept = min(size, rank)
     start[:, :kept] = vectors[:, ::-1][:, :kept]
-    return start
+    return np.asarray(start)
 
 
 def _contract(tensor: Matrix, factors: Sequence[Matrix], axis: int) -> Matrix:

@@ -233,7 +233,7 @@ def layer_sizes(view: LinearView, shapes: Mapping[str, Shape]) -> tuple[Shape, S
     if not rank:
         rows = (math.prod(x[:-1]),) if x is not None else (1,)
         return rows, rows
-    if x is not None and y is not None and math.prod(y):
+    if x is not None and y is not None and all(y):
         return x[2:], y[2:]
     strides = attribute_ints(view.node, "strides", (1,) * rank)
     ones = (1,) * rank

@@ -169,7 +169,7 @@ def depthwise_family(problem: Problem) -> Family:
 
 def _tensor(problem: Problem) -> Matrix:
     """(outputs, channels, taps)."""
-    return problem.weight[0].reshape(problem.view.outputs, problem.channels, problem.taps)
+    return np.asarray(problem.weight[0].reshape(problem.view.outputs, problem.channels, problem.taps))
 
 
 def _tap_moments(problem: Problem) -> Iterator[Matrix]:
@@ -187,7 +187,7 @@ def _leading(matrix: Matrix) -> Matrix:
     """Left singular vectors."""
     if matrix.shape[1] > 4 * matrix.shape[0]:
         # The triangular factor has the same ones, and less of them to compute.
-        matrix = np.linalg.qr(matrix.T, mode="r").T
+        matrix = np.asarray(np.linalg.qr(matrix.T, mode="r")).T
     return np.asarray(np.linalg.svd(matrix, full_matrices=False)[0])
 
 

@@ -105,7 +105,9 @@ class Metric:
     def _apply(self, rows: Matrix, matrix: Matrix) -> Matrix:
         if self.taps == 1:
             return rows @ matrix
-        return np.einsum("grct,gcd->grdt", self._parts(rows), matrix, optimize=True).reshape(rows.shape)
+        return np.asarray(
+            np.einsum("grct,gcd->grdt", self._parts(rows), matrix, optimize=True).reshape(rows.shape)
+        )
 
 
 def metric_of(view: LinearView, moment: Matrix | None) -> Metric:
@@ -128,13 +130,13 @@ def cholesky(moment: Matrix) -> Matrix:
     level = max(float(np.trace(moment)) / len(moment), np.finfo(np.float64).tiny)
     for ridge in (0.0, 1e-12, 1e-9):
         try:
-            return np.linalg.cholesky(moment + ridge * level * np.eye(len(moment)))
+            return np.asarray(np.linalg.cholesky(moment + ridge * level * np.eye(len(moment))), np.float64)
         except np.linalg.LinAlgError:
             continue
     values, vectors = np.linalg.eigh(moment)
     root = vectors * np.sqrt(np.maximum(values, 1e-9 * level))
     # root = L Q: the triangular factor is a root as well.
-    lower = np.linalg.qr(root.T, mode="r").T
+    lower = np.asarray(np.linalg.qr(root.T, mode="r")).T
     return np.asarray(lower * np.where(np.diag(lower) < 0, -1.0, 1.0))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Batch
+from greencc.core.data import Array, Batch
 from greencc.core.engine import Engine
 from greencc.core.graph import constant_tensor
 from greencc.core.groups import PruneGroup
@@ -98,6 +98,6 @@ def _spread(count: int, batches: Iterator[Batch], wanted: int) -> Iterator[Batch
         first += item.count
 
 
-def _run(engine: Engine, batch: Batch) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _run(engine: Engine, batch: Batch) -> dict[str, Array]:
     found = next(iter(run_split(engine, batch, 1)))
     return {name: values[:1] for name, values in found.items()}
