@@ -34,9 +34,11 @@ _FAILURES = (
 _NODE_IN_MESSAGE = re.compile(r"\(op_type:(?P<op>[^,)]+)(?:, node name: (?P<name>.*?))?\):")
 _NODE_IN_CHECK = re.compile(r"Bad node spec for node\. Name: (?P<name>.*?) OpType: (?P<op>\S+)")
 
-_MICROSOFT = "com.microsoft"
-# Operators of that domain whose output is as their input.
-_SAME_SHAPE = frozenset({"FastGelu", "Gelu", "QuickGelu"})
+# Operators whose output is as their first input, by domain.
+_SAME_SHAPE = {
+    "": frozenset({"GroupNormalization"}),
+    "com.microsoft": frozenset({"FastGelu", "Gelu", "QuickGelu"}),
+}
 _Saved = list[tuple[ir.Value, ir.TypeProtocol | None, ir.Shape | None]]
 
 
@@ -201,7 +203,7 @@ def _graph_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _has_inference(model: ir.Model, node: ir.Node) -> bool:
-    if node.domain == _MICROSOFT and node.op_type in _SAME_SHAPE:
+    if node.op_type in _SAME_SHAPE.get(node.domain, ()):
         return True
     return node.domain in _INFERRED_DOMAINS or node.op_identifier() in model.functions
 
@@ -229,11 +231,12 @@ def _forget(model: ir.Model) -> _Saved:
 
 
 def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-    # ONNX does not know these; without them everything behind a recovered GELU would have no shape.
+    # ONNX infers nothing for these; without them everything behind a recovered GELU would have no shape.
     for graph in _graph_protos(proto.graph):
         for node in graph.node:
-            if node.domain == _MICROSOFT and node.op_type in _SAME_SHAPE and len(node.input) == 1:
+            if node.op_type in _SAME_SHAPE.get(node.domain, ()):
                 node.domain, node.op_type = "", "Identity"
+                del node.input[1:]
                 del node.attribute[:]
     return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
 
