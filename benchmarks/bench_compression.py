@@ -50,9 +50,9 @@ TIMEOUT = 400.0
 TUNING_TIMEOUT = 1500.0
 QUALITY_TIMEOUT = 900.0
 QUICK_RATIOS = (0.25, 0.5)
-TUNING_WORK = 1e12
+TUNING_WORK = 4e11
 """MACs of the forward passes of a fine-tuning: how many samples it sees depends on the size of the model."""
-TUNING_EPOCHS = (3, 50)
+TUNING_EPOCHS = (3, 20)
 QUICK_EPOCHS = 1
 TRAINING = "training.npz"
 """More data to fine-tune with, beside the model; without it the calibration samples are used."""

@@ -107,7 +107,7 @@ def test_goals_and_ratios_fit():
 
 
 @pytest.mark.parametrize(
-    ("samples", "macs", "epochs"), [(1000, 10**8, 10), (10, 10**6, 50), (10**6, 10**9, 3), (100, None, 3)]
+    ("samples", "macs", "epochs"), [(1000, 10**8, 4), (10, 10**6, 20), (10**6, 10**9, 3), (100, None, 3)]
 )
 def test_tuning_does_about_the_same_work_on_every_model(samples, macs, epochs):
     assert bench.tuning_epochs(samples, macs) == epochs
