@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Batch
+from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.graph import constant_tensor
 from greencc.core.groups import PruneGroup
@@ -25,6 +26,8 @@ from greencc.passes._score_loss import change
 _ENERGY = 0.02
 # A group whose noise does nothing at all is not free: chance, or outputs that hardly vary.
 _LEAST = 1e-3
+# Multiply-accumulates to spend, and samples to look at all the same.
+_WORK, _FEWEST = 1e12, 8
 
 
 def sensitivities(
@@ -36,11 +39,14 @@ def sensitivities(
         model: It is left unchanged.
         groups: Its prune groups.
         ctx: Gives the calibration data and the engines.
-        samples: Looked at, evenly spread over the data.
+        samples: Looked at, evenly spread over the data; fewer where the model is large.
         seed: Of the noise.
     """
     source = require_data(ctx)
-    batches = list(_spread(source.count, checked(source, 32), min(samples, source.count)))
+    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(groups))
+    # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
+    wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
+    batches = list(_spread(source.count, checked(source, 32), wanted))
     build = ctx.observe or ctx.build
     engine = build(model)
     try:
