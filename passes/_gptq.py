@@ -26,7 +26,7 @@ from greencc.passes._block_quantize import BlockWeight, Grid, block_scales, enco
 
 # Block sizes divide it or are multiples of it.
 _COLUMNS = 32
-_DAMPENING = 0.01
+DAMPENING = 0.01
 # A Hessian of few samples or of repeated inputs may need more; at 100 the rounding is to nearest.
 _DAMPENING_STEPS = 5
 
@@ -74,7 +74,7 @@ def _solve(matrix: Array, hessian: Array, grid: Grid, act_order: bool) -> BlockW
     order = np.tile(np.arange(inputs), (groups, 1))
     if act_order:
         order = np.argsort(-moments, axis=1, kind="stable")
-    factor = _inverse_factor(hessian, moments, order)
+    factor = inverse_factor(hessian, moments, order)
     # Inputs first: what one step works on lies together.
     work = np.array(matrix.swapaxes(1, 2), np.float32, order="C")
     codes = np.empty((groups, inputs, outputs), np.uint8)
@@ -117,7 +117,7 @@ def _solve(matrix: Array, hessian: Array, grid: Grid, act_order: bool) -> BlockW
     )
 
 
-def _inverse_factor(
+def inverse_factor(
     hessian: Array, moments: NDArray[np.float64], order: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """The upper triangular U with U^T U = H^-1, of the dampened and reordered Hessian.
@@ -133,7 +133,7 @@ def _inverse_factor(
     dead = np.take_along_axis(moments, order, axis=1) <= 0
     diagonal = np.arange(ordered.shape[1])
     ordered[:, diagonal, diagonal] += np.where(dead, mean[:, np.newaxis], 0.0)
-    dampening = _DAMPENING
+    dampening = DAMPENING
     for attempt in range(_DAMPENING_STEPS):
         candidate = ordered.copy()
         candidate[:, diagonal, diagonal] += dampening * mean[:, np.newaxis]

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greencc.core.data import Array
-from greencc.passes._gptq import _DAMPENING, _inverse_factor
+from greencc.passes._gptq import DAMPENING, inverse_factor
 from greencc.passes._sparsity_patterns import Rule, least, magnitude_mask
 
-MIN_DAMPING = _DAMPENING
+MIN_DAMPING = DAMPENING
 # Of groups whose inputs were always zero: the order by size remains.
 _LEAST_SHARE = 1e-12
 Factor = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -125,7 +125,7 @@ def factorize(hessian: Array, damping: float) -> Factor:
     moments = np.maximum(np.diagonal(scaled, axis1=1, axis2=2), np.finfo(np.float64).tiny)
     # The factorisation itself adds the least damping.
     scaled[:, index, index] += damping - MIN_DAMPING
-    factor = _inverse_factor(scaled, moments, np.tile(index, (groups, 1)))
+    factor = inverse_factor(scaled, moments, np.tile(index, (groups, 1)))
     return factor, share.astype(np.float32)
 
 

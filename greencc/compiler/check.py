@@ -6,21 +6,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from greencc.bundle import Bundle, load
 from greencc.calibration import open_data, synthetic
-from greencc.calibration.subsets import Subset, sample_digests
 from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
 from greencc.compiler.placing import model_size
 from greencc.compiler.session import Session, available_target
+from greencc.compiler.sources import source_of, unseen
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError
-from greencc.core.graph import ensure_names
-from greencc.core.model import digest, load_model
+from greencc.core.model import load_model
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
 from greencc.measure.energy import FULL, QUICK, STANDARD
@@ -50,14 +47,14 @@ def verify_accuracy(
             used all of them.
         UnavailableError: The bundle's target does not run here.
     """
-    _check_source(bundle, model)
+    source_of(bundle, model)
     artifact = bundle.engine()
     baseline = available_target(bundle.manifest.target).open(model)
     try:
         data = open_data(
             str(evaluation), baseline.inputs, labels=labels, preprocess=preprocess, role="evaluation"
         )
-        fresh = _unseen(data, bundle.seen)
+        fresh = unseen(data, bundle.seen)
         accuracy = compare(
             baseline,
             artifact,
@@ -73,36 +70,6 @@ def verify_accuracy(
         note = f"{left_out:,} of {data.count:,} samples were left out: the compile has used them"
         accuracy = replace(accuracy, reason=f"{accuracy.reason}; {note}")
     return accuracy
-
-
-def _check_source(bundle: Bundle, path: Path) -> None:
-    """Raise `InputError` unless the model is the one that the bundle was compiled from."""
-    model = load_model(path)
-    wanted = bundle.manifest.model_digest
-    if digest(model) == wanted:
-        return
-    # A compile names the nodes that have no name before it takes the digest.
-    ensure_names(model)
-    if digest(model) != wanted:
-        raise InputError(
-            f"{path} is not the model that {bundle.path} was compiled from",
-            hint=f"give {bundle.manifest.model_name} (sha256 {bundle.manifest.model_sha256[:12]}...)",
-        )
-
-
-def _unseen(data: DataSource, seen: frozenset[bytes]) -> DataSource:
-    """The samples whose keys are not among those `seen`."""
-    if not seen:
-        return data
-    fresh = np.array([key not in seen for key in sample_digests(data)], np.bool_)
-    if fresh.all():
-        return data
-    if not fresh.any():
-        raise InputError(
-            f"the compile has used all {data.count:,} samples of {data.name} for calibration or to choose with",
-            hint="give held-out data: what an artifact was tuned on says nothing about other inputs",
-        )
-    return Subset(data.name, data, np.flatnonzero(fresh))
 
 
 def measure(

@@ -24,6 +24,7 @@ from greencc.compiler.options import CompileOptions, Effort, Precision
 from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.select import refuse
 from greencc.compiler.session import Session, available_target
+from greencc.compiler.sources import source_of, unseen
 from greencc.core.cache import cache_key
 from greencc.core.describe import input_specs
 from greencc.core.engine import Engine
@@ -34,7 +35,7 @@ from greencc.core.passes import Context, Finding, Pass
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy, Budget, Candidate, PassRecord, Report
 from greencc.meters.model import device_power, load_of
-from greencc.recover._inputs import compressed_graph, recipe_text, source_of, unseen
+from greencc.recover._inputs import compressed_graph, recipe_text
 from greencc.recover._spent import Spent, Window, training_work
 from greencc.recover.evaluator import Evaluator
 from greencc.recover.options import RecoverOptions, require_torch
