@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXAMPLE := examples/fashion_mnist
 DEMO := demo-out
 
-.PHONY: demo test test-full bench lint format clean
+.PHONY: demo test test-full test-finetune bench lint format clean
 
 demo: $(VENV)/.run
 	@$(BIN)/greencc compile $(EXAMPLE)/model.onnx --target cpu \
@@ -18,6 +18,10 @@ test: $(VENV)/.test
 
 test-full: $(VENV)/.test
 	$(BIN)/python -m pytest -q
+
+# The tests of greencc[finetune] need PyTorch, in an environment of its own; TORCH chooses which, as below.
+test-finetune: $(VENV)/finetune/.ready
+	$(VENV)/finetune/bin/python -m pytest -q tests/recover
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -63,6 +67,11 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
 $(VENV)/bench/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)/bench
 	$(VENV)/bench/bin/python -m pip --disable-pip-version-check install --quiet -e ".[bench,images]"
+	@touch $@
+
+$(VENV)/finetune/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/finetune
+	$(VENV)/finetune/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" -e ".[finetune,test]"
 	@touch $@
 
 $(TORCH_PEERS:%=$(VENV)/bench-%/.ready): $(VENV)/bench-%/.ready:

@@ -74,7 +74,8 @@ def form_problem(view: LinearView, method: Method) -> str | None:
 def candidates(problem: Problem, method: Method, choice: RankChoice) -> list[Candidate]:
     """What the layer may become: at most one candidate per form, the most promising first.
 
-    Those of equal retained energy are ordered by their work; those of equal work, by their error.
+    Those of equal retained energy are ordered by their work; those of equal work, by their error. EVBMF ranks fix
+    neither: there the error comes first.
     """
     found: list[Candidate] = []
     methods = [m for m in Method if m is not Method.AUTO] if method is Method.AUTO else [method]
@@ -91,7 +92,7 @@ def candidates(problem: Problem, method: Method, choice: RankChoice) -> list[Can
 
 
 def _order(choice: RankChoice) -> Callable[[Candidate], tuple[float, float]]:
-    if choice.rule is RankRule.RATIO:
+    if choice.rule in (RankRule.RATIO, RankRule.EVBMF):
         return lambda item: (item.error, item.macs)
     return lambda item: (item.macs, item.error)
 

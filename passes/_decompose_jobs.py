@@ -18,7 +18,7 @@ from greencc.passes._decompose_factors import same_layer
 from greencc.passes._decompose_problem import Matrix, Metric, Problem, metric_of
 from greencc.passes._linear_view import LINEAR, LinearView, linear_view
 from greencc.passes._quantize_insert import release
-from greencc.passes._weight_only_hessian import plan_stages, sum_moments
+from greencc.passes._weight_only_hessian import plan_stages, sum_moments, too_large
 
 RULE = "decompose"
 # Inputs of an output channel up to which all correlations are summed: of unfolded kernels, and of products, whose
@@ -154,14 +154,7 @@ def ready_jobs(model: ir.Model, jobs: Sequence[Job], ctx: Context, findings: lis
     for job in jobs:
         seen = _observed(job.view)
         if seen is None:
-            findings.append(
-                Finding(
-                    "note",
-                    f"its {job.view.inputs} inputs are too many for their correlations: factorised without data",
-                    job.name,
-                    RULE,
-                )
-            )
+            findings.append(_without_data(job, f"its {job.view.inputs} inputs are too many for"))
             yield job
             continue
         views.extend(replace(view, kernel=seen.kernel, inputs=seen.inputs) for view in job.views)
@@ -175,8 +168,15 @@ def ready_jobs(model: ir.Model, jobs: Sequence[Job], ctx: Context, findings: lis
                 job.moment = total if job.moment is None or total is None else job.moment + total
                 job.waiting -= 1
                 if not job.waiting:
+                    if job.moment is not None and too_large(job.moment):
+                        findings.append(_without_data(job, "its inputs are too large for"))
+                        job.moment = None
                     yield job
                     job.moment = None
+
+
+def _without_data(job: Job, reason: str) -> Finding:
+    return Finding("note", f"{reason} their correlations: factorised without data", job.name, RULE)
 
 
 def _observed(view: LinearView) -> LinearView | None:

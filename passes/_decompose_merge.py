@@ -69,7 +69,7 @@ def _fits(first: LinearView, second: LinearView) -> bool:
         return False
     for view in (first, second):
         bias = input_at(view.node, 2)
-        if bias is not None and constant_tensor(bias) is None:
+        if bias is not None and not _per_output(bias, view.outputs):
             return False
         factors = [view.node.attributes.get(name) for name in ("alpha", "beta")]
         if any(factor is not None and factor.as_float() != 1.0 for factor in factors):
@@ -79,6 +79,14 @@ def _fits(first: LinearView, second: LinearView) -> bool:
     return all(_pointwise(view) for view in (first, second)) and all(
         step == 1 for step in attribute_ints(second.node, "strides", (1,))
     )
+
+
+def _per_output(bias: ir.Value, outputs: int) -> bool:
+    """Whether a bias is a constant with one value for all outputs, or one for each: Gemm takes (rows, 1) as well."""
+    tensor = constant_tensor(bias)
+    if tensor is None:
+        return False
+    return tensor.size == 1 or (tensor.size == outputs and int(tensor.shape.numpy()[-1]) == outputs)
 
 
 def _pointwise(view: LinearView) -> bool:

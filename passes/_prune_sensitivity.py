@@ -16,11 +16,12 @@ import onnx_ir as ir
 from greencc.core.data import Array, Batch
 from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
-from greencc.core.graph import constant_tensor
-from greencc.core.groups import PruneGroup
+from greencc.core.graph import Names, add_initializer, constant_tensor
+from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
 from greencc.passes._capture import checked, require_data, rows, run_split
 from greencc.passes._score_loss import change
+from greencc.passes._score_reads import Weights
 
 # Relative energy of the noise: about what pruning a quarter of a layer leaves after repair.
 _ENERGY = 0.02
@@ -33,7 +34,7 @@ _WORK, _FEWEST = 1e12, 8
 def sensitivities(
     model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, *, samples: int = 32, seed: int = 0
 ) -> dict[str, float]:
-    """Divergence of the outputs per relative energy of an error in the readers of each group; 1 on the whole.
+    """Divergence of the outputs per relative energy of an error in the readers of each group; 1 on average.
 
     Args:
         model: It is left unchanged.
@@ -54,9 +55,15 @@ def sensitivities(
     finally:
         engine.close()
     found: dict[str, float] = {}
+    weights = Weights(model)
     for group in ctx.progress(groups, label="Sensitivity of groups", total=len(groups)):
-        nodes = {reader.node for reader in group.readers}
-        engine = build(_noisy(model, nodes, seed))
+        # What no weights read (queries and keys of one head) is disturbed where it is computed.
+        readers = {reader.node for reader in weights.readers(group)}
+        nodes = readers or {site.node for site in group.having(Role.PRODUCER)}
+        noisy = _noisy(model, nodes, seed)
+        if noisy is None:
+            continue
+        engine = build(noisy)
         try:
             changes = [
                 change(before, _run(engine, batch)) for before, batch in zip(exact, batches, strict=True)
@@ -66,31 +73,33 @@ def sensitivities(
         found[group.name] = float(np.mean(changes)) / _ENERGY
     mean = float(np.mean(list(found.values()))) if found else 0.0
     if not mean > 0.0:
-        return dict.fromkeys(found, 1.0)
-    return {name: max(value / mean, _LEAST) for name, value in found.items()}
+        return {group.name: 1.0 for group in groups}
+    # What could not be disturbed counts as the average, not as harmless.
+    return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
 
 
-def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model:
-    """A clone whose nodes of these names have weights with noise."""
-    noisy = model.clone()
-    generator = np.random.default_rng(seed)
-    done: set[ir.Value] = set()
+def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
+    """A clone whose nodes of these names have weights with noise; None where none of them has weights."""
+    noisy, changed = model.clone(), False
+    generator, names = np.random.default_rng(seed), Names(noisy)
     for node in noisy.graph:
         if str(node.name) not in nodes:
             continue
-        value = next((item for item in node.inputs[:2] if constant_tensor(item) is not None), None)
-        if value is None or value in done:
+        index = next((i for i, item in enumerate(node.inputs[:2]) if constant_tensor(item) is not None), None)
+        if index is None:
             continue
-        done.add(value)
-        tensor = constant_tensor(value)
+        tensor = constant_tensor(node.inputs[index])
         assert tensor is not None
         weight = tensor.numpy()
         scale = np.sqrt(_ENERGY * np.mean(np.square(weight, dtype=np.float64)))
         noise = generator.standard_normal(weight.shape) * scale
-        replaced = ir.tensor((weight + noise).astype(weight.dtype), name=value.name)
-        if value.const_value is not None:
-            value.const_value = replaced
-    return noisy
+        # An own constant: the old one may come from a Constant node or serve other nodes.
+        name = names.value(f"{node.name}.noisy")
+        node.replace_input_with(
+            index, add_initializer(noisy.graph, name, (weight + noise).astype(weight.dtype))
+        )
+        changed = True
+    return noisy if changed else None
 
 
 def _spread(count: int, batches: Iterator[Batch], wanted: int) -> Iterator[Batch]:

@@ -1,9 +1,11 @@
 """Means that a compressed model should have: those of its normalisations, and those of its outputs.
 
 A BatchNormalization that was not folded normalises with the mean and variance of the training data. Where its input
-is not what it was, they are carried over from the original: `mean' = mean + E[x'] - E[x]` and `var' = var Var[x'] /
-Var[x]`, with E and Var over the calibration data in the compressed (') and in the original model. What did not
-change keeps its statistics, and what the calibration data has other than the training data cancels.
+is not what it was, they are carried over from the original: `var' + eps = (var + eps) f` with `f = Var[x'] / Var[x]`,
+and `mean' = E[x'] + (mean - E[x]) sqrt(f)`, with E and Var over the calibration data in the compressed (') and in the
+original model. The normalised values then have the mean and the variance that they have in the original: what the
+calibration data has other than the training data stays. Only the original's statistics are built on, never those that
+the compressed model has now: carrying them over again changes nothing.
 
 The bias of the last weighted layer before an output is shifted so that the mean of every output channel is that of
 the original (Nagel et al. 2019, arXiv 1906.04721, section 4.3, for the last layer).
@@ -28,6 +30,8 @@ Float64 = NDArray[np.float64]
 _BATCH = 32
 # The variance of a channel changes by no more than this factor: beyond it, it was dead in one of the models.
 _LARGEST = 100.0
+# A variance below this share of the mean square is rounding.
+_ROUNDING = 1e-6
 
 
 def transfer_batch_norm(
@@ -72,9 +76,13 @@ def transfer_batch_norm(
             kept = sources[name].keep
             chosen = slice(None) if kept is None else np.array(kept)
             mean, variance = _moments(exact[past[name]])
-            if not _transfer(
-                nodes[name], (mean[chosen], variance[chosen]), _moments(seen[wanted]), names, ctx
-            ):
+            statistics = _carried(
+                _statistics(before[name], chosen),
+                (mean[chosen], variance[chosen]),
+                _moments(seen[wanted]),
+                _epsilon(before[name]),
+            )
+            if not _write(nodes[name], statistics, names, ctx):
                 return findings
     return findings
 
@@ -142,33 +150,56 @@ def _output(layer: Weighted) -> Wanted:
 
 def _moments(means: Means) -> tuple[Float64, Float64]:
     assert means.square is not None
-    return means.mean, np.maximum(means.square - np.square(means.mean), 0.0)
+    variance = means.square - np.square(means.mean)
+    # Of a constant channel the difference is what float32 rounded.
+    return means.mean, np.where(variance > _ROUNDING * means.square, variance, 0.0)
 
 
-def _transfer(
-    node: ir.Node,
-    exact: tuple[Float64, Float64],
-    seen: tuple[Float64, Float64],
-    names: Names,
-    ctx: Context,
-) -> bool:
-    """Move the statistics of one node; False once no more rewrites are allowed."""
+def _statistics(node: ir.Node, chosen: slice | NDArray[np.int64]) -> tuple[Float64, Float64]:
     mean, variance = (constant_of(value) for value in node.inputs[3:5])
     assert mean is not None
     assert variance is not None
-    moved = mean.astype(np.float64) + seen[0] - exact[0]
+    return mean.astype(np.float64)[chosen], variance.astype(np.float64)[chosen]
+
+
+def _epsilon(node: ir.Node) -> float:
+    attribute = node.attributes.get("epsilon")
+    return 1e-5 if attribute is None else attribute.as_float()
+
+
+def _carried(
+    statistics: tuple[Float64, Float64],
+    exact: tuple[Float64, Float64],
+    seen: tuple[Float64, Float64],
+    epsilon: float,
+) -> tuple[Float64, Float64]:
+    """The original's statistics, for what the compressed model feeds the node."""
+    mean, variance = statistics
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = np.where((exact[1] > 0) & (seen[1] > 0), seen[1] / exact[1], 1.0)
-    scaled = variance.astype(np.float64) * np.clip(factor, 1 / _LARGEST, _LARGEST)
-    if np.allclose(moved, mean, rtol=0, atol=1e-7) and np.allclose(scaled, variance, rtol=1e-6, atol=0):
+        factor = np.clip(factor, 1 / _LARGEST, _LARGEST)
+        scaled = np.where(factor == 1, variance, np.maximum((variance + epsilon) * factor - epsilon, 0.0))
+        # The scale that the node then has, for the mean holds whatever the variance was limited to.
+        moved = seen[0] + (mean - exact[0]) * np.sqrt((scaled + epsilon) / (variance + epsilon))
+    usable = np.isfinite(moved) & np.isfinite(scaled)
+    return np.where(usable, moved, mean), np.where(usable, scaled, variance)
+
+
+def _write(node: ir.Node, statistics: tuple[Float64, Float64], names: Names, ctx: Context) -> bool:
+    """Replace the statistics of one node; False once no more rewrites are allowed."""
+    mean, variance = _statistics(node, slice(None))
+    moved, scaled = statistics
+    if np.allclose(moved, mean, rtol=1e-6, atol=1e-7) and np.allclose(scaled, variance, rtol=1e-6, atol=0):
         return True
     if not ctx.rewrites.allow("transfer-batch-norm", str(node.name)):
         return False
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    for index, old, values in ((3, mean, moved), (4, variance, scaled)):
+    for index, values in ((3, moved), (4, scaled)):
         name = names.value(f"{node.name}_{'mean' if index == 3 else 'variance'}")
         value = node.inputs[index]
+        old = constant_of(value)
+        assert old is not None
         node.replace_input_with(index, add_initializer(graph, name, values.astype(old.dtype)))
         if value is not None and value.is_initializer() and not (value.uses() or value.is_graph_output()):
             graph.initializers.pop(str(value.name), None)

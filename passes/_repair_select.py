@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.graph import constant_tensor, input_at, is_op, sole_consumer
-from greencc.core.groups import Structure
-from greencc.passes._linear_view import linear_view
+from greencc.core.graph import attribute_int, constant_tensor, input_at, is_op, sole_consumer
+from greencc.core.groups import Role, Site, Structure
+from greencc.core.passes import Finding
+from greencc.passes._linear_view import LINEAR, linear_view
 from greencc.passes._repair_order import Join, Refit, Source
 
 # What leaves channels where they are.
@@ -39,6 +40,8 @@ _CHANNELWISE = frozenset(
         "Tanh",
     ]
 )
+
+_RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 def kept_outputs(structure: Structure, removed: Mapping[str, Collection[int]]) -> dict[str, tuple[int, ...]]:
@@ -103,6 +106,44 @@ def layers_after_cut(
             reached.update(node.outputs)
         ready.update(node.outputs)
     return found
+
+
+def unrepaired(
+    structure: Structure, removed: Mapping[str, Collection[int]], layers: Sequence[Refit]
+) -> list[Finding]:
+    """The nodes that lost inputs and that no layer to repair stands for, in the order of the graph.
+
+    Args:
+        structure: Of the model, before or after the cut.
+        removed: As for `cut`.
+        layers: From `layers_after_cut`.
+    """
+    covered = {item.node for item in layers}
+    nodes = {str(node.name): node for node in structure.analysis.graph}
+    losing = {
+        site.node
+        for group in structure.groups
+        if len(removed.get(group.name, ()))
+        for site in group.sites
+        if site.node in nodes and _sums_over(nodes[site.node], site)
+    }
+    findings = []
+    for name, node in nodes.items():
+        if name in losing and name not in covered:
+            form = f"this {node.op_type}" if is_op(node, *LINEAR) else node.op_type
+            message = f"{name!r}: lost inputs, but is not refit: no form for {form}"
+            findings.append(Finding("refused", message, name, "refit"))
+    return findings
+
+
+def _sums_over(node: ir.Node, site: Site) -> bool:
+    """Whether a node's outputs lack something once channels of the site are cut."""
+    if is_op(node, *_RECURRENT):
+        # W over features, R over the units themselves: with them goes what they passed on to the other units.
+        return site.axis == 2
+    # Of a ConvTranspose in groups that lost inputs within its groups there is a layer; else whole groups went.
+    whole = is_op(node, "ConvTranspose") and attribute_int(node, "group", 1) > 1
+    return site.role is Role.CONSUMER and not (whole and linear_view(node) is not None)
 
 
 def _refit(

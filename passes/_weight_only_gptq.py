@@ -21,7 +21,14 @@ from greencc.passes._block_quantize import BlockWeight, Grid
 from greencc.passes._capture import require_data
 from greencc.passes._gptq import Solution, gptq
 from greencc.passes._linear_view import LinearView, linear_view
-from greencc.passes._weight_only_hessian import BUDGET_BYTES, Moments, moment_bytes, plan_stages, sum_moments
+from greencc.passes._weight_only_hessian import (
+    BUDGET_BYTES,
+    Moments,
+    moment_bytes,
+    plan_stages,
+    sum_moments,
+    too_large,
+)
 
 _KIND = "gptq"
 # Part of every key: raise it when the result of the algorithm changes.
@@ -63,10 +70,11 @@ def solve_layers(
     *,
     act_order: bool,
     sequential: bool,
-) -> Iterator[tuple[int, Solution | None]]:
+) -> Iterator[tuple[int, Solution | str]]:
     """Yield the index of each layer with what became of its weight, in the layout of `Layer.view`.
 
-    None: the calibration data never reaches the layer. The caller may replace the weight before it asks for the next.
+    A string: why its weight can only be rounded to nearest. The caller may replace the weight before it asks for the
+    next.
 
     Raises:
         InputError: There is no calibration data, or an activation is not finite.
@@ -89,10 +97,10 @@ def solve_layers(
     stages = plan_stages([layer.view for layer in layers], one_by_one=sequential)
     for number, stage in enumerate(stages):
         found = {
-            index: solution
+            index: cached
             for moments in stage
             for index in moments.members
-            if (solution := _load(ctx.cache, keys[index], grid_of[index])) is not None
+            if (cached := _load(ctx.cache, keys[index], grid_of[index])) is not None
         }
         missing = [moments for moments in stage if any(index not in found for index in moments.members)]
         if missing:
@@ -103,17 +111,19 @@ def solve_layers(
                     yield index, found[index]
                     continue
                 solution = _solve(layers[index], moments, grid_of[index], act_order)
-                if solution is not None:
+                if isinstance(solution, Solution):
                     _store(ctx.cache, keys[index], solution)
                 yield index, solution
             moments.total = None
 
 
-def _solve(layer: Layer, moments: Moments, grid: Grid, act_order: bool) -> Solution | None:
+def _solve(layer: Layer, moments: Moments, grid: Grid, act_order: bool) -> Solution | str:
     tensor = layer.value.const_value
     assert tensor is not None
     if moments.total is None or not np.any(moments.total):
-        return None
+        return "the calibration data never reaches it"
+    if too_large(moments.total):
+        return "its inputs are too large for their correlations"
     return gptq(layer.view.matrix(tensor.numpy()), moments.total, grid, act_order=act_order)
 
 

@@ -103,6 +103,8 @@ def sum_moments(model: ir.Model, stage: Sequence[Moments], ctx: Context, label: 
         ctx: Gives the calibration data and the engine.
         label: What the progress bar says.
 
+    Finite inputs may overflow in the sums: ask `too_large`.
+
     Raises:
         InputError: There is no calibration data, or a layer's input holds NaN or infinity.
     """
@@ -122,6 +124,11 @@ def sum_moments(model: ir.Model, stage: Sequence[Moments], ctx: Context, label: 
         _flush(moments)
 
 
+def too_large(total: Array) -> bool:
+    """Whether finite inputs have overflowed in their products, so that a sum of moments says nothing."""
+    return not np.isfinite(total).all()
+
+
 def _add(moments: Moments, values: Array, count: int, generator: np.random.Generator) -> None:
     assert moments.total is not None
     view = moments.view
@@ -138,9 +145,11 @@ def _add(moments: Moments, values: Array, count: int, generator: np.random.Gener
 def _flush(moments: Moments) -> None:
     if moments.waiting and moments.total is not None:
         rows = np.concatenate(moments.waiting, axis=1)
-        for index, part in enumerate(rows):
-            # NumPy computes only half of a matrix times its own transpose.
-            moments.total[index] += part.T @ part
+        # `too_large` tells.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index, part in enumerate(rows):
+                # NumPy computes only half of a matrix times its own transpose.
+                moments.total[index] += part.T @ part
     moments.waiting.clear()
 
 

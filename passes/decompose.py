@@ -32,12 +32,15 @@ from greencc.passes._decompose_jobs import (
 from greencc.passes._decompose_measure import LayerTimer
 from greencc.passes._decompose_merge import merge_factors
 from greencc.passes._decompose_problem import Problem
+from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._repair_layers import Refit, RefitOptions, refit
 
 _ALIGN = 8
-# Forms timed per layer, those of the least work: a measurement takes seconds.
+# Forms timed per layer, the most promising: a measurement takes seconds.
 _TIMED = 4
+# Share of the output energy that a layer may lose unless work alone is what was asked for.
+_MOST_LOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Decompose(Pass):
 
     Attributes:
         method: The form; `auto`: for every layer the one with the least work, or measured time.
-        rank: What decides the ranks: the energy kept, EVBMF (no threshold), or the share of work to save.
+        rank: What decides the ranks: the energy kept, EVBMF (no threshold), or the share of work to save. Only with the
+            last may a layer lose more than half of its outputs' energy.
         energy: Share of the energy of a layer's outputs that is kept, with `rank = energy`.
         ratio: Share of a layer's multiply-accumulates to save, with `rank = ratio`.
         ops: Operators that are factorised.
@@ -112,6 +116,7 @@ class _Run:
     def run(self) -> Outcome:
         options, ctx, findings = self.options, self.ctx, self.outcome.findings
         announced = len(ctx.rewrites.applied)
+        missing = unmatched(self.model, options.exclude, RULE)
         # Statistics and targets are those of the model as it came.
         original = self.model.clone()
         jobs = find_jobs(original, Choice(options.ops, options.exclude, options.min_elements), findings)
@@ -119,7 +124,9 @@ class _Run:
         if not jobs:
             if not findings:
                 findings.append(Finding("refused", f"no {', '.join(options.ops)} to factorise", rule=RULE))
+            findings += missing
             return self.outcome
+        findings += missing
         data = ctx.calibration is not None
         if options.whiten and not data:
             self._note("there is no calibration data: errors are those of the weights, not of the outputs")
@@ -173,6 +180,10 @@ class _Run:
         if not found:
             self._refuse(job, f"would save nothing at {self._wanted()}")
             return None
+        if options.rank is not RankRule.RATIO:
+            found = self._faithful(job, found)
+            if not found:
+                return None
         if timer is None:
             return found[0], None
         found = found[:_TIMED]
@@ -181,10 +192,23 @@ class _Run:
             self._note("the shape of its input is not known: it was not measured", job.name)
             return found[0], None
         index = max(range(len(found)), key=lambda i: speeds[i].value)
+        if options.rank is RankRule.EVBMF:
+            # Errors differ by far: the smallest one that is faster than the layer, not the fastest.
+            index = next((i for i, speed in enumerate(speeds) if speed.low > 1.0), index)
         if speeds[index].low <= 1.0:
             self._refuse(job, f"measured {speeds[index].value:.2f}x as {found[index]}")
             return None
         return found[index], speeds[index].value
+
+    def _faithful(self, job: Job, found: list[Candidate]) -> list[Candidate]:
+        """The candidates that keep half of the output energy; the others become one finding."""
+        kept = [item for item in found if item.error <= _MOST_LOST]
+        lost = ", ".join(f"{item} {item.error:.0%}" for item in found if item.error > _MOST_LOST)
+        if lost and kept:
+            self._note(f"left out, for more than half of the output energy would be lost: {lost}", job.name)
+        elif lost:
+            self._refuse(job, f"more than half of the output energy would be lost: {lost}")
+        return kept
 
     def _wanted(self) -> str:
         match self.options.rank:

@@ -22,6 +22,7 @@ from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._blocks import Block, Shape, drop, find_blocks
 from greencc.passes._blocks_score import BlockScore, BlockScorer
 from greencc.passes._capture import graph_values, require_data
+from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import linear_view
 
 _RULE = "drop-block"
@@ -104,7 +105,7 @@ class DropBlocks(Pass):
         """
         ensure_names(model)
         infer_shapes(model)
-        outcome = Outcome()
+        outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
         sizes = _sizes(model, ctx)
         shortened = model.clone()
         choices = self._choose(model, shortened, sizes, ctx, outcome)

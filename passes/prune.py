@@ -30,7 +30,7 @@ from greencc.passes._prune_costs import work_model
 from greencc.passes._prune_sensitivity import sensitivities
 from greencc.passes._repair_layers import refit
 from greencc.passes._repair_means import correct_classifier, transfer_batch_norm
-from greencc.passes._repair_select import kept_outputs, layers_after_cut
+from greencc.passes._repair_select import kept_outputs, layers_after_cut, unrepaired
 from greencc.passes._scores import Score, channel_scores
 
 _RULE = "prune"
@@ -96,19 +96,31 @@ class Prune(Pass):
                 whole = self._allocate(model, groups, scores, self.ratio, ctx)
                 if whole.removed and not self._pays(original, whole, ctx, outcome):
                     return outcome
-            # Each round removes its part of what was there at the start.
+            # Each round removes its part of what was there at the start; an earlier one may have done more.
             share = (self.ratio * number / self.rounds - done) / (1.0 - done)
+            if share <= 0.0:
+                continue
             chosen = self._allocate(model, groups, scores, share, ctx)
             if not self._cut(original, model, structure, chosen, kept, ctx, outcome):
                 break
             done = 1.0 - _work(model, ctx) / before if before else 0.0
-        if outcome.changed:
-            outcome.findings += self._sum_up(original, model, done, kept)
-        elif not any(finding.kind == "refused" for finding in outcome.findings):
-            outcome.findings.append(
-                Finding("refused", "no group is wide enough to lose channels", rule=_RULE)
-            )
+        outcome.findings += (
+            self._sum_up(original, model, done) if outcome.changed else [self._nothing(before)]
+        )
         return outcome
+
+    def _nothing(self, work: float) -> Finding:
+        """Why nothing was cut."""
+        if not work:
+            return Finding(
+                "refused", "nothing was cut: the work of the model's nodes is not known", rule=_RULE
+            )
+        return Finding(
+            "refused",
+            "nothing was cut: no group that may lose channels can lose a step of them within the limit of "
+            f"{self.limit:.0%}",
+            rule=_RULE,
+        )
 
     def _scores(
         self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context
@@ -156,6 +168,11 @@ class Prune(Pass):
         cut(model, structure, removed)
         infer_shapes(model)
         outcome.changed += len(removed)
+        sizes = {group.name: group for group in structure.groups}
+        for name, channels in removed.items():
+            group = sizes[name]
+            message = f"{name}: {group.size - len(channels)} of {group.size} {group.kind} stay"
+            outcome.findings.append(Finding("note", message, name, _RULE))
         if not self.repair:
             return True
         if ctx.calibration is None:
@@ -163,9 +180,10 @@ class Prune(Pass):
                 Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
             )
             return True
-        outcome.findings += transfer_batch_norm(original, model, ctx, keep=kept)
         layers = layers_after_cut(original, model, later=True, keep=kept)
         outcome.findings += refit(original, model, layers, ctx)
+        outcome.findings += unrepaired(structure, removed, layers)
+        outcome.findings += transfer_batch_norm(original, model, ctx, keep=kept)
         outcome.findings += correct_classifier(original, model, ctx)
         return True
 
@@ -211,25 +229,16 @@ class Prune(Pass):
         )
         return False
 
-    def _sum_up(
-        self, original: ir.Model, model: ir.Model, saved: float, kept: Mapping[str, tuple[int, ...]]
-    ) -> list[Finding]:
+    def _sum_up(self, original: ir.Model, model: ir.Model, saved: float) -> list[Finding]:
         before, after = describe(original).params, describe(model).params
-        layers = [f"{node} {len(stay)}" for node, stay in kept.items()]
-        findings = [
-            Finding(
-                "note",
-                f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters; channels that stay: "
-                f"{', '.join(layers)}",
-                rule=_RULE,
-            )
-        ]
+        message = f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters"
+        findings = [Finding("note", message, rule=_RULE)]
         if saved < _MOST * self.ratio:
             findings.append(
                 Finding(
                     "warning",
-                    f"only {saved:.0%} of the multiply-accumulates could be removed instead of {self.ratio:.0%}: no "
-                    f"group may lose more than {self.limit:.0%} of its channels",
+                    f"only {saved:.0%} of the multiply-accumulates could be removed instead of {self.ratio:.0%}: the "
+                    f"groups that may be cut have no more to give, at most {self.limit:.0%} of the channels of each",
                     rule=_RULE,
                 )
             )

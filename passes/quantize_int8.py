@@ -29,6 +29,7 @@ from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._adaround import AdaRoundOptions, RoundingMethod
 from greencc.passes._calibrate import Grid, RangeMethod, RangeOptions, observe_ranges
 from greencc.passes._correct_bias import BiasCorrection, correct_bias
+from greencc.passes._exclude import unmatched
 from greencc.passes._quantize_insert import dequantized_name, insert, release
 from greencc.passes._quantize_nodes import quantized_form
 from greencc.passes._quantize_placement import (
@@ -162,7 +163,7 @@ class QuantizeInt8(Pass):
     def _decide(self, model: ir.Model, int8: Int8Support, ctx: Context, outcome: Outcome) -> Placement:
         """Place, announce every node, and place again without those the log refuses."""
         graph = model.graph
-        outcome.findings.extend(self._unmatched(graph, int8))
+        outcome.findings += unmatched(model, self.exclude, _RULE) + self._unsupported(int8)
         excluded = frozenset(self.exclude)
         ops = int8.ops & frozenset(self.ops) if self.ops else int8.ops
         broken = _not_finite(place(graph, int8, ops, excluded), int8)
@@ -188,14 +189,9 @@ class QuantizeInt8(Pass):
             )
         return plan
 
-    def _unmatched(self, graph: ir.Graph, int8: Int8Support) -> list[Finding]:
-        """Options that name nothing: said rather than silently ignored."""
-        names = sorted(str(node.name) for node in graph.all_nodes())
-        findings = [
-            Finding("warning", f"no node is named {name!r}, so excluding it has no effect", rule=_RULE)
-            for name in self.exclude
-            if name not in names
-        ]
+    def _unsupported(self, int8: Int8Support) -> list[Finding]:
+        """Operators asked for that the target cannot quantize: said rather than silently ignored."""
+        findings = []
         for op_type in self.ops:
             if op_type not in int8.ops:
                 hint = did_you_mean(op_type, int8.ops)

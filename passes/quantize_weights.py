@@ -259,8 +259,8 @@ class QuantizeWeights(Pass):
             model, layers, grids, ctx, act_order=self.act_order, sequential=self.sequential
         ):
             job = waiting[index]
-            if solution is None:
-                outcome.findings.append(_rounded_to_nearest(job, "the calibration data never reaches it"))
+            if isinstance(solution, str):
+                outcome.findings.append(_rounded_to_nearest(job, solution))
                 yield job, nearest(job.layout.matrix(job.tensor.numpy()), job.grid)
                 continue
             solutions.append(solution)

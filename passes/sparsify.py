@@ -22,16 +22,24 @@ from greencc.core.data import Array
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import ensure_names
 from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._quantize_insert import release
 from greencc.passes._quantize_nodes import quantized_already
 from greencc.passes._sparsity_layers import Layer, find_layers
 from greencc.passes._sparsity_patterns import Pattern, Rule, magnitude_mask
 from greencc.passes._sparsity_solve import MIN_DAMPING, Factor, Solution, factorize, prune
-from greencc.passes._weight_only_hessian import BUDGET_BYTES, moment_bytes, plan_stages, sum_moments
+from greencc.passes._weight_only_hessian import (
+    BUDGET_BYTES,
+    moment_bytes,
+    plan_stages,
+    sum_moments,
+    too_large,
+)
 
 _RULE = "sparsify"
 _GROUP = 4
+_SPARSITY = 0.5
 
 
 class SparsityMethod(Enum):
@@ -79,7 +87,7 @@ class Sparsify(Pass):
     primary: ClassVar[str | None] = "pattern"
 
     pattern: Pattern = Pattern.TWO_OF_FOUR
-    sparsity: float = 0.5
+    sparsity: float = _SPARSITY
     method: SparsityMethod = SparsityMethod.SECOND_ORDER
     block: int = 128
     damping: float = MIN_DAMPING
@@ -91,6 +99,11 @@ class Sparsify(Pass):
     def __post_init__(self) -> None:
         if not 0.0 < self.sparsity < 1.0:
             raise UsageError(f"{self.name}: sparsity is {self.sparsity:g}", hint="give a value in (0, 1)")
+        if self.pattern is not Pattern.UNSTRUCTURED and self.sparsity != _SPARSITY:
+            raise UsageError(
+                f"{self.name}: sparsity is {self.sparsity:g}, but the pattern {self.pattern.value} fixes it",
+                hint="leave sparsity out, or set pattern=unstructured",
+            )
         if self.block < _GROUP or self.block % _GROUP:
             raise UsageError(f"{self.name}: block is {self.block}", hint=f"give a multiple of {_GROUP}")
         if not MIN_DAMPING <= self.damping <= 1.0:
@@ -123,6 +136,7 @@ class Sparsify(Pass):
         outcome.findings.extend(self._notes(ctx, done))
         if not outcome.changed and not outcome.findings:
             outcome.findings.append(Finding("refused", self._idle(model, satisfied), rule=_RULE))
+        outcome.findings += unmatched(model, self.exclude, _RULE)
         return outcome
 
     def _choose(self, model: ir.Model, ctx: Context, rule: Rule, outcome: Outcome) -> tuple[list[Layer], int]:
@@ -177,8 +191,9 @@ class Sparsify(Pass):
         # Queries, keys and values read the same: so much work is done once.
         shared: tuple[Array, Array, Factor] | None = None
         for layer, moments in _moments(model, waiting, ctx, sequential=self.sequential):
-            if not np.any(moments):
-                done.magnitude["the calibration data never reaches them"] += 1
+            reason = _unusable(moments)
+            if reason is not None:
+                done.magnitude[reason] += 1
                 yield layer, _by_magnitude(layer, rule)
                 continue
             if shared is None or shared[0] is not moments:
@@ -261,6 +276,13 @@ def _moments(
                 else:
                     yield layers[owner], total
             moments.total = None
+
+
+def _unusable(moments: Array) -> str | None:
+    """Why second moments say nothing about a layer's inputs."""
+    if too_large(moments):
+        return "their inputs are too large for their correlations"
+    return None if np.any(moments) else "the calibration data never reaches them"
 
 
 def _by_magnitude(layer: Layer, rule: Rule) -> Array:

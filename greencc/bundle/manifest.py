@@ -124,7 +124,7 @@ class _Reader:
         device, model = self.table(data, "device"), self.table(data, "model")
         manifest = Manifest(
             greencc=self.text(data, "greencc"),
-            name=self.text(data, "name"),
+            name=self.plain(data, "name"),
             main=self.text(data, "main"),
             recipe=self.text(data, "recipe"),
             report=self.text(data, "report"),
@@ -173,6 +173,13 @@ class _Reader:
         value = data.get(key)
         if not isinstance(value, str):
             raise InputError(f"{self.where} has no text {key!r}")
+        return value
+
+    def plain(self, data: dict[str, Any], key: str) -> str:
+        """A text that may be part of a file name: other commands name their output after it."""
+        value = self.text(data, key)
+        if value in ("", ".", "..") or any(mark in value for mark in "/\\\0"):
+            raise InputError(f"{self.where}: {key} is {value!r}, which is no plain file name")
         return value
 
     def texts(self, data: dict[str, Any], key: str) -> dict[str, str]:

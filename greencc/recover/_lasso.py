@@ -3,24 +3,22 @@
 The penalty is lambda sum_c sqrt(n_c) ||w_c||_2 over the channels c of all prune groups, where w_c is everything that
 belongs to a channel (what computes it, what reads it, its parameters) and n_c its size (Yuan and Lin 2006; Wen et al.,
 arXiv 1608.03665; over dependency groups Fang et al., arXiv 2301.12900, section 3.3). It is minimised by its proximal
-step after each step of the optimizer, w_c *= max(0, 1 - rate lambda sqrt(n_c) / ||w_c||), which reaches exact zeros. A
-channel whose weights are all zero, those that read it included, can be cut without changing the outputs.
+step after each step of the optimizer, w_c *= max(0, 1 - rate lambda sqrt(n_c) / ||w_c||), which reaches exact zeros.
+`_empty` then cuts these channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from greencc.core.graph import ensure_names
-from greencc.core.groups import PruneGroup, Role, analyse, cut
-from greencc.core.model import infer_shapes
+from greencc.core.groups import PruneGroup, analyse
+from greencc.recover._empty import can_empty
 from greencc.recover._node import Tensor
-from greencc.recover._parameters import find_parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +68,7 @@ def _rows(value: Tensor, part: _Part) -> Tensor:
 
 
 def _parts(group: PruneGroup, parameters: Mapping[str, Tensor]) -> list[_Part]:
-    if not _readers_trained(group, parameters):
+    if not can_empty(group, parameters):
         return []
     parts: dict[tuple[str, int], _Part] = {}
     for site in group.sites:
@@ -84,38 +82,3 @@ def _parts(group: PruneGroup, parameters: Mapping[str, Tensor]) -> list[_Part]:
             torch.from_numpy(np.repeat(np.arange(channels), width)),
         )
     return list(parts.values())
-
-
-def _readers_trained(group: PruneGroup, names: Collection[str]) -> bool:
-    """Whether everything that reads the channels is trained: then zeros there cut them off."""
-    return all(site.tensor in names for site in group.having(Role.CONSUMER))
-
-
-def cut_empty(model: ir.Model) -> int:
-    """Cut the channels of a model, in place, whose weights are all zero; return how many there were.
-
-    A channel stays when it is the last of its group.
-    """
-    ensure_names(model)
-    infer_shapes(model)
-    structure = analyse(model)
-    trained = find_parameters(model)
-    removed: dict[str, list[int]] = {}
-    for group in structure.prunable:
-        if not _readers_trained(group, trained):
-            continue
-        size = np.zeros(group.size)
-        for site in group.sites:
-            if site.tensor not in trained:
-                continue
-            rows = np.moveaxis(np.abs(trained[site.tensor].start), site.axis, 0)
-            for channel, places in enumerate(site.positions):
-                size[channel] += float(rows[places].sum())
-        empty = np.flatnonzero(size == 0.0).tolist()
-        if len(empty) == group.size:
-            empty = empty[1:]
-        if empty:
-            removed[group.name] = empty
-    cut(model, structure, removed)
-    infer_shapes(model)
-    return sum(map(len, removed.values()))

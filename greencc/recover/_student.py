@@ -23,8 +23,9 @@ from greencc.core.model import digest, infer_shapes
 from greencc.core.passes import Context, Pass
 from greencc.core.pipeline import Pipeline, run_samples
 from greencc.core.report import PassRecord
+from greencc.recover._empty import cut_empty
 from greencc.recover._float_graph import float_graph, is_quantized
-from greencc.recover._lasso import GroupLasso, cut_empty
+from greencc.recover._lasso import GroupLasso
 from greencc.recover._parameters import write_back
 from greencc.recover._teacher import matching, open_teacher, shared_values
 from greencc.recover._torch_graph import TorchGraph

@@ -17,25 +17,25 @@ from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.calibration import take
-from greencc.compiler.contender import judge, observed_loss
+from greencc.compiler.contender import judge
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.measurement import Variant, measure_variants, operation_counts
 from greencc.compiler.options import CompileOptions, Effort, Precision
 from greencc.compiler.placing import folder_size, model_size
-from greencc.compiler.select import refuse
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.sources import source_of, unseen
 from greencc.core.cache import cache_key
 from greencc.core.describe import input_specs
 from greencc.core.engine import Engine
-from greencc.core.errors import InputError, LimitError
+from greencc.core.errors import InputError
 from greencc.core.files import atomic_folder
 from greencc.core.model import digest
 from greencc.core.passes import Context, Finding, Pass
 from greencc.core.progress import Progress, silent
-from greencc.core.report import Accuracy, Budget, Candidate, PassRecord, Report
+from greencc.core.report import Budget, Candidate, PassRecord, Report
 from greencc.meters.model import device_power, load_of
 from greencc.recover._inputs import compressed_graph, recipe_text
+from greencc.recover._judged import compare, refuse_result
 from greencc.recover._spent import Spent, Window, training_work
 from greencc.recover.evaluator import Evaluator
 from greencc.recover.options import RecoverOptions, require_torch
@@ -138,23 +138,6 @@ def _check_output(final: Path, source: Path, force: bool) -> None:
         raise InputError(f"{final} exists and is not a bundle, so --force does not replace it")
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What is known of the bundle as it came and of the recovered network."""
-
-    before: Accuracy
-    after: Accuracy
-    scores: tuple[float, float, float] | None
-
-    def text(self) -> str:
-        if self.scores is not None:
-            return "the evaluator gives {:.4g} for the original, {:.4g} before and {:.4g} after".format(
-                *self.scores
-            )
-        losses = [observed_loss(item) for item in (self.before, self.after)]
-        return f"loss on the planning split {losses[0]:.2%} before, {losses[1]:.2%} after"
-
-
 class _Recovery:
     """One run of `recover_bundle`."""
 
@@ -176,8 +159,13 @@ class _Recovery:
             artifact = target.build(target.lower(model), work / "artifact")
         after = target.open(artifact)
         session.engines.append(after)
-        judged = self._compare(baseline, self.bundle.engine(), after, splits)
-        accuracy = self._certify(baseline, after, splits, judged)
+        with session.phase("planning"):
+            judged = compare(
+                session, (baseline, self.bundle.engine(), after), splits.planning, self.evaluator
+            )
+        with session.phase("certifying"):
+            accuracy = judge(session, baseline, after, splits.certification)
+        refuse_result(accuracy, judged, session.options)
         batch = input_specs(teacher)[0].batch
         feeds = whole_batches(splits.planning, batch or 1, FEEDS)
         if not feeds:
@@ -196,7 +184,6 @@ class _Recovery:
                 feeds,
             )
         old = self.bundle.report
-        losses = (observed_loss(judged.before), observed_loss(judged.after))
         report = with_verdict(
             Report(
                 greencc=__version__,
@@ -215,9 +202,13 @@ class _Recovery:
                 budget=Budget(asked=self._asked(), met=True if accuracy.certified else None),
                 candidates=(
                     Candidate(
-                        "the bundle as it came", None, losses[0], False, "not chosen: before fine-tuning"
+                        "the bundle as it came",
+                        None,
+                        judged.losses[0],
+                        False,
+                        "not chosen: before fine-tuning",
                     ),
-                    Candidate("recovered", None, losses[1], True, f"fine-tuned with {spent.text()}"),
+                    Candidate("recovered", None, judged.losses[1], True, f"fine-tuned with {spent.text()}"),
                 ),
                 passes=(
                     *old.passes,
@@ -336,52 +327,6 @@ class _Recovery:
             "recover", options.facts(), taught.parameters, None, False, tuple(findings), spent.seconds
         )
         return record, taught.model, spent
-
-    def _compare(self, baseline: Engine, before: Engine, after: Engine, splits: Splits) -> _Judged:
-        """Judge both on the planning split, and by the evaluator where there is one.
-
-        Raises:
-            LimitError: The recovered network is no better.
-        """
-        session = self.session
-        with session.phase("planning"):
-            accuracies = [judge(session, baseline, engine, splits.planning) for engine in (before, after)]
-            scores = None
-            if self.evaluator is not None:
-                found = [self.evaluator.score(engine) for engine in (baseline, before, after)]
-                scores = (found[0], found[1], found[2])
-        judged = _Judged(accuracies[0], accuracies[1], scores)
-        losses = [observed_loss(item) for item in accuracies]
-        worse = scores[2] < scores[1] if scores is not None else losses[1] > losses[0]
-        if worse:
-            raise LimitError(
-                f"fine-tuning did not help: {judged.text()}",
-                hint="give more data or epochs, lower --lr, or try --mixup",
-            )
-        return judged
-
-    def _certify(self, baseline: Engine, after: Engine, splits: Splits, judged: _Judged) -> Accuracy:
-        """Judge the result on data that nothing else has seen.
-
-        Raises:
-            LimitError: It is outside the limit.
-        """
-        with self.session.phase("certifying"):
-            accuracy = judge(self.session, baseline, after, splits.certification)
-        if judged.scores is None:
-            problem = refuse(accuracy, self.session.options)
-            if problem is not None:
-                raise LimitError(problem.message, hint="give more data or epochs, or raise --max-drop")
-            return accuracy
-        best, _, found = judged.scores
-        drop = (best - found) / max(abs(best), 1e-9)
-        if drop > self.job.max_drop:
-            raise LimitError(
-                f"the evaluator's score falls by {drop:.2%}, more than the limit of {self.job.max_drop:.3g}: "
-                + judged.text(),
-                hint="give more data or epochs, or raise --max-drop",
-            )
-        return accuracy
 
 
 def _losses(runs: Sequence[object]) -> str:

@@ -377,6 +377,10 @@ def _entry(name: str) -> Callable[[dict[str, Any]], Any]:
             r"main is 'artifact/other\.onnx', which is not",
         ),
         (_manifest(lambda d: d.update(main=3)), "has no text 'main'"),
+        *(
+            (_manifest(lambda d, name=name: d.update(name=name)), "which is no plain file name")  # type: ignore[misc]
+            for name in ("../../x", "/home/u/x", "a/b", "a\\b", "", ".", "..", "x\0")
+        ),
         (_manifest(lambda d: d.update(seen=3)), "has no text 'seen'"),
         (_manifest(lambda d: d.update(seen="other.keys")), r"seen is 'other\.keys', which is not"),
         (_manifest(lambda d: d.update(files=[])), "has no table 'files'"),

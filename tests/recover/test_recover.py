@@ -19,13 +19,14 @@ from greencc.core.errors import ExitCode, InputError, LimitError, UsageError
 from greencc.core.model import load_model
 from greencc.core.pipeline import output_error, run_samples
 from greencc.recover import RecoverJob, RecoverOptions, recover_bundle
+from greencc.recover._empty import cut_empty
 from greencc.recover._float_graph import is_quantized
 from greencc.recover._parameters import write_back
 from greencc.targets import CpuTarget
 
 torch = pytest.importorskip("torch", reason="needs greencc[finetune]")
 
-from greencc.recover._lasso import GroupLasso, cut_empty  # noqa: E402
+from greencc.recover._lasso import GroupLasso  # noqa: E402
 from greencc.recover._torch_graph import TorchGraph  # noqa: E402
 
 
@@ -152,6 +153,18 @@ def test_a_result_that_is_no_better_is_not_written(float_files: Path, tmp_path: 
             replace(job(float_files, epochs=1), evaluator=f"{judge}:worse"), output=tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluator_does_not_replace_the_certificate(float_files: Path, tmp_path: Path) -> None:
+    judge = tmp_path / "judge.py"
+    judge.write_text("def same(net):\n    return 1.0\n")
+    wanted = replace(
+        job(float_files, epochs=1), evaluator=f"{judge}:same", max_drop=1e-6, require_certified=True
+    )
+    with pytest.raises(LimitError, match="could not be certified"):
+        recover_bundle(wanted, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    recover_bundle(replace(wanted, require_certified=False), output=tmp_path / "out")
 
 
 def test_another_model_cannot_teach(float_files: Path, int8_files: Path, tmp_path: Path) -> None:

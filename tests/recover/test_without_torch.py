@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from greencc.calibration import open_data
 from greencc.cli.commands.recover import OPTIMIZERS
 from greencc.cli.main import _run
+from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache
 from greencc.core.describe import input_specs
-from greencc.core.errors import ExitCode, InputError, UnavailableError, UsageError
+from greencc.core.errors import ExitCode, InputError, LimitError, UnavailableError, UsageError
 from greencc.core.meter import Grade, Reading
 from greencc.core.model import load_model
+from greencc.core.report import Accuracy
 from greencc.meters.model import OperationCounts, device_power
 from greencc.recover import Optimizer, RecoverOptions, require_torch
 from greencc.recover import _checkpoint as checkpoint
+from greencc.recover._judged import Judged, refuse_result
 from greencc.recover._samples import steps_per_epoch, training_batches
 from greencc.recover._spent import Window, training_work
 from greencc.recover._teacher import matching, open_teacher, shared_values
@@ -221,3 +224,37 @@ def test_an_evaluator_gets_a_callable_engine(float_files: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="no function"):
         Evaluator.load(f"{file}:shap")
     engine.close()
+
+
+def accuracy(*, certified: bool, agreement: float = 0.995) -> Accuracy:
+    reason = "too few samples"
+    return Accuracy(
+        "top-1", None, None, None, None, None, agreement, 400, certified, 0.01, 0.95, 2, None, None, reason
+    )
+
+
+@pytest.mark.parametrize("scores", [None, (10.0, 5.0, 9.95)])
+def test_a_required_certificate_is_asked_of_every_result(scores: tuple[float, float, float] | None) -> None:
+    judged = Judged((0.2, 0.005), scores)
+    plain, strict = (CompileOptions(max_drop=0.01, require_certified=required) for required in (False, True))
+    for certified, options in ((True, plain), (True, strict), (False, plain)):
+        refuse_result(accuracy(certified=certified), judged, options)
+    with pytest.raises(LimitError, match="could not be certified: too few samples"):
+        refuse_result(accuracy(certified=False), judged, strict)
+
+
+def test_with_an_evaluator_the_limit_is_on_its_score() -> None:
+    options = CompileOptions(max_drop=0.01)
+    other = accuracy(certified=False, agreement=0.5)
+    refuse_result(other, Judged((0.2, 0.5), (10.0, 5.0, 9.95)), options)
+    with pytest.raises(LimitError, match=r"score falls by 2\.00%"):
+        refuse_result(other, Judged((0.2, 0.5), (10.0, 5.0, 9.8)), options)
+    with pytest.raises(LimitError):
+        refuse_result(other, Judged((0.2, 0.5)), options)
+
+
+def test_worse_is_by_the_evaluator_where_there_is_one() -> None:
+    assert Judged((0.1, 0.2)).worse
+    assert not Judged((0.2, 0.2)).worse
+    assert not Judged((0.1, 0.2), (3.0, 1.0, 2.0)).worse
+    assert Judged((0.2, 0.1), (3.0, 2.0, 1.0)).worse

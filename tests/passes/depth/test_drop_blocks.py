@@ -229,6 +229,12 @@ def test_clones_share_weights_and_stay_as_they_are(feeds: Any, kit: Any) -> None
     assert constant_of(head.inputs[1]) is not None
 
 
+def test_excluding_what_there_is_not(feeds: Any, kit: Any) -> None:
+    outcome = replace(PLAIN, exclude=("block0", "nope")).apply(network(), kit.context(feeds))
+    warned = [item.message for item in outcome.findings if item.kind == "warning"]
+    assert warned == ["no node is named 'nope', so excluding it has no effect"]
+
+
 def test_what_stays_and_why(feeds: Any, kit: Any) -> None:
     outcome = replace(PLAIN, exclude=tuple(joins(network()))).apply(network(), kit.context(feeds))
     assert outcome.changed == 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -201,6 +202,25 @@ def test_what_cannot_have_it_is_rounded_to_nearest_and_named(kit: Any, parse: An
     assert "w" not in messages
 
 
+def test_inputs_whose_products_overflow_are_rounded_to_nearest(kit: Any, mlp: Any, feeds: Any) -> None:
+    initializers = mlp.graph.initializers
+    initializers["w1"].const_value = ir.tensor(initializers["w1"].const_value.numpy() * np.float32(1e20))
+    plain = mlp.clone()
+    outcome = GPTQ.apply(mlp, context(kit, feeds))
+    assert outcome.changed == 2
+    (note,) = (
+        item.message for item in outcome.findings if "too large for their correlations" in item.message
+    )
+    assert "'w2' is rounded to nearest" in note
+    replace(GPTQ, method=WeightMethod.NEAREST).apply(plain, context(kit, feeds))
+    got, nearest_model = (
+        [value.const_value.numpy() for value in list(model.graph)[2].inputs[1:] if value is not None]
+        for model in (mlp, plain)
+    )
+    for first, second in zip(got, nearest_model, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_data_is_needed_and_must_be_finite(kit: Any, mlp: Any, feeds: Any) -> None:
     with pytest.raises(InputError, match="calibration data"):
         GPTQ.apply(mlp.clone(), context(kit, None))
@@ -210,8 +230,6 @@ def test_data_is_needed_and_must_be_finite(kit: Any, mlp: Any, feeds: Any) -> No
 
 
 def _infinite(mlp: Any) -> Any:
-    import onnx_ir as ir
-
     values = mlp.graph.initializers["b1"].const_value.numpy().copy()
     values[3] = np.inf
     return ir.tensor(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from greencc.core.graph import constant_of
 from greencc.core.groups import analyse, cut
@@ -83,11 +84,50 @@ def test_after_a_cut_the_statistics_of_what_is_left_are_moved(graph, context, ru
     mean, variance = statistics(model, "norm2")
     exact, seen = run(model, "second_out", x=data), run(small, "second_out", x=data)
     axes = (0, 2, 3)
-    expected = mean + seen.mean(axis=axes) - exact.mean(axis=axes)
+    scale = np.sqrt(seen.var(axis=axes) / exact.var(axis=axes))
+    expected = seen.mean(axis=axes) + (mean - exact.mean(axis=axes)) * scale
     assert np.allclose(statistics(small, "norm2")[0], expected, atol=1e-4)
     assert np.allclose(
         statistics(small, "norm2")[1], variance * seen.var(axis=axes) / exact.var(axis=axes), rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("removed", [{}, {"first": [0, 3, 5]}, {"first": [1], "second": [0, 2]}])
+def test_normalised_values_keep_their_moments_and_twice_is_once(graph, context, run, removed) -> None:
+    """The layer before the second normalisation also changed its scale, as a cut or a refit may."""
+    model = network(graph)
+    norm2 = next(node for node in model.graph if node.name == "norm2")
+    # Small beside epsilon, which then matters.
+    norm2.inputs[4].const_value = ir.tensor(np.full(4, 3e-5, np.float32), name=norm2.inputs[4].name)
+    small = model.clone()
+    structure = analyse(small)
+    keep = kept_outputs(structure, removed)
+    cut(small, structure, removed)
+    infer_shapes(small)
+    for name in ("first", "second"):
+        value = next(node for node in small.graph if node.name == name).inputs[1]
+        array = value.const_value.numpy()
+        factors = np.linspace(0.7, 3, len(array), dtype=np.float32).reshape(-1, 1, 1, 1)
+        value.const_value = ir.tensor(array * factors, name=value.name)
+    data = normal(100, 3, 6, 6)
+    ctx = context(x=data)
+    assert transfer_batch_norm(model, small, ctx, keep=keep) == []
+    assert [item.node for item in ctx.rewrites.applied] == ["norm1", "norm2"]
+    once = {name: statistics(small, name) for name in ("norm1", "norm2")}
+    for name, layer in (("norm1", "first"), ("norm2", "second")):
+        stay = list(keep.get(layer, range(len(statistics(model, name)[0]))))
+        output = next(node for node in model.graph if node.name == name).outputs[0].name
+        exact, seen = run(model, output, x=data)[:, stay], run(small, output, x=data)
+        axes = (0, 2, 3)
+        spread = exact.std(axis=axes)
+        assert np.all(np.abs(seen.mean(axis=axes) - exact.mean(axis=axes)) < 1e-3 * spread)
+        assert np.allclose(seen.std(axis=axes), spread, rtol=1e-3)
+    assert transfer_batch_norm(model, small, ctx, keep=keep) == []
+    for name, found in once.items():
+        for first, second in zip(found, statistics(small, name), strict=True):
+            assert np.allclose(first, second, rtol=1e-5, atol=1e-6)
+    # Nothing was left to write.
+    assert len(ctx.rewrites.applied) == 2
 
 
 def test_without_the_channels_that_are_left_nothing_is_guessed(graph, context) -> None:

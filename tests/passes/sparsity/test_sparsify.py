@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -250,6 +251,48 @@ def test_layers_the_data_never_reaches_go_by_magnitude(parse: Any, random: Any, 
     outcome = PAIRS.apply(model, kit.context({"x": np.zeros((4, 16), np.float32)}))
     assert outcome.changed == 1
     assert "never reaches" in reasons(outcome)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_inputs_whose_products_overflow_go_by_magnitude(
+    parse: Any, random: Any, kit: Any, sequential: bool
+) -> None:
+    text = """g (float[N, 16] x) => (float[N, 8] y) {
+      a = MatMul (x, w)
+      h = Mul (a, huge)
+      y = MatMul (h, v)
+    }"""
+    model = parse(text, w=random(16, 16), huge=np.float32([1e20]), v=random(16, 8))
+    plain = model.clone()
+    step = replace(PAIRS, sequential=sequential)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        outcome = step.apply(model, kit.context({"x": random(40, 16)}))
+    assert outcome.changed == 2
+    assert "1 weights are pruned by magnitude: their inputs are too large" in reasons(outcome)
+    replace(PAIRS, method=SparsityMethod.MAGNITUDE).apply(plain, kit.context(None))
+    for number, same in ((0, False), (2, True)):
+        got, magnitude = (constant_of(found.graph[number].inputs[1]) for found in (model, plain))
+        assert np.isfinite(got).all()
+        assert np.array_equal(got, magnitude) is same
+
+
+@pytest.mark.parametrize("ops", [("MatMul",), ("Conv",)])
+def test_excluding_what_there_is_not(parse: Any, random: Any, kit: Any, ops: Any) -> None:
+    """It is said besides why nothing was done, not instead."""
+    model = parse("g (float[N, 16] x) => (float[N, 16] y) { y = MatMul (x, w) }", w=random(16, 16))
+    outcome = replace(PAIRS, ops=ops, exclude=("nope",)).apply(model, kit.context(None))
+    assert outcome.changed == (ops == ("MatMul",))
+    assert [item.kind for item in outcome.findings].count("warning") == 1
+    assert "no node is named 'nope'" in reasons(outcome)
+    assert ("no Conv has a constant weight" in reasons(outcome)) == (ops == ("Conv",))
+
+
+def test_a_pattern_fixes_the_sparsity() -> None:
+    for pattern in (Pattern.TWO_OF_FOUR, Pattern.ONE_OF_FOUR):
+        Sparsify(pattern=pattern)
+        with pytest.raises(UsageError, match="fixes it"):
+            Sparsify(pattern=pattern, sparsity=0.7)
 
 
 def test_excluded_and_small_layers_stay_dense(cnn: Any, kit: Any) -> None:
