@@ -25,6 +25,7 @@ from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.core.shapes import bind_dims
+from greencc.passes._exclude import unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import work_model
 from greencc.passes._prune_sensitivity import sensitivities
@@ -81,7 +82,7 @@ class Prune(Pass):
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Cut and repair `model` in place."""
-        outcome = Outcome()
+        outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
         original = model.clone()
         before = _work(original, ctx)
         kept: dict[str, tuple[int, ...]] = {}

@@ -445,9 +445,10 @@ def test_evbmf_goes_by_the_error(kit: Any, random: Random) -> None:
     result, _, _ = kit.run(model, feeds, **options)
     assert kit.energy_lost(model, result, feeds) == pytest.approx(min(errors.values()), rel=1e-6)
     # Measured, the least error is taken of what is faster than the layer, though another be faster still.
-    fast = dict.fromkeys(("2", "3", "4"), 1.2) | {"4": 3.0}
-    result, _, _ = kit.run(model, feeds, time=stub(fast), **options)
-    assert kit.energy_lost(model, result, feeds) == pytest.approx(min(errors.values()), rel=1e-6)
+    for favoured in ("2", "3", "4"):
+        speeds = dict.fromkeys(("2", "3", "4"), 1.2) | {favoured: 3.0}
+        result, _, _ = kit.run(model, feeds, time=stub(speeds), **options)
+        assert kit.energy_lost(model, result, feeds) == pytest.approx(min(errors.values()), rel=1e-6)
 
 
 def test_more_than_half_of_the_energy_is_not_given_up(kit: Any, random: Random) -> None:

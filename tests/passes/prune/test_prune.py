@@ -212,6 +212,12 @@ def test_the_last_word_says_why_nothing_was_cut(data) -> None:  # type: ignore[n
     assert "nothing was cut" in outcome.findings[-1].message
 
 
+def test_a_name_that_does_not_exist_is_told(data) -> None:  # type: ignore[no-untyped-def]
+    model = redundant()
+    outcome = Prune(exclude=("frist",), measured=False).apply(model, context(model, data))
+    assert any(finding.kind == "warning" and "frist" in finding.message for finding in outcome.findings)
+
+
 def test_rewrites_that_are_not_allowed_are_not_applied(data) -> None:  # type: ignore[no-untyped-def]
     model = redundant()
     before = describe(model).params
