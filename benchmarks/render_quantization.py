@@ -34,7 +34,10 @@ def goals_table(document: Document) -> str:
         if not peers or compared is None:
             rows.append([case, *[NONE] * 8])
             continue
-        peer = next(row for row in peers if row["tool"] == compared["best_peer"])
+        peer = next((row for row in peers if row["tool"] == compared["best_peer"]), None)
+        if peer is None:
+            rows.append([case, *[NONE] * 8])
+            continue
         quietest = max(peers, key=error_merit)
         best = next((row for row in recipes if row["tool"] == compared["best_recipe"]), None)
         cells = [

@@ -29,6 +29,7 @@ from greencc.passes._exclude import unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import work_model
 from greencc.passes._prune_sensitivity import sensitivities
+from greencc.passes._repair_gate import divergence
 from greencc.passes._repair_layers import refit
 from greencc.passes._repair_means import correct_classifier, transfer_batch_norm
 from greencc.passes._repair_select import kept_outputs, layers_after_cut, unrepaired
@@ -181,12 +182,36 @@ class Prune(Pass):
                 Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
             )
             return True
-        layers = layers_after_cut(original, model, later=True, keep=kept)
-        outcome.findings += refit(original, model, layers, ctx)
-        outcome.findings += unrepaired(structure, removed, layers)
-        outcome.findings += transfer_batch_norm(original, model, ctx, keep=kept)
-        outcome.findings += correct_classifier(original, model, ctx)
+        self._repair(original, model, structure, removed, kept, ctx, outcome)
         return True
+
+    def _repair(
+        self,
+        original: ir.Model,
+        model: ir.Model,
+        structure: Structure,
+        removed: Mapping[str, Sequence[int]],
+        kept: Mapping[str, tuple[int, ...]],
+        ctx: Context,
+        outcome: Outcome,
+    ) -> None:
+        """Refit what lost inputs, on a clone that takes the model's place if its outputs are nearer the original's."""
+        trial = model.clone()
+        layers = layers_after_cut(original, trial, later=True, keep=kept)
+        findings = refit(original, trial, layers, ctx)
+        findings += unrepaired(structure, removed, layers)
+        findings += transfer_batch_norm(original, trial, ctx, keep=kept)
+        findings += correct_classifier(original, trial, ctx)
+        plain, repaired = divergence(original, [model, trial], ctx)
+        if repaired <= plain:
+            model.graph = trial.graph
+            outcome.findings += findings
+            return
+        message = (
+            f"the repair was dropped: with it the outputs are further from the original's ({repaired:.3g} against "
+            f"{plain:.3g} on samples kept aside); give more calibration samples"
+        )
+        outcome.findings.append(Finding("warning", message, rule=_RULE))
 
     def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:
         """What may be cut; why other groups stay is told once."""
