@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array
-from greencc.core.graph import Names, add_initializer, attribute_int, attribute_ints, input_at
+from greencc.core.graph import Names, add_initializer, attribute_int, attribute_ints, drop_unused, input_at
 from greencc.passes._decompose_problem import Matrix, Problem
 
 Attributes = Mapping[str, int | str | float | Sequence[int]]
@@ -179,20 +179,6 @@ def replace_layer(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> N
     new.name = name
     if weight is not None:
         drop_unused(graph, weight)
-
-
-def drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nobody reads any more, and what it alone was made of."""
-    if value.uses() or value.is_graph_output():
-        return
-    if value.is_initializer():
-        if not value.is_graph_input():
-            del graph.initializers[str(value.name)]
-    elif (producer := value.producer()) is not None:
-        sources = [source for source in producer.inputs if source is not None]
-        graph.remove(producer, safe=True)
-        for source in sources:
-            drop_unused(graph, source)
 
 
 def same_layer(nodes: Sequence[ir.Node]) -> bool:

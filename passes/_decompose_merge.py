@@ -15,11 +15,11 @@ from greencc.core.graph import (
     attribute_ints,
     constant_of,
     constant_tensor,
+    drop_unused,
     input_at,
     sole_consumer,
 )
 from greencc.core.passes import RewriteLog
-from greencc.passes._decompose_factors import drop_unused
 from greencc.passes._linear_view import LinearView, linear_view
 
 RULE = "decompose-merge"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from greencc.core.capabilities import ElementType, Int8Support
 from greencc.core.data import Array
+from greencc.core.graph import drop_unused
 from greencc.core.passes import Finding
 from greencc.passes._quantize_outliers import outlier_finding
 from greencc.passes._quantize_placement import Placement, Weighted, constant, data_inputs
@@ -180,7 +181,7 @@ class _Inserter:
         node.replace_input_with(
             planned.weight, self._weight(node, weight, tensor, planned.axis, scales, alpha)
         )
-        _drop_unused(self.graph, weight)
+        drop_unused(self.graph, weight)
         if bias is None or planned.bias is None:
             return
         old = node.inputs[planned.bias]
@@ -198,7 +199,7 @@ class _Inserter:
         elif node.op_type == "Gemm":
             floats = self._initializer(f"{node.name}_bias", _of_type(bias, old.dtype))
             node.replace_input_with(planned.bias, floats)
-        _drop_unused(self.graph, old)
+        drop_unused(self.graph, old)
 
     def _weight_scales(
         self, weight: ir.Value, tensor: ir.TensorProtocol, axis: int | None
@@ -298,7 +299,7 @@ class _Inserter:
                 np.asarray(scale.zero_point, scale.dtype),
             )
             node.replace_input_with(index, restored)
-            _drop_unused(self.graph, value)
+            drop_unused(self.graph, value)
 
     def _initializer(self, name: str, array: Array) -> ir.Value:
         name = self._fresh(name)
@@ -343,17 +344,3 @@ def release(tensor: ir.TensorProtocol) -> None:
 
 def _of_type(array: Array, dtype: ir.DataType | None) -> Array:
     return array.astype(np.float16 if dtype is ir.DataType.FLOAT16 else np.float32)
-
-
-def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant nobody reads any more, and what it alone was made of."""
-    if value.uses() or value.is_graph_output():
-        return
-    if value.is_initializer():
-        if not value.is_graph_input():
-            del graph.initializers[str(value.name)]
-    elif (producer := value.producer()) is not None:
-        sources = [source for source in producer.inputs if source is not None]
-        graph.remove(producer, safe=True)
-        for source in sources:
-            _drop_unused(graph, source)

@@ -167,6 +167,20 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | ir.TensorP
     return value
 
 
+def drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a constant that nobody reads any more, and what it alone was made of."""
+    if value.uses() or value.is_graph_output():
+        return
+    if value.is_initializer():
+        if not value.is_graph_input():
+            del graph.initializers[str(value.name)]
+    elif (producer := value.producer()) is not None:
+        sources = [source for source in producer.inputs if source is not None]
+        graph.remove(producer, safe=True)
+        for source in sources:
+            drop_unused(graph, source)
+
+
 def ensure_names(model: ir.Model) -> int:
     """Give every node of the model a unique, non-empty name; return how many were renamed.
 
