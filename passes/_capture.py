@@ -161,5 +161,11 @@ def run_split(
         start += piece.count
 
 
+def run_one(engine: Engine, item: Batch) -> dict[str, Array]:
+    """The outputs for a batch of one sample; of a fixed batch, those of its first row."""
+    found = next(iter(run_split(engine, item, 1)))
+    return {name: values[:1] if values.ndim else values for name, values in found.items()}
+
+
 def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     return next((spec.batch for spec in inputs if spec.batch is not None), None)

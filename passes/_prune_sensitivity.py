@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Array, Batch
+from greencc.core.data import Batch
 from greencc.core.describe import nodes_cost
-from greencc.core.engine import Engine
 from greencc.core.graph import Names, add_initializer, constant_tensor
 from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
-from greencc.passes._capture import checked, require_data, rows, run_split
+from greencc.passes._capture import checked, require_data, rows, run_one
 from greencc.passes._score_loss import change
 from greencc.passes._score_reads import Weights
 
@@ -51,7 +50,7 @@ def sensitivities(
     build = ctx.observe or ctx.build
     engine = build(model)
     try:
-        exact = [_run(engine, batch) for batch in batches]
+        exact = [run_one(engine, batch) for batch in batches]
     finally:
         engine.close()
     found: dict[str, float] = {}
@@ -66,7 +65,7 @@ def sensitivities(
         engine = build(noisy)
         try:
             changes = [
-                change(before, _run(engine, batch)) for before, batch in zip(exact, batches, strict=True)
+                change(before, run_one(engine, batch)) for before, batch in zip(exact, batches, strict=True)
             ]
         finally:
             engine.close()
@@ -111,8 +110,3 @@ def _spread(count: int, batches: Iterator[Batch], wanted: int) -> Iterator[Batch
             if first + offset in picked:
                 yield rows(item, offset, offset + 1)
         first += item.count
-
-
-def _run(engine: Engine, batch: Batch) -> dict[str, Array]:
-    found = next(iter(run_split(engine, batch, 1)))
-    return {name: values[:1] for name, values in found.items()}

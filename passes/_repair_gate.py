@@ -12,7 +12,7 @@ import onnx_ir as ir
 from greencc.core.data import Array, Batch
 from greencc.core.describe import nodes_cost
 from greencc.core.passes import Context
-from greencc.passes._capture import checked, require_data, rows, run_split
+from greencc.passes._capture import checked, require_data, rows, run_one
 from greencc.passes._quantized_pair import HELD_OUT
 from greencc.passes._score_loss import change
 
@@ -56,9 +56,6 @@ def _held_out(ctx: Context, wanted: int) -> list[Batch]:
 def _outputs(model: ir.Model, batches: list[Batch], ctx: Context) -> list[dict[str, Array]]:
     engine = (ctx.observe or ctx.build)(model)
     try:
-        return [
-            {name: values[:1] for name, values in next(iter(run_split(engine, batch, 1))).items()}
-            for batch in batches
-        ]
+        return [run_one(engine, batch) for batch in batches]
     finally:
         engine.close()

@@ -140,7 +140,7 @@ class MaskedRuns:
             if key in off:
                 feeds[mask.name][off[key].reshape(mask.shape)] = 0
         results = self._engine.run(feeds)
-        return {name: array[:1] if self._fixed else array for name, array in results.items()}
+        return {name: array[:1] if self._fixed and array.ndim else array for name, array in results.items()}
 
     def _many(self, sample: Batch, part: Sequence[Off]) -> dict[str, Array]:
         """A mask for each row."""

@@ -97,3 +97,14 @@ def test_the_model_is_left_as_it_was(tmp_path) -> None:  # type: ignore[no-untyp
 def test_outputs_that_do_not_vary_make_all_groups_equal(tmp_path) -> None:  # type: ignore[no-untyped-def]
     found = measured(chain(deaf=True), tmp_path)
     assert all(np.isfinite(value) and value > 0 for value in found.values())
+
+
+def test_an_output_without_axes_is_compared_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = chain()
+    total = ir.node("ReduceSum", [model.graph.outputs[0]], {"keepdims": 0}, name="total")
+    total.outputs[0].name, total.outputs[0].type = "total", ir.TensorType(ir.DataType.FLOAT)
+    total.outputs[0].shape = ir.Shape([])
+    model.graph.append(total)
+    model.graph.outputs[0] = total.outputs[0]
+    infer_shapes(model)
+    assert min(measured(model, tmp_path).values()) > 0
