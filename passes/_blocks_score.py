@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from greencc.core.data import Array, Batch, Feeds, TensorSpec
 from greencc.core.engine import Engine
 from greencc.core.graph import Names
+from greencc.core.kl import kl_divergence
 from greencc.core.passes import Context
 from greencc.passes._blocks import Shape, find_blocks
 from greencc.passes._capture import BUDGET_BYTES, checked, no_samples, require_data, rows, run_split
-
-_SUM_TOLERANCE = 1e-3
 
 
 class BlockScore(Enum):
@@ -227,17 +226,6 @@ def _is_scores(array: Array) -> bool:
 
 
 def _divergence(expected: Array, got: Array) -> float:
-    """Sum over samples of KL(expected || got); rows that are no probabilities go through a softmax."""
-    p, q = (part.reshape(len(part), -1).astype(np.float64) for part in (expected, got))
-    if not np.isfinite(q).all():
-        return math.inf
-    if (p >= 0).all() and (np.abs(p.sum(axis=1) - 1.0) < _SUM_TOLERANCE).all():
-        p, q = np.log(np.maximum(p, 1e-12)), np.log(np.maximum(q, 1e-12))
-    p, q = _log_softmax(p), _log_softmax(q)
-    return float(np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0).sum())
-
-
-def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
+    """Sum over samples."""
+    found = kl_divergence(expected, got)
+    return math.inf if found is None else float(found.sum())

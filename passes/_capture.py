@@ -135,6 +135,18 @@ def rows(item: Batch, start: int, stop: int) -> Batch:
     return Batch({name: values[start:stop] for name, values in item.feeds.items()})
 
 
+def single_samples(source: DataSource, wanted: int) -> Iterator[Batch]:
+    """Samples one by one, evenly spread over the data."""
+    picked = {index * source.count // wanted for index in range(wanted)}
+    first = 0
+    for item in checked(source, 32):
+        for offset in range(item.count):
+            if first + offset in picked:
+                part = rows(item, offset, offset + 1)
+                yield Batch(part.feeds, None if item.labels is None else item.labels[offset : offset + 1])
+        first += item.count
+
+
 def run_split(
     engine: Engine, item: Batch, step: int, outputs: Sequence[str] | None = None
 ) -> Iterator[dict[str, Array]]:

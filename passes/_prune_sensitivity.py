@@ -8,17 +8,16 @@ of energy is the group's weight. For small errors both are proportional (the div
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Batch
 from greencc.core.describe import nodes_cost
 from greencc.core.graph import Names, add_initializer, constant_tensor
 from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
-from greencc.passes._capture import checked, require_data, rows, run_one
+from greencc.passes._capture import require_data, run_one, single_samples
 from greencc.passes._score_loss import change
 from greencc.passes._score_reads import Weights
 
@@ -46,7 +45,7 @@ def sensitivities(
     work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(groups))
     # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
-    batches = list(_spread(source.count, checked(source, 32), wanted))
+    batches = list(single_samples(source, wanted))
     build = ctx.observe or ctx.build
     engine = build(model)
     try:
@@ -99,14 +98,3 @@ def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
         )
         changed = True
     return noisy if changed else None
-
-
-def _spread(count: int, batches: Iterator[Batch], wanted: int) -> Iterator[Batch]:
-    """Samples one by one."""
-    picked = {index * count // wanted for index in range(wanted)}
-    first = 0
-    for item in batches:
-        for offset in range(item.count):
-            if first + offset in picked:
-                yield rows(item, offset, offset + 1)
-        first += item.count

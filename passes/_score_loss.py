@@ -11,16 +11,16 @@ sample; masks share runs (`_score_masks`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.data import Array, Batch, DataSource
+from greencc.core.data import Array, Batch
 from greencc.core.errors import InputError
 from greencc.core.groups import PruneGroup
 from greencc.core.passes import Context
-from greencc.passes._capture import checked, no_samples, require_data, rows
+from greencc.passes._capture import no_samples, require_data, single_samples
 from greencc.passes._score_magnitude import magnitude_of
 from greencc.passes._score_masks import Key, MaskedRuns
 from greencc.passes._score_options import Float64, ScoreOptions
@@ -60,7 +60,7 @@ def _measured(
     used, end = 0, time.monotonic() + options.loss_seconds
     wanted = min(options.loss_samples, source.count)
     try:
-        for sample in ctx.progress(_spread(source, wanted), label="Masking channels", total=wanted):
+        for sample in ctx.progress(single_samples(source, wanted), label="Masking channels", total=wanted):
             if used and time.monotonic() > end:
                 break
             base = runs.baseline(sample)
@@ -92,18 +92,6 @@ def _masks(runs: MaskedRuns, weights: Weights, group: PruneGroup) -> list[dict[K
             off[key][reader.positions[channel]] = True
         masks.append(off)
     return masks
-
-
-def _spread(source: DataSource, wanted: int) -> Iterator[Batch]:
-    """Samples one by one, evenly spread over the data."""
-    picked = {index * source.count // wanted for index in range(wanted)}
-    first = 0
-    for item in checked(source, 32):
-        for offset in range(item.count):
-            if first + offset in picked:
-                part = rows(item, offset, offset + 1)
-                yield Batch(part.feeds, None if item.labels is None else item.labels[offset : offset + 1])
-        first += item.count
 
 
 def change(base: Mapping[str, Array], found: Mapping[str, Array], label: int | None = None) -> float:

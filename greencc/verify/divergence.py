@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greencc.core.data import Array
+from greencc.core.kl import kl_divergence
 from greencc.verify.metrics import Auto, Metric, TopOne, is_float, is_scores
 
 # A broken output (another shape, not finite) is worse than any noise.
 BROKEN = 1e6
-_SUM_TOLERANCE = 1e-3
 
 
 def divergence(
@@ -68,21 +68,8 @@ def _over_batches(
 
 
 def _kl(old: Array, new: Array) -> NDArray[np.float64]:
-    """KL(old || new) of each sample; rows that are no probabilities go through a softmax."""
-    p, q = old.reshape(len(old), -1).astype(np.float64), new.reshape(len(new), -1).astype(np.float64)
-    if not np.isfinite(q).all():
-        return np.full(len(p), BROKEN)
-    if (p >= 0).all() and (np.abs(p.sum(axis=1) - 1.0) < _SUM_TOLERANCE).all():
-        p, q = np.log(np.maximum(p, 1e-12)), np.log(np.maximum(q, 1e-12))
-    log_p, log_q = _log_softmax(p), _log_softmax(q)
-    each: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return np.maximum(each, 0.0)
-
-
-def _log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    found = kl_divergence(old, new)
+    return np.full(len(old), BROKEN) if found is None else found
 
 
 def _noise_to_signal(
