@@ -30,10 +30,20 @@ class Reading:
 
     seconds: float
     joules: Mapping[str, float]
+    epoch: int = 0
+    """Readings of different epochs do not subtract: what happened in between is unknown."""
 
 
-class Meter(Protocol):
-    """A cumulative energy counter. What was not measured is absent or None, never 0."""
+@dataclass(frozen=True)
+class PowerSample:
+    """Watts that each domain draws at `seconds` (monotonic)."""
+
+    seconds: float
+    watts: Mapping[str, float]
+
+
+class Sensor(Protocol):
+    """What every source of power or energy says of itself. What was not measured is absent or None, never 0."""
 
     @property
     def name(self) -> str: ...
@@ -49,14 +59,33 @@ class Meter(Protocol):
     def period_s(self) -> float:
         """How often the sensor updates."""
 
+    @property
+    def uncertainty(self) -> float | None:
+        """Relative standard uncertainty of the gain, as its vendor publishes it; None where no figure is published."""
+
     def missing(self) -> str | None:
         """Why no *reading* can be taken and what to do, or None."""
+
+
+class Meter(Sensor, Protocol):
+    """A cumulative energy counter."""
 
     def read(self) -> Reading:
         """Take a reading.
 
         Raises:
             UnavailableError: The sensor vanished, or its permission was withdrawn.
+        """
+
+
+class PowerMeter(Sensor, Protocol):
+    """A sensor of instantaneous power. `greencc.meters.sampling` integrates it to a `Meter`."""
+
+    def sample(self) -> PowerSample:
+        """Take a sample.
+
+        Raises:
+            UnavailableError: As `Meter.read`.
         """
 
 

@@ -95,6 +95,11 @@ class RaplMeter:
         return 0.001
 
     @property
+    def uncertainty(self) -> float | None:
+        """Neither Intel nor AMD publishes one."""
+        return None
+
+    @property
     def boundary(self) -> str:
         """E.g. ``package-0 + dram``; with several sockets ``package-0 + package-0/dram + package-1 + ...``."""
         domains = self._active()

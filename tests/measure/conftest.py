@@ -96,6 +96,7 @@ class FakeMeter:
     readings: int = 0
     name: str = "fake"
     boundary: str = "test bench"
+    uncertainty: float | None = None
 
     def missing(self) -> str | None:
         return None

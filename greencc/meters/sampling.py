@@ -1,0 +1,242 @@
+"""Watch a sensor in a thread: integrate power to energy, keep the trace, and account for what the watching costs.
+
+A `Sampler` stands in front of any sensor and is itself a `Meter`. Of a power sensor it sums the trapezoids between
+samples; of a counter it passes the readings on, and reads often enough that no wrap goes unseen. The readings of the
+thread and of whoever calls `read` share one lock, so a sensor never sees two callers at once.
+
+What is not known is not made up: after a failed or late sample (a gap of more than `GAP_PERIODS` intervals, such as a
+suspended machine leaves) the sum starts a new epoch, and energies across it are refused by whoever subtracts readings.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self, TypeGuard, cast
+
+from greencc.core.errors import UnavailableError
+from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading
+
+GAP_PERIODS = 20
+"""Samples further apart than so many intervals (and `GAP_SECONDS`) leave a gap."""
+GAP_SECONDS = 2.0
+COUNTER_INTERVAL = 0.1
+"""Seconds between the readings of a counter that make up its trace."""
+SHORTEST_INTERVAL = 0.01
+
+
+def is_counter(sensor: Meter | PowerMeter) -> TypeGuard[Meter]:
+    """Whether a sensor counts energy, rather than telling power."""
+    return hasattr(sensor, "read")
+
+
+@dataclass(frozen=True)
+class TracePoint:
+    """One row of a trace: cumulative joules, and mean watts since the row before (None at the start of an epoch)."""
+
+    seconds: float
+    epoch: int
+    joules: Mapping[str, float]
+    watts: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reading that failed in the thread, and when."""
+
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """What the watching itself took.
+
+    Attributes:
+        cpu_seconds: Processor time of the sampling thread.
+        wall_seconds: For how long it has watched.
+        samples: Readings taken.
+        late: Readings that came more than an interval late.
+    """
+
+    cpu_seconds: float
+    wall_seconds: float
+    samples: int
+    late: int
+
+    @property
+    def core_share(self) -> float:
+        """Share of one processor core, in [0, 1]; 0 before any time has passed."""
+        return self.cpu_seconds / self.wall_seconds if self.wall_seconds > 0.0 else 0.0
+
+
+class Sampler:
+    """Watches a sensor between `start` and `stop` (or in a `with` block); implements `greencc.core.meter.Meter`.
+
+    Args:
+        sensor: A counter or a power sensor whose `missing()` is None.
+        interval_s: Seconds between samples; default: the sensor's period, for counters at least `COUNTER_INTERVAL`.
+        clock: Monotonic seconds.
+        thread_clock: Processor seconds of the calling thread.
+
+    Without `start`, `read` still works: each call takes one sample, which is how tests with a fake clock drive it.
+    """
+
+    def __init__(
+        self,
+        sensor: Meter | PowerMeter,
+        *,
+        interval_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        thread_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self.sensor = sensor
+        shortest = COUNTER_INTERVAL if is_counter(sensor) else SHORTEST_INTERVAL
+        self.interval_s = max(sensor.period_s, shortest) if interval_s is None else interval_s
+        self._clock, self._thread_clock = clock, thread_clock
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._points: list[TracePoint] = []
+        self._failures: list[Failure] = []
+        self._last: PowerSample | None = None
+        self._sums: dict[str, float] = {}
+        self._epoch = 0
+        self._samples = self._late = 0
+        self._cpu = self._wall = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.sensor.name
+
+    @property
+    def grade(self) -> Grade:
+        return self.sensor.grade
+
+    @property
+    def boundary(self) -> str:
+        return self.sensor.boundary
+
+    @property
+    def period_s(self) -> float:
+        return max(self.sensor.period_s, 0.0 if is_counter(self.sensor) else self.interval_s)
+
+    @property
+    def uncertainty(self) -> float | None:
+        return self.sensor.uncertainty
+
+    def missing(self) -> str | None:
+        return self.sensor.missing()
+
+    def start(self) -> None:
+        """Begin to watch; a second call does nothing."""
+        if self._thread is None:
+            self._end.clear()
+            self._thread = threading.Thread(target=self._watch, name=f"sampler-{self.name}", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End watching; what was seen stays."""
+        if self._thread is not None:
+            self._end.set()
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def read(self) -> Reading:
+        """Take a reading now: joules of each domain since the first one of this epoch.
+
+        Raises:
+            UnavailableError: The sensor vanished or its permission was withdrawn.
+        """
+        with self._lock:
+            return self._take()
+
+    def trace(self) -> list[TracePoint]:
+        """All readings so far."""
+        with self._lock:
+            return list(self._points)
+
+    def failures(self) -> list[Failure]:
+        """Readings that failed in the thread."""
+        with self._lock:
+            return list(self._failures)
+
+    def cost(self) -> SamplingCost:
+        """What the thread has taken so far."""
+        with self._lock:
+            return SamplingCost(self._cpu, self._wall, self._samples, self._late)
+
+    def _watch(self) -> None:
+        start, used = self._clock(), self._thread_clock()
+        due = start
+        while not self._end.is_set():
+            with self._lock:
+                try:
+                    self._take()
+                except UnavailableError as error:
+                    self._failures.append(Failure(self._clock(), str(error)))
+                now = self._clock()
+                self._samples += 1
+                self._late += now - due > 2.0 * self.interval_s
+                self._cpu, self._wall = self._thread_clock() - used, now - start
+            # The next multiple of the interval that is still ahead: late samples are not made up for in a burst.
+            due += self.interval_s * max(1.0, -(-(now - due) // self.interval_s))
+            self._end.wait(max(0.0, due - now))
+
+    def _take(self) -> Reading:
+        try:
+            reading = self._count()
+        except UnavailableError:
+            self._epoch += 1
+            self._last = None
+            self._sums.clear()
+            raise
+        before = self._points[-1] if self._points else None
+        watts = None
+        if before is not None and before.epoch == reading.epoch:
+            elapsed = reading.seconds - before.seconds
+            if elapsed <= 0.0:
+                return reading
+            watts = {
+                name: (joules - before.joules.get(name, joules)) / elapsed
+                for name, joules in reading.joules.items()
+            }
+        self._points.append(TracePoint(reading.seconds, reading.epoch, reading.joules, watts))
+        return reading
+
+    def _count(self) -> Reading:
+        if not is_counter(self.sensor):
+            return self._integrate(cast(PowerMeter, self.sensor))
+        reading = self.sensor.read()
+        return replace(reading, epoch=reading.epoch + self._epoch)
+
+    def _integrate(self, sensor: PowerMeter) -> Reading:
+        sample, last = sensor.sample(), self._last
+        if last is not None:
+            elapsed = sample.seconds - last.seconds
+            if elapsed < 0.0 or set(sample.watts) != set(last.watts):
+                raise UnavailableError(
+                    f"the samples of {self.name} do not fit together: a domain came or went, or time ran backwards"
+                )
+            if elapsed > max(GAP_SECONDS, GAP_PERIODS * self.interval_s):
+                self._epoch += 1
+                self._sums.clear()
+            else:
+                for name, watts in sample.watts.items():
+                    self._sums[name] = self._sums.get(name, 0.0) + elapsed * (watts + last.watts[name]) / 2.0
+        self._last = sample
+        return Reading(
+            sample.seconds, {name: self._sums.get(name, 0.0) for name in sample.watts}, self._epoch
+        )
