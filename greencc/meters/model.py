@@ -26,7 +26,8 @@ from pathlib import Path
 from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Grade
 from greencc.core.report import Energy, Interval
-from greencc.meters.rapl import SYSFS, design_power_watts
+from greencc.meters._reading import SYSFS
+from greencc.meters.rapl import design_power_watts
 
 MODEL_BOUNDARY = "CPU package + DRAM (estimated)"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Meter, Reading
+from greencc.core.meter import Meter, PowerMeter, Reading
 from greencc.core.report import Energy
 from greencc.meters import available_meters
 from greencc.meters.model import DevicePower, OperationCounts, Workload, estimate
+from greencc.meters.sampling import Sampler, is_counter
 
 # A backward pass costs twice a forward pass: one product for the inputs' gradients, one for the weights'.
 BACKWARD = 2.0
@@ -42,15 +44,21 @@ class Spent:
 class Window:
     """A stretch of time whose energy is wanted. `tick` now and then lets a meter see that its counter wraps."""
 
-    def __init__(self, meters: Callable[[], list[Meter]] = available_meters) -> None:
+    def __init__(self, meters: Callable[[], list[Meter | PowerMeter]] = available_meters) -> None:
         self._meter: Meter | None = None
         self._first: Reading | None = None
-        for meter in meters():
+        self._stop: Callable[[], object] | None = None
+        for sensor in meters():
+            meter = sensor if is_counter(sensor) else Sampler(sensor)
             try:
                 self._first = meter.read()
             except UnavailableError:
                 continue
             self._meter = meter
+            if isinstance(meter, Sampler):
+                meter.start()
+                # Also where the work fails and nobody closes the window.
+                self._stop = weakref.finalize(self, meter.stop)
             break
         self._start = time.perf_counter()
 
@@ -74,8 +82,12 @@ class Window:
         """
         seconds = time.perf_counter() - self._start
         last, meter = self.tick(), self._meter
-        if last is not None and meter is not None and self._first is not None:
-            joules = sum(last.joules[name] - self._first.joules[name] for name in self._first.joules)
+        if self._stop is not None:
+            self._stop()
+        first = self._first
+        # Across epochs the energy is not known.
+        if last is not None and meter is not None and first is not None and last.epoch == first.epoch:
+            joules = sum(last.joules[name] - first.joules[name] for name in first.joules)
             slack = joules * min(1.0, meter.period_s / max(seconds, 1e-9))
             grade, method = meter.grade.name, f"{meter.name}, gross, everything on the machine"
             return Spent(
