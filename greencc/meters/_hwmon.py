@@ -19,6 +19,8 @@ DEFAULT_PERIOD = 0.1
 """Seconds assumed between updates where the driver tells nothing."""
 SHORTEST_PERIOD = 0.01
 _UNUSED = ("", "NC", "sum of shunt voltages")
+# Types of the `power_supply` class, whose devices show up as chips too.
+_SUPPLIES = ("Battery", "Mains", "USB", "UPS", "Wireless")
 _MICRO = 1e-6
 
 
@@ -75,7 +77,7 @@ def find_channels(root: Path) -> tuple[Channel, ...]:
 
 def _chip_channels(folder: Path, chip: str) -> list[Channel]:
     update = _seconds(folder / "update_interval") or DEFAULT_PERIOD
-    supply = (folder / "device/type").exists() and (folder / "device/uevent").exists()
+    supply = read_text(folder / "device/type") in _SUPPLIES
     whole = read_text(folder / "label")
     found: list[Channel] = []
     for number in _numbers(folder, "energy", "input"):
