@@ -73,7 +73,7 @@ class AmdGpus:
         if self.handles:
             return
         self.library = self.load()
-        self.call("cannot be started", self.library.amdsmi_init)
+        self.call("cannot be started (is the amdgpu driver loaded?)", self.library.amdsmi_init)
         self.handles = tuple(self.call("tells no GPUs", self.library.amdsmi_get_processor_handles))
         if not self.handles:
             raise UnavailableError("AMD SMI finds no AMD GPU")

@@ -101,7 +101,8 @@ class JetsonMeter:
 
     @property
     def period_s(self) -> float:
-        """`update_interval` of the slowest monitor, which holds its averaging too; 0.1 s where it tells none."""
+        """`update_interval` of the slowest monitor, which holds its averaging too, at least 0.05 s; 0.1 s where it
+        tells none."""
         if self._rails is None:
             return DEFAULT_PERIOD
         return max(channel.period_s for channel in self._rails.channels)

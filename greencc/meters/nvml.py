@@ -75,7 +75,7 @@ class Gpus:
             return
         self.library = self.load()
         # NVML counts its users and is never shut down here: other code of this process may be using it.
-        self.call("cannot be started", self.library.nvmlInit)
+        self.call("cannot be started (is the NVIDIA driver loaded?)", self.library.nvmlInit)
         count = self.call("tells no GPUs", self.library.nvmlDeviceGetCount)
         if not count:
             raise UnavailableError("NVML finds no NVIDIA GPU")

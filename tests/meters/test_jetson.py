@@ -59,7 +59,7 @@ def agx_orin(tree) -> str:
     )
     rails = [("VDD_GPU_SOC", 19000, 160), ("VDD_CPU_CV", 19000, 80), ("VIN_SYS_5V0", 4968, 800)]
     ina3221(tree, 4, "1-0041", [("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 4968, 80), ("NC", 0, 0)])
-    return ina3221(tree, 3, "1-0040", rails, update_ms=36)
+    return ina3221(tree, 3, "1-0040", rails, update_ms=140)
 
 
 def thor(tree, *, monitor: bool = True, label: bool = True) -> None:
@@ -165,15 +165,15 @@ def test_the_period_is_that_of_the_slowest_monitor(tree) -> None:
     agx_orin(tree)
     meter = JetsonMeter(tree.root)
     meter.sample()
-    assert meter.period_s == pytest.approx(0.036)
+    assert meter.period_s == pytest.approx(0.14)
 
 
-def test_not_more_than_100_readings_a_second_and_a_tenth_where_nothing_is_told(tree) -> None:
+def test_not_more_than_20_readings_a_second_and_a_tenth_of_a_second_where_nothing_is_told(tree) -> None:
     folder = orin_nano(tree)
     tree.write({"update_interval": 2}, folder)
     meter = JetsonMeter(tree.root)
     meter.sample()
-    assert meter.period_s == 0.01
+    assert meter.period_s == 0.05
     tree.write({"update_interval": "nan"}, folder)
     meter = JetsonMeter(tree.root)
     meter.sample()
