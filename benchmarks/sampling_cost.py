@@ -10,9 +10,10 @@ the bus take on top (an INA3221 on I2C: about half a millisecond a register, mos
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from greencc.core.meter import Meter, PowerMeter
@@ -29,7 +30,8 @@ def write(folder: Path, files: Mapping[str, object]) -> None:
         (folder / name).write_text(f"{text}\n")
 
 
-def agx_orin(root: Path) -> PowerMeter:
+@contextlib.contextmanager
+def agx_orin(root: Path) -> Iterator[PowerMeter]:
     tree = root / "firmware/devicetree/base"
     tree.mkdir(parents=True)
     (tree / "compatible").write_text("nvidia,p3701-0005\0nvidia,tegra234\0")
@@ -41,25 +43,32 @@ def agx_orin(root: Path) -> PowerMeter:
             f"curr{number}_input": milliamperes,
         }
     write(root / "class/hwmon/hwmon3", chip)
-    return JetsonMeter(root)
+    yield JetsonMeter(root)
 
 
-def package(root: Path) -> Meter:
+@contextlib.contextmanager
+def package(root: Path) -> Iterator[Meter]:
     """A counter that moves, in a thread of its own, so that it is not taken for stuck."""
     folder = root / "class/powercap/intel-rapl:0"
     write(folder, {"name": "package-0", "max_energy_range_uj": 262_143_328_850, "energy_uj": 0})
 
+    end = threading.Event()
+
     def count() -> None:
         value = 0
-        while folder.exists():
+        while not end.wait(0.02):
             value += 1000
             # A rename, so that no reader sees a file that is half written.
             write(folder, {"next": value})
             (folder / "next").replace(folder / "energy_uj")
-            threading.Event().wait(0.02)
 
-    threading.Thread(target=count, daemon=True).start()
-    return RaplMeter(root)
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield RaplMeter(root)
+    finally:
+        end.set()
+        thread.join()
 
 
 def main() -> None:
@@ -73,8 +82,7 @@ def main() -> None:
     )
     for make in (agx_orin, package):
         for interval in (None, 0.1, 0.01):
-            with tempfile.TemporaryDirectory() as folder:
-                sensor = make(Path(folder))
+            with tempfile.TemporaryDirectory() as folder, make(Path(folder)) as sensor:
                 if (why := sensor.missing()) is not None:
                     raise SystemExit(why)
                 sampler = Sampler(sensor, interval_s=interval)
