@@ -39,7 +39,8 @@ def diagnose() -> list[Row]:
             rows.append(Row("Energy meters", meter.name, "ok", detail))
         else:
             # One line: what is missing on most machines should not fill the screen.
-            rows.append(Row("Energy meters", meter.name, "missing", f"{meter.boundary}, grade {meter.grade.name}: {meter.reason}"))
+            reason = f"{meter.boundary}, grade {meter.grade.name}: {meter.reason}"
+            rows.append(Row("Energy meters", meter.name, "missing", reason))
     for extra, module, purpose in _EXTRAS:
         there = importlib.util.find_spec(module) is not None
         fix = None if there else f"pip install 'greencc[{extra}]'"
