@@ -78,6 +78,7 @@ class MqttSource:
     timeout_s: float = TIMEOUT_S
     clock: Callable[[], float] = time.monotonic
     _inbox: _Inbox | None = field(default=None, init=False, repr=False)
+    _end: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     def fetch(self) -> Stamped:
         """The last message's value, stamped with its arrival.
@@ -87,7 +88,9 @@ class MqttSource:
                 is stale, or it is no quantity.
         """
         if self._inbox is None:
-            self._inbox = _connect(self.topic, self.timeout_s, self.clock)
+            self._inbox, client = _connect(self.topic, self.timeout_s, self.clock)
+            # Also ends paho's thread when nobody holds the meter any more, and when Python ends.
+            self._end = weakref.finalize(self, _disconnect, client)
         where = self.topic.where
         arrived, payload = self._inbox.last(max(self.timeout_s, 2.0 * self.period_s), where)
         age, oldest = self.clock() - arrived, self.stale_periods * self.period_s
@@ -106,9 +109,9 @@ class MqttSource:
 
     def close(self) -> None:
         """Disconnect; the next fetch connects again."""
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
+        if self._end is not None:
+            self._end()
+            self._inbox = self._end = None
 
 
 class _Inbox:
@@ -119,7 +122,6 @@ class _Inbox:
         self._changed = threading.Condition()
         self._message: tuple[float, bytes] | None = None
         self.problem: str | None = None
-        self.close: Callable[[], object] = lambda: None
 
     def last(self, wait_s: float, where: str) -> tuple[float, bytes]:
         with self._changed:
@@ -164,7 +166,7 @@ class _Inbox:
             self._changed.notify_all()
 
 
-def _connect(topic: Topic, timeout_s: float, clock: Callable[[], float]) -> _Inbox:
+def _connect(topic: Topic, timeout_s: float, clock: Callable[[], float]) -> tuple[_Inbox, Client]:
     try:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion
@@ -188,9 +190,7 @@ def _connect(topic: Topic, timeout_s: float, clock: Callable[[], float]) -> _Inb
             f"the MQTT broker {topic.host}:{topic.port} cannot be reached: {getattr(error, 'strerror', None) or error}"
         ) from error
     client.loop_start()
-    # Also ends the thread when nobody holds the meter any more, and when Python ends.
-    inbox.close = weakref.finalize(inbox, _disconnect, client)
-    return inbox
+    return inbox, client
 
 
 def _disconnect(client: Client) -> None:
