@@ -43,7 +43,6 @@ class Identity:
     model: str
     interval_s: float
     accuracy: bool
-    channels: int
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,10 @@ class Line:
             raise UnavailableError(f"{self.where} answers {_shown(hello)}: this is no PTDaemon")
         answer = self.ask("Identify")
         fields = answer.split(",")
-        mode = next((field[5:] for field in fields if field.startswith("mode=")), None)
-        if len(fields) < 12 or mode is None:
+        at = next((number for number, text in enumerate(fields) if text.startswith("mode=")), 0)
+        if at < 4:
             raise UnavailableError(f"{self.where} identifies as {_shown(answer)}, which is not understood")
+        mode = fields[at].removeprefix("mode=")
         if mode != "power" or fields[2] != "1":
             raise UnavailableError(
                 f"{self.where} drives {fields[0]!r} in mode {mode}, which measures no power",
@@ -118,13 +118,8 @@ class Line:
         interval = _number(fields[1])
         if interval is None or interval <= 0.0:
             raise UnavailableError(f"{self.where} tells an interval of {_shown(fields[1])} ms")
-        channels = fields[14] if len(fields) > 14 else "1"
-        return Identity(
-            fields[0].removesuffix("-na"),
-            interval * 1e-3,
-            len(fields) > 12 and fields[12] == "1",
-            int(channels) if channels.isdecimal() else 1,
-        )
+        accuracy = fields[at + 1 : at + 2] == ["1"]
+        return Identity(fields[0].removesuffix("-na"), interval * 1e-3, accuracy)
 
     def ranges(self) -> Ranges:
         """Current and voltage range."""

@@ -1,8 +1,8 @@
 """A power analyser behind SPEC's PTDaemon, which MLPerf Power and SPEC's benchmarks measure with.
 
 The daemon averages power over its interval, stamps each mean, and keeps it until it is asked. So nothing between two
-readings is lost: a reading adds, for each new sample, its watts times the time since the sample before. Samples that are
-errors, are missing or are out of step begin a new epoch, since the energy of their interval is not known.
+readings is lost: a reading adds, for each new sample, its watts times the time since the sample before. Samples that
+are errors, are missing or are out of step begin a new epoch, since the energy of their interval is not known.
 
 The measurement starts with the first reading and is stopped by `close`, or when the meter is let go. The analyser's
 ranges are left as they are: fixed ranges are more accurate, and with automatic ones the daemon tells no uncertainty.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade, Reading
 from greencc.meters._external import reason
-from greencc.meters._ptd_line import Identity, Line, Ranges, Sample
+from greencc.meters._ptd_line import Identity, Line, Ranges, Sample, Summary
 
 PORT = 8888
 TIMEOUT_S = 10.0
@@ -113,6 +113,16 @@ class PtdMeter:
             if self._session is not None:
                 self._session.newest = None
             raise
+
+    def summary(self) -> Summary:
+        """The daemon's own statistics of all samples since the measurement began, to compare with.
+
+        Raises:
+            UnavailableError: As `read`, or nothing is measured yet.
+        """
+        if self._session is None:
+            raise UnavailableError(f"nothing was measured yet with PTDaemon at {self.host}:{self.port}")
+        return self._session.line.summary()
 
     def close(self) -> None:
         """Stop the measurement and disconnect; the next reading starts anew."""
