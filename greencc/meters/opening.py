@@ -1,7 +1,7 @@
 """`open_meter`: from a text such as ``shelly:http://192.168.1.5?switch=0`` to a meter (docs/energy.md has the grammar).
 
-Nothing is asked of a device here: whether it answers, its `missing` tells. Messages quote a spec's kind and the names of
-its options, never the rest, which may hold a password.
+Nothing is asked of a device here: whether it answers, its `missing` tells. Messages quote a spec's kind and its
+options, never its address, which may hold a password.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
-from greencc.core.errors import GreenccError, UsageError, did_you_mean
+from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.meter import Grade, Meter, PowerMeter
 from greencc.meters import METERS
 from greencc.meters._digest import Login
@@ -30,11 +31,12 @@ from greencc.meters.ptdaemon import PtdMeter
 from greencc.meters.rapl import SYSFS
 from greencc.meters.shelly import Component, ShellySource, shelly_meter
 
-USER, PASSWORD, TOKEN = "GREENCC_METER_USER", "GREENCC_METER_PASSWORD", "GREENCC_METER_TOKEN"  # noqa: S105 (names)
+USER, PASSWORD, TOKEN = "GREENCC_METER_USER", "GREENCC_METER_PASSWORD", "GREENCC_METER_TOKEN"
 _YES = {"true": True, "false": False}
 _SENSOR = ("period", "uncertainty", "boundary", "grade")
 
-type AnyMeter = Meter | PowerMeter
+_AnyMeter: TypeAlias = Meter | PowerMeter
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class _Spec:
     def flag(self, name: str) -> bool:
         return self.choice(name, _YES, "false")
 
-    def choice[T](self, name: str, known: Mapping[str, T], default: str) -> T:
+    def choice(self, name: str, known: Mapping[str, _T], default: str) -> _T:
         text = self.options.get(name, default)
         if text not in known:
             raise UsageError(f"{self.kind}: {name} is {text!r}", hint=did_you_mean(text, known))
@@ -91,7 +93,7 @@ class _Spec:
         return self.choice("grade", {grade.name: grade for grade in Grade}, default.name)
 
 
-def open_meter(spec: str, environ: Mapping[str, str] | None = None) -> AnyMeter:
+def open_meter(spec: str, environ: Mapping[str, str] | None = None) -> Meter | PowerMeter:
     """The meter that a spec names.
 
     Args:
@@ -114,7 +116,7 @@ def open_meter(spec: str, environ: Mapping[str, str] | None = None) -> AnyMeter:
     return _on_device(kind, rest if colon else None)
 
 
-def _on_device(kind: str, part: str | None) -> AnyMeter:
+def _on_device(kind: str, part: str | None) -> _AnyMeter:
     meters = [make(SYSFS) for make in METERS]
     names = [meter.name for meter in meters]
     if kind not in names:
@@ -132,6 +134,11 @@ def _split(kind: str, rest: str) -> _Spec:
     body, mark, query = rest.rpartition("?")
     if not mark or (kind == "csv" and "=" not in query):
         return _Spec(kind, rest, {}, ())
+    if "@" in query:
+        # A '?' in a password would make its rest look like an option.
+        raise UsageError(
+            f"{kind}: the options hold '@'", hint="write '@' as %40, and '?' in a password as %3F"
+        )
     try:
         pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=100)
     except ValueError:
@@ -204,7 +211,7 @@ def _client(spec: _Spec, where: _Where, token: str | None = None) -> JsonClient:
 _WEB = {"http": 80, "https": 443}
 
 
-def _shelly(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
+def _shelly(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     where = _where(spec, _WEB, "http", environ)
     if where.path not in ("", "/"):
         raise UsageError("shelly: a path follows the host", hint=f"expected {_KINDS['shelly'].example}")
@@ -236,7 +243,7 @@ def _unit(spec: _Spec) -> str:
     return unit
 
 
-def _http(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
+def _http(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     where = _where(spec, _WEB, "http", environ)
     path = spec.text("path")
     if path is None:
@@ -249,7 +256,7 @@ def _http(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
     return http_meter(JsonSource(client, target, path, unit_named(_unit(spec)), boundary), _facts(spec))
 
 
-def _mqtt(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
+def _mqtt(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     secure = spec.flag("tls")
     where = _where(spec, {"mqtt": SECURE_PORT if secure else MQTT_PORT}, "mqtt", environ)
     name = urllib.parse.unquote(where.path.removeprefix("/"))
@@ -272,12 +279,12 @@ def _mqtt(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
     return mqtt_meter(MqttSource(topic, boundary, facts.period_s, stale), facts)
 
 
-def _csv(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
+def _csv(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     pace = spec.choice("pace", {pace.value: pace for pace in Pace}, Pace.CLOCK.value)
     return replay(Path(spec.rest), pace, spec.grade(Grade.D), spec.uncertainty())
 
 
-def _ptdaemon(spec: _Spec, environ: Mapping[str, str]) -> AnyMeter:
+def _ptdaemon(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     where = _where(spec, {"ptdaemon": PTD_PORT}, "ptdaemon", {})
     if where.login or where.path:
         raise UsageError("ptdaemon: more than host and port", hint=f"expected {_KINDS['ptdaemon'].example}")
@@ -290,7 +297,7 @@ class _Kind:
 
     example: str
     options: tuple[str, ...]
-    open: Callable[[_Spec, Mapping[str, str]], AnyMeter]
+    open: Callable[[_Spec, Mapping[str, str]], _AnyMeter]
     passes_on: bool = False
 
 
