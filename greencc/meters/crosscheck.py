@@ -1,8 +1,8 @@
 """Does another tool see the same energy? Ours and Zeus' joules of one window, side by side.
 
-Zeus is not a meter of greencc: it counts RAPL's `psys` as one more CPU, is wrong after a counter wraps, and knows no total
-of an AGX Orin (docs/energy.md). Where none of that applies both must agree to within a step of the counter at each end
-of the window. Needs Zeus (greencc[zeus], about 200 MB with what it depends on).
+Zeus is not a meter of greencc: it counts RAPL's `psys` as one more CPU, is wrong after a counter wraps, and knows no
+total of an AGX Orin (docs/energy.md). Where none of that applies both must agree to within a step of the counter at
+each end of the window. Needs Zeus (greencc[zeus], some 300 MB with what it depends on).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CrossCheck:
         theirs: Joules by the other tool.
         seconds: Length of our window.
         boundary: Of our meter.
-        counted: What the other tool counted, joules by name; more or fewer names than expected explain most differences.
+        counted: What the other tool counted, joules by name; names too many or too few explain most differences.
     """
 
     ours: float
