@@ -132,5 +132,7 @@ class JsonClient:
                 raise UnavailableError(f"{self.address} answered with more than {MAX_BYTES} bytes")
             if self.clock() - start > self.timeout_s:
                 raise TimeoutError
+        if response.length:
+            raise UnavailableError(f"{self.address} ended its answer {response.length} bytes early")
         challenges = tuple(response.headers.get_all("WWW-Authenticate") or ())
         return _Raw(response.status, challenges, bytes(body), (start + self.clock()) / 2.0)
