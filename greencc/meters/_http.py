@@ -6,10 +6,13 @@ Proxies of the environment are not used, and of an address only its host is ever
 from __future__ import annotations
 
 import http.client
+import io
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from greencc.core.errors import UnavailableError
 from greencc.meters._digest import Challenge, Login, choose
@@ -103,8 +106,15 @@ class JsonClient:
         secure = self.address.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = connect(self.address.host, self.address.port, timeout=self.timeout_s)
+        start = self.clock()
         try:
-            return self._exchange(connection, target)
+            connection.connect()
+            timed = _Timed(connection.sock, start + self.timeout_s, self.clock)
+            try:
+                connection.sock = timed
+                return self._exchange(connection, target, start)
+            finally:
+                timed.socket.close()
         except TimeoutError as error:
             raise UnavailableError(f"{self.address} did not answer within {self.timeout_s:g} s") from error
         except OSError as error:
@@ -113,16 +123,13 @@ class JsonClient:
             raise UnavailableError(
                 f"{self.address} does not speak HTTP as it should: {type(error).__name__}"
             ) from error
-        finally:
-            connection.close()
 
-    def _exchange(self, connection: http.client.HTTPConnection, target: str) -> _Raw:
+    def _exchange(self, connection: http.client.HTTPConnection, target: str, start: float) -> _Raw:
         headers = {"Accept": "application/json", "Connection": "close"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         elif self.login is not None and self._challenge is not None:
             headers["Authorization"] = self._challenge.answer(self.login, "GET", target)
-        start = self.clock()
         connection.request("GET", target, headers=headers)
         response = connection.getresponse()
         body = bytearray()
@@ -130,9 +137,48 @@ class JsonClient:
             body += chunk
             if len(body) > MAX_BYTES:
                 raise UnavailableError(f"{self.address} answered with more than {MAX_BYTES} bytes")
-            if self.clock() - start > self.timeout_s:
-                raise TimeoutError
         if response.length:
             raise UnavailableError(f"{self.address} ended its answer {response.length} bytes early")
         challenges = tuple(response.headers.get_all("WWW-Authenticate") or ())
         return _Raw(response.status, challenges, bytes(body), (start + self.clock()) / 2.0)
+
+
+class _Timed:
+    """A connected socket, as far as `http.client` uses one, whose every wait ends at one deadline.
+
+    A timeout of the socket itself would start anew with each byte that a slow server lets drip.
+    """
+
+    def __init__(self, connected: socket.socket, deadline: float, clock: Callable[[], float]) -> None:
+        self.socket, self._deadline, self._clock = connected, deadline, clock
+
+    def _left(self) -> None:
+        left = self._deadline - self._clock()
+        if left <= 0.0:
+            raise TimeoutError
+        self.socket.settimeout(left)
+
+    def sendall(self, data: bytes) -> None:
+        self._left()
+        self.socket.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self))
+
+    def receive_into(self, buffer: Any) -> int:
+        self._left()
+        return self.socket.recv_into(buffer)
+
+    def close(self) -> None:
+        """Does nothing: `http.client` closes a socket that it still reads from."""
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, timed: _Timed) -> None:
+        self._timed = timed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._timed.receive_into(buffer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -82,6 +84,33 @@ def test_servers_that_fail(device: Any) -> None:
     unresolved = open_meter("http:http://no-such-host.invalid/?path=a&unit=W", {}).missing()
     assert unresolved is not None
     assert "no-such-host.invalid:80 cannot be reached" in unresolved
+
+
+def test_a_server_that_drips_is_given_up_too() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        # Each byte comes well within the time limit; all of them never do.
+        try:
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+        except OSError:
+            over.set()
+        connection.close()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    host = f"127.0.0.1:{listener.getsockname()[1]}"
+    reason = open_meter(f"http:http://{host}/?path=a&unit=W&timeout=0.3", {}).missing()
+    given_up = over.wait(10)
+    over.set()
+    thread.join()
+    listener.close()
+    assert reason == f"{host} did not answer within 0.3 s"
+    assert given_up, "the connection stayed open"
 
 
 def test_tls_is_not_spoken_by_a_plain_server(device: Any) -> None:
