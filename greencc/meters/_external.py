@@ -60,11 +60,7 @@ class Facts:
 
     def __post_init__(self) -> None:
         check_period(self.name, self.period_s)
-        if self.uncertainty is not None and not 0.0 <= self.uncertainty < 1.0:
-            raise UsageError(
-                f"{self.name}: the uncertainty is {self.uncertainty:g}",
-                hint="give a share between 0 and 1, such as 0.01",
-            )
+        check_uncertainty(self.name, self.uncertainty)
         if not self.grade.measured:
             raise UsageError(f"{self.name}: grade {self.grade.name} is an estimate", hint="known: A, B")
 
@@ -77,6 +73,18 @@ def check_period(name: str, period_s: float) -> None:
     """
     if not (math.isfinite(period_s) and period_s > 0.0):
         raise UsageError(f"{name}: the period is {period_s:g} s", hint="give a positive number of seconds")
+
+
+def check_uncertainty(name: str, uncertainty: float | None) -> None:
+    """Refuse a relative uncertainty that is no share.
+
+    Raises:
+        UsageError: As said.
+    """
+    if uncertainty is not None and not 0.0 <= uncertainty < 1.0:
+        raise UsageError(
+            f"{name}: the uncertainty is {uncertainty:g}", hint="give a share between 0 and 1, such as 0.01"
+        )
 
 
 @dataclass

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.meter import Grade, PowerSample, Reading
-from greencc.meters._external import reason
+from greencc.meters._external import check_uncertainty, reason
 
 MAX_BYTES = 256 << 20
 _DOMAIN = "replay"
@@ -140,7 +140,7 @@ def _numbers(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -
 
 @dataclass
 class _Replay:
-    """What both kinds of replay share; `load` happens at the first call."""
+    """What both kinds of replay share; against the clock, playing starts with the first call that takes a row."""
 
     recording: Recording
     pace: Pace = Pace.CLOCK
@@ -228,7 +228,9 @@ def replay(
 
     Raises:
         InputError: As `load_recording`.
+        UsageError: The uncertainty is no share.
     """
+    check_uncertainty("csv", uncertainty)
     recording = load_recording(path)
     kind = EnergyReplay if recording.energy else PowerReplay
     return kind(recording, pace, grade, uncertainty)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from greencc.core.errors import ExitCode, InputError, UnavailableError
+from greencc.core.errors import ExitCode, InputError, UnavailableError, UsageError
 from greencc.core.meter import Grade
 from greencc.meters.csv_replay import EnergyReplay, Pace, PowerReplay, load_recording, replay
 from greencc.meters.opening import open_meter
@@ -112,6 +112,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"seconds,watts\n\xff\xfe\n")
     with pytest.raises(InputError, match="is not a CSV file"):
         open_meter(f"csv:{tmp_path / 'b.csv'}", {})
+    with pytest.raises(UsageError, match="csv: the uncertainty is 2"):
+        open_meter(f"csv:{tmp_path / 'b.csv'}?uncertainty=2", {})
 
 
 def test_a_byte_order_mark_blank_lines_and_negative_times_are_fine(write: Callable[[str], Path]) -> None:
