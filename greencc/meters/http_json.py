@@ -6,7 +6,7 @@ the meter covers; nothing in the answer tells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from greencc.meters._external import ExternalCounter, ExternalPower, Facts, Stamped
 from greencc.meters._http import JsonClient
@@ -21,14 +21,14 @@ class JsonSource:
 
     Attributes:
         client: The server.
-        target: Path and query of the request.
+        target: Path and query of the request; never shown, for it may hold a key.
         path: Into the answer; see `greencc.meters._values.lookup`.
         unit: Of the value there.
         boundary: What the meter covers.
     """
 
     client: JsonClient
-    target: str
+    target: str = field(repr=False)
     path: str
     unit: Unit
     boundary: str

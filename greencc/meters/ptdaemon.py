@@ -167,6 +167,7 @@ class PtdMeter:
     def _check_alive(self, session: _Session) -> None:
         silence = self.clock() - session.arrived
         if silence > max(_STUCK_INTERVALS * session.identity.interval_s, self.timeout_s):
+            self.close()
             raise UnavailableError(
                 f"{session.line.where} has sent no sample for {silence:.0f} s",
                 hint="its maximum number of samples may be reached, or the analyser was unplugged",

@@ -93,7 +93,7 @@ def test_meters_do_not_show_their_login() -> None:
         "mqtt:root:sesame@h/a?unit=W",
     ):
         meter = open_meter(spec, {})
-        for text in (meter.name, meter.boundary):
+        for text in (meter.name, meter.boundary, repr(meter)):
             assert "sesame" not in text
             assert "root" not in text
 

@@ -151,6 +151,9 @@ def test_no_new_sample_changes_nothing_until_they_stay_away(
     clock.now += 20.0
     with pytest.raises(UnavailableError, match=r"has sent no sample for 20 s"):
         meter.read()
+    daemon.unread = [(0.0, 5.0)]
+    assert meter.read().epoch == before.epoch + 1
+    assert daemon.seen.count("Go,0,0,greencc") == 2, "the measurement was not started anew"
 
 
 def test_the_first_reading_waits_for_a_sample(daemon: Daemon, meter: PtdMeter) -> None:
