@@ -6,6 +6,8 @@ import pytest
 
 from greencc.core.errors import UnavailableError
 from greencc.meters.hwmon import HwmonCounter, HwmonMeter, known_channels, open_hwmon
+from greencc.meters.known import Sources
+from greencc.meters.opening import open_meter
 from greencc.meters.sampling import is_counter
 
 
@@ -53,6 +55,14 @@ def test_channels_are_chosen_by_name_and_added_up(tree) -> None:
     assert meter.sample().watts == pytest.approx({"ina226/VDD_CPU": 1.5, "pmbus/pin": 120.0})
     assert meter.boundary == "pmbus/pin + ina226/VDD_CPU (as the board labels its rails)"
     assert meter.period_s == pytest.approx(0.14)
+
+
+def test_a_spec_names_channels(tree) -> None:
+    server(tree)
+    tree.hwmon(4, "ina226", "1-0041", {"power1_input": 1_500_000, "label": "VDD_CPU", "update_interval": 140})
+    meter = open_meter("hwmon:ina226/VDD_CPU+pmbus/pin", {}, Sources(sysfs=tree.root))
+    assert isinstance(meter, HwmonMeter)
+    assert meter.sample().watts == pytest.approx({"ina226/VDD_CPU": 1.5, "pmbus/pin": 120.0})
 
 
 def test_pairs_of_voltage_and_current_need_a_label(tree) -> None:
