@@ -55,7 +55,7 @@ def choose(root: Path, names: tuple[str, ...]) -> tuple[Channel, ...]:
         if not platform:
             raise UnavailableError(
                 f"there are channels ({listing}), and nothing says what they cover",
-                hint="choose those that make up what you want to measure, by name",
+                hint="choose those that make up what you want to measure, by name: --meter hwmon:CHIP/LABEL+CHIP/LABEL",
             )
         return platform
     chosen = [channel for channel in channels if channel.name in names]
