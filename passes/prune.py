@@ -129,8 +129,8 @@ class Prune(Pass):
     ) -> dict[str, NDArray[np.float64]]:
         """The scores, weighted by what the model's outputs make of an error there."""
         scores = channel_scores(model, groups, self.score, ctx)
-        # The loss is a change of the outputs already.
-        if ctx.calibration is None or self.score is Score.LOSS:
+        # These are changes of the outputs already.
+        if ctx.calibration is None or self.score.of_outputs:
             return scores
         weights = sensitivities(model, groups, ctx)
         return {name: weights[name] * found for name, found in scores.items()}
