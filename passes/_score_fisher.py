@@ -1,13 +1,13 @@
 """Fisher: the curvature of the loss along the gate of a channel, from squared gradients.
 
-With labels and class scores it is ``1/2 mean_n (d CE_n / d gate)^2`` (Theis et al. 2018, arXiv 1801.05787): what the loss
-rises by when the gate closes, to second order, for a network whose probabilities are about right.
+With labels and class scores it is ``1/2 mean_n (d CE_n / d gate)^2`` (Theis et al. 2018, arXiv 1801.05787): what the
+loss rises by when the gate closes, to second order, for a network whose probabilities are about right.
 
 Without labels the label is drawn from the model's own probabilities: ``1/2 mean_n sum_y p_y (d log p_y / d gate)^2`` is
 the second-order term of KL(model || model without the channel), whose gradient is zero while all gates are open. Up to
-16 classes are summed over; of more, some labels are drawn. Outputs that are no class scores get the same with a Gaussian around
-them (Gauss-Newton): ``|d f / d gate|^2 / |f|^2``, the relative squared change of the outputs to first order, by random
-projections with signs (Hutchinson). Both draws are seeded.
+16 classes are summed over; of more, some labels are drawn. Outputs that are no class scores get the same with a
+Gaussian around them (Gauss-Newton): ``|d f / d gate|^2 / |f|^2``, the relative squared change of the outputs to first
+order, by random projections with signs (Hutchinson). Both draws are seeded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Taylor: how fast the loss changes as the gate of a channel closes, squared.
 
-It is ``mean_B (d mean_{n in B} CE_n / d gate)^2`` over mini-batches B: the first-order estimate of the squared change of
-the loss when the channel goes, with a gate per channel (Molchanov et al., CVPR 2019, arXiv 1906.10771). Mini-batches
+It is ``mean_B (d mean_{n in B} CE_n / d gate)^2`` over mini-batches B: the first-order estimate of the squared change
+of the loss when the channel goes, with a gate per channel (Molchanov et al., CVPR 2019, arXiv 1906.10771). Mini-batches
 are small, for each of them is one draw of a square.
 
 Without labels there is no loss whose gradient is not zero at the model as it is (the divergence from its own outputs
