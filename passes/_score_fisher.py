@@ -1,13 +1,15 @@
-"""Fisher: the curvature of the loss along the gate of a channel, from squared gradients.
+"""Fisher: the curvature of the divergence from the model's own outputs along the gate of a channel.
 
-With labels and class scores it is ``1/2 mean_n (d CE_n / d gate)^2`` (Theis et al. 2018, arXiv 1801.05787): what the
-loss rises by when the gate closes, to second order, for a network whose probabilities are about right.
+Closing a gate costs about ``1/2 F``, with the Fisher information F of the gate (Theis et al. 2018, arXiv 1801.05787).
+It is taken from the model's own probabilities, ``F = mean_n sum_y p_y (d log p_y / d gate)^2``, which makes ``1/2 F``
+the second-order term of KL(model || model without the channel); the first-order term is zero. Labels are not asked
+for: squared gradients of the right labels, which Theis et al. take in place of the sum over y, are large only for the
+few samples that a trained network gets wrong, and so are much noisier. Up to 16 classes are summed over; of more, some
+are drawn.
 
-Without labels the label is drawn from the model's own probabilities: ``1/2 mean_n sum_y p_y (d log p_y / d gate)^2`` is
-the second-order term of KL(model || model without the channel), whose gradient is zero while all gates are open. Up to
-16 classes are summed over; of more, some labels are drawn. Outputs that are no class scores get the same with a
-Gaussian around them (Gauss-Newton): ``|d f / d gate|^2 / |f|^2``, the relative squared change of the outputs to first
-order, by random projections with signs (Hutchinson). Both draws are seeded.
+Outputs that are no class scores get the same with a Gaussian around them (Gauss-Newton): ``|d f / d gate|^2 / |f|^2``,
+the relative squared change of the outputs to first order, by random projections with signs (Hutchinson). Draws are
+seeded.
 """
 
 from __future__ import annotations
@@ -48,28 +50,14 @@ def fisher(
     used = 0
     generator = np.random.default_rng(options.seed)
     for piece in gated_pieces(model, gated, weights, ctx, options):
-        found = label_gradients(piece)
-        parts = expected(piece, generator) if found is None else [(np.ones(piece.count), found)]
-        for weight, gradients in parts:
+        for weight, gradients in _expected(piece, generator):
             for name, values in gradients.items():
                 totals[name] += weight @ np.square(values) / 2.0
         used += piece.count
     return with_magnitudes(weights, groups, {name: total / used for name, total in totals.items()})
 
 
-def label_gradients(piece: Piece) -> Gradients | None:
-    """Of the cross-entropy of each sample's label; None without labels, or where the outputs are no class scores."""
-    labels = piece.labels
-    if labels is None or len(piece.outputs) != 1 or not np.issubdtype(labels.dtype, np.integer):
-        return None
-    ((name, scores),) = piece.outputs.items()
-    flat = labels.reshape(-1)
-    if not is_scores(scores) or flat.size != len(scores) or flat.min() < 0 or flat.max() >= scores.shape[1]:
-        return None
-    return piece.gradients({name: -_log_slope(scores, flat)})
-
-
-def expected(piece: Piece, generator: np.random.Generator) -> Iterator[tuple[Float64, Gradients]]:
+def _expected(piece: Piece, generator: np.random.Generator) -> Iterator[tuple[Float64, Gradients]]:
     """Gradients whose weighted squares sum up to (twice) what the model's own distribution expects.
 
     Yields:
@@ -80,12 +68,12 @@ def expected(piece: Piece, generator: np.random.Generator) -> Iterator[tuple[Flo
             chances, classes = np.exp(_log_chances(scores)), scores.shape[1]
             if classes <= _ENUMERATED:
                 for label in range(classes):
-                    slope = _log_slope(scores, np.full(len(scores), label))
+                    slope = log_slope(scores, np.full(len(scores), label))
                     yield chances[:, label], piece.gradients({name: slope})
                 continue
             for _ in range(_DRAWS):
                 labels = [generator.choice(classes, p=row / row.sum()) for row in chances]
-                slope = _log_slope(scores, np.array(labels))
+                slope = log_slope(scores, np.array(labels))
                 yield np.full(len(scores), 1.0 / _DRAWS), piece.gradients({name: slope})
         return
     for name, values in piece.outputs.items():
@@ -121,7 +109,7 @@ def _log_chances(scores: Array) -> Float64:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _log_slope(scores: Array, labels: Array) -> Array:
+def log_slope(scores: Array, labels: Array) -> Array:
     """The derivative of each label's log-probability by the scores, of their shape."""
     every = np.arange(len(scores))
     slope = np.zeros((len(scores), scores.shape[1]))

@@ -71,7 +71,8 @@ class Piece:
             else array
             for name, array in weights.items()
         }
-        return self._gates.by_group(self._tape.pull(padded))
+        found = self._gates.by_group(self._tape.pull(padded))
+        return {name: values[: self.count] for name, values in found.items()}
 
 
 def gated_pieces(

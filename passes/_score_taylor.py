@@ -5,8 +5,7 @@ of the loss when the channel goes, with a gate per channel (Molchanov et al., CV
 are small, for each of them is one draw of a square.
 
 Without labels there is no loss whose gradient is not zero at the model as it is (the divergence from its own outputs
-has its minimum there), and the score is that of `_score_fisher` without labels. With labels the two differ in one
-thing: Fisher squares the gradient of each sample, and so counts changes that differ in sign among samples.
+has its minimum there), and the score is that of `_score_fisher`. So it is where the outputs are no class scores.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import onnx_ir as ir
 
 from greencc.core.groups import PruneGroup
 from greencc.core.passes import Context
-from greencc.passes._score_fisher import Gradients, fisher, label_gradients
-from greencc.passes._score_gates import gated_pieces
+from greencc.passes._score_fisher import Gradients, fisher, is_scores, log_slope
+from greencc.passes._score_gates import Piece, gated_pieces
 from greencc.passes._score_magnitude import with_magnitudes
 from greencc.passes._score_options import Float64, ScoreOptions
 from greencc.passes._score_reads import Weights
@@ -33,7 +32,7 @@ def taylor(
     gated = [group for group in groups if weights.readers(group)]
     rows: list[Gradients] = []
     for piece in gated_pieces(model, gated, weights, ctx, options):
-        found = label_gradients(piece)
+        found = _label_gradients(piece)
         if found is None:
             return fisher(model, groups, ctx, options)
         rows.append(found)
@@ -48,3 +47,15 @@ def _squared(gradients: Float64, size: int) -> Float64:
     """The mean over mini-batches of the squared mean gradient; (channels,) from (samples, channels)."""
     batches = [gradients[start : start + size].mean(axis=0) for start in range(0, len(gradients), size)]
     return np.asarray(np.mean(np.square(batches), axis=0))
+
+
+def _label_gradients(piece: Piece) -> Gradients | None:
+    """Of the cross-entropy of each sample's label; None without labels, or where the outputs are no class scores."""
+    labels = piece.labels
+    if labels is None or len(piece.outputs) != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return None
+    ((name, scores),) = piece.outputs.items()
+    flat = labels.reshape(-1)
+    if not is_scores(scores) or flat.size != len(scores) or flat.min() < 0 or flat.max() >= scores.shape[1]:
+        return None
+    return piece.gradients({name: -log_slope(scores, flat)})

@@ -43,7 +43,7 @@ class Score(Enum):
     CORRELATION = "correlation"  # Variance of the channel that the others do not explain.
     LOSS = "loss"  # Change of the model's outputs when the channel is masked.
     TAYLOR = "taylor"  # Squared slope of the loss as the channel fades, over mini-batches.
-    FISHER = "fisher"  # Curvature of the loss as the channel fades, from gradients of each sample.
+    FISHER = "fisher"  # Curvature of the divergence from the own outputs as the channel fades.
 
     @property
     def needs_data(self) -> bool:
