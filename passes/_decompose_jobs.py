@@ -146,6 +146,8 @@ def ready_jobs(model: ir.Model, jobs: Sequence[Job], ctx: Context, findings: lis
     Raises:
         InputError: A layer's input becomes NaN or infinity, or the data has no samples.
     """
+    for job in jobs:
+        job.moment, job.waiting = None, len(job.views)
     if ctx.calibration is None:
         yield from jobs
         return

@@ -8,7 +8,7 @@ of energy is the group's weight. For small errors both are proportional (the div
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,15 +34,40 @@ def sensitivities(
 ) -> dict[str, float]:
     """Divergence of the outputs per relative energy of an error in the readers of each group; 1 on average.
 
+    See `node_sensitivities` for the arguments.
+    """
+    weights = Weights(model)
+    disturbed = {}
+    for group in groups:
+        # What no weights read (queries and keys of one head) is disturbed where it is computed.
+        readers = {reader.node for reader in weights.readers(group)}
+        disturbed[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
+    return node_sensitivities(
+        model, disturbed, ctx, samples=samples, seed=seed, label="Sensitivity of groups"
+    )
+
+
+def node_sensitivities(
+    model: ir.Model,
+    disturbed: Mapping[str, Collection[str]],
+    ctx: Context,
+    *,
+    label: str,
+    samples: int = 32,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Divergence of the outputs per relative energy of an error in the weights of nodes; 1 on average.
+
     Args:
         model: It is left unchanged.
-        groups: Its prune groups.
+        disturbed: Names of the nodes that get noise together, by what they are called in the result.
         ctx: Gives the calibration data and the engines.
+        label: Of the progress bar.
         samples: Looked at, evenly spread over the data; fewer where the model is large.
         seed: Of the noise.
     """
     source = require_data(ctx)
-    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(groups))
+    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(disturbed))
     # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))
@@ -53,11 +78,7 @@ def sensitivities(
     finally:
         engine.close()
     found: dict[str, float] = {}
-    weights = Weights(model)
-    for group in ctx.progress(groups, label="Sensitivity of groups", total=len(groups)):
-        # What no weights read (queries and keys of one head) is disturbed where it is computed.
-        readers = {reader.node for reader in weights.readers(group)}
-        nodes = readers or {site.node for site in group.having(Role.PRODUCER)}
+    for name, nodes in ctx.progress(disturbed.items(), label=label, total=len(disturbed)):
         noisy = _noisy(model, nodes, seed)
         if noisy is None:
             continue
@@ -68,15 +89,15 @@ def sensitivities(
             ]
         finally:
             engine.close()
-        found[group.name] = float(np.mean(changes)) / _ENERGY
+        found[name] = float(np.mean(changes)) / _ENERGY
     mean = float(np.mean(list(found.values()))) if found else 0.0
     if not mean > 0.0:
-        return {group.name: 1.0 for group in groups}
+        return dict.fromkeys(disturbed, 1.0)
     # What could not be disturbed counts as the average, not as harmless.
-    return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
+    return {name: max(found.get(name, mean) / mean, _LEAST) for name in disturbed}
 
 
-def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
+def _noisy(model: ir.Model, nodes: Collection[str], seed: int) -> ir.Model | None:
     """A clone whose nodes of these names have weights with noise; None where none of them has weights."""
     noisy, changed = model.clone(), False
     generator, names = np.random.default_rng(seed), Names(noisy)

@@ -60,10 +60,17 @@ class RewriteLog:
 
 @dataclass
 class Outcome:
-    """What a pass did. `changed` counts applied rewrites."""
+    """What a pass did.
+
+    Attributes:
+        changed: Counts applied rewrites.
+        findings: What it saw or refused.
+        chosen: Options that make the pass do the same again without deciding anew.
+    """
 
     changed: int = 0
     findings: list[Finding] = field(default_factory=list)
+    chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
