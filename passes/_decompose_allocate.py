@@ -1,8 +1,9 @@
 """Which ranks every layer gets when the work of the whole model is to fall by a share: the least error for it.
 
 Every layer has a front of candidates, over all forms and ranks: what each saves and what it loses, as a share of the
-energy of the layer's outputs. Losses of different layers are compared by what the model's outputs make of them
-(`_prune_sensitivity`). On the convex hulls of the fronts the next step is always the one with the least loss per
+energy of the layer's outputs. Losses of different layers are compared by what the model's outputs make of them: a
+typical candidate of each layer is put in its place, and tells how far the outputs move for the energy that it loses. On
+the convex hulls of the fronts the next step is always the one with the least loss per
 multiply-accumulate saved, which is the best there is for every amount of work that a step ends at (the Lagrangian
 of the problem: Shoham and Gersho 1988); the last step takes of its layer's front the smallest that is enough.
 """
@@ -24,6 +25,8 @@ from greencc.passes._rank import aligned_ranks
 # Ranks that are looked at where each has to be solved for.
 _SOLVED = 6
 _ROUNDING = 1e-9
+# Share of a layer's energy that is lost where whole models lose a third of their work.
+_TYPICAL = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def front_of(problem: Problem, method: Method, *, align: int, most_lost: float) 
         if not front or point.saved > front[-1].saved:
             front.append(point)
     return front
+
+
+def typical(front: Sequence[Point]) -> Point:
+    """The candidate that stands for its layer when it is asked what the model's outputs make of its error."""
+    return min(front, key=lambda point: abs(np.log(max(point.error, _ROUNDING) / _TYPICAL)))
 
 
 def allocate(layers: Mapping[str, Layer], wanted: float) -> dict[str, Planned]:

@@ -19,7 +19,7 @@ from greencc.passes._decompose_factors import Candidate
 from greencc.passes._decompose_family import Family
 from greencc.passes._decompose_forms import Method, families, form_problem
 from greencc.passes._decompose_jobs import RULE, Job
-from greencc.passes._decompose_problem import Problem
+from greencc.passes._decompose_problem import Matrix, Problem
 
 WHERE = f"{RULE}: ranks"
 """How messages begin."""
@@ -136,6 +136,12 @@ def candidate_of(problem: Problem, planned: Planned) -> Candidate:
         hint = _between(most) if most else "leave the layer out: this form saves nothing at any rank"
         raise UsageError(f"{name}: that saves no work, or no parameters", hint=hint)
     return family.candidate(rank)
+
+
+def approximation_of(problem: Problem, planned: Planned) -> Matrix:
+    """The weights that a layer amounts to in a form and ranks that it can have, (groups, outputs, inputs)."""
+    *inner, rank = planned.ranks
+    return next(iter(families(problem, planned.form, inner))).solve(rank)[1]
 
 
 def _largest(family: Family) -> int:

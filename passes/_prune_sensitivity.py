@@ -8,7 +8,7 @@ of energy is the group's weight. For small errors both are proportional (the div
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +34,12 @@ def sensitivities(
 ) -> dict[str, float]:
     """Divergence of the outputs per relative energy of an error in the readers of each group; 1 on average.
 
-    See `node_sensitivities` for the arguments.
+    Args:
+        model: It is left unchanged.
+        groups: Its prune groups.
+        ctx: Gives the calibration data and the engines.
+        samples: Looked at, evenly spread over the data; fewer where the model is large.
+        seed: Of the noise.
     """
     weights = Weights(model)
     disturbed = {}
@@ -42,33 +47,39 @@ def sensitivities(
         # What no weights read (queries and keys of one head) is disturbed where it is computed.
         readers = {reader.node for reader in weights.readers(group)}
         disturbed[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
-    return node_sensitivities(
-        model, disturbed, ctx, samples=samples, seed=seed, label="Sensitivity of groups"
-    )
+    variants = ((name, _noisy(model, nodes, seed)) for name, nodes in disturbed.items())
+    label = "Sensitivity of groups"
+    changes = divergences(model, variants, ctx, count=len(groups), label=label, samples=samples)
+    found = {name: value / _ENERGY for name, value in changes.items()}
+    mean = float(np.mean(list(found.values()))) if found else 0.0
+    if not mean > 0.0:
+        return {group.name: 1.0 for group in groups}
+    # What could not be disturbed counts as the average, not as harmless.
+    return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
 
 
-def node_sensitivities(
+def divergences(
     model: ir.Model,
-    disturbed: Mapping[str, Collection[str]],
+    variants: Iterable[tuple[str, ir.Model | None]],
     ctx: Context,
     *,
+    count: int,
     label: str,
     samples: int = 32,
-    seed: int = 0,
 ) -> dict[str, float]:
-    """Divergence of the outputs per relative energy of an error in the weights of nodes; 1 on average.
+    """How far the outputs of variants of a model are from its own, by name (`_score_loss.change`); None is left out.
 
     Args:
         model: It is left unchanged.
-        disturbed: Names of the nodes that get noise together, by what they are called in the result.
+        variants: One is held at a time.
         ctx: Gives the calibration data and the engines.
+        count: How many variants there are.
         label: Of the progress bar.
         samples: Looked at, evenly spread over the data; fewer where the model is large.
-        seed: Of the noise.
     """
     source = require_data(ctx)
-    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(disturbed))
-    # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
+    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, count)
+    # Large models show what a layer does to the outputs on few samples, and each costs an inference per variant.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))
     build = ctx.observe or ctx.build
@@ -78,23 +89,18 @@ def node_sensitivities(
     finally:
         engine.close()
     found: dict[str, float] = {}
-    for name, nodes in ctx.progress(disturbed.items(), label=label, total=len(disturbed)):
-        noisy = _noisy(model, nodes, seed)
-        if noisy is None:
+    for name, variant in ctx.progress(variants, label=label, total=count):
+        if variant is None:
             continue
-        engine = build(noisy)
+        engine = build(variant)
         try:
             changes = [
                 change(before, run_one(engine, batch)) for before, batch in zip(exact, batches, strict=True)
             ]
         finally:
             engine.close()
-        found[name] = float(np.mean(changes)) / _ENERGY
-    mean = float(np.mean(list(found.values()))) if found else 0.0
-    if not mean > 0.0:
-        return dict.fromkeys(disturbed, 1.0)
-    # What could not be disturbed counts as the average, not as harmless.
-    return {name: max(found.get(name, mean) / mean, _LEAST) for name in disturbed}
+        found[name] = float(np.mean(changes))
+    return found
 
 
 def _noisy(model: ir.Model, nodes: Collection[str], seed: int) -> ir.Model | None:

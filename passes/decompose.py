@@ -11,7 +11,7 @@ back part of what the layers before have changed (`_repair_layers`); thin layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._decompose_allocate import Layer, Point, allocate, front_of
+from greencc.passes._decompose_allocate import Layer, Point, allocate, front_of, typical
 from greencc.passes._decompose_factors import Candidate, emit, replace_layer, stored_weights
 from greencc.passes._decompose_family import RankChoice, RankRule
 from greencc.passes._decompose_forms import Method, candidates, form_problem
@@ -34,12 +34,14 @@ from greencc.passes._decompose_jobs import (
     problem_of,
     ready_jobs,
     value_shapes,
+    with_weight,
 )
 from greencc.passes._decompose_measure import LayerTimer
 from greencc.passes._decompose_merge import merge_factors
 from greencc.passes._decompose_plan import (
     WHERE,
     Planned,
+    approximation_of,
     candidate_of,
     check_plan,
     format_plan,
@@ -50,7 +52,7 @@ from greencc.passes._decompose_problem import Problem
 from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._prune_costs import macs_by_node
-from greencc.passes._prune_sensitivity import node_sensitivities
+from greencc.passes._prune_sensitivity import divergences
 from greencc.passes._repair_layers import Refit, RefitOptions, refit
 
 _ALIGN = 8
@@ -60,6 +62,8 @@ _TIMED = 4
 _MOST_LOST = 0.5
 # Less than this share of what was asked for is worth a warning.
 _MOST = 0.9
+# Of the average, what a layer counts at least; and of an output's energy, what an error counts as.
+_LEAST, _TINY = 1e-3, 1e-9
 
 
 @dataclass(frozen=True)
@@ -218,25 +222,37 @@ class _Run:
         """The ranks of all layers together that save the ratio of the model's work."""
         options, ctx = self.options, self.ctx
         fronts: dict[str, list[Point]] = {}
-        for job in ctx.progress(self._observed(original, jobs, []), label="Trying ranks", total=len(jobs)):
-            problem = problem_of(job, original, shapes, whiten=options.whiten)
-            if isinstance(problem, str):
-                self._refuse(job, problem)
-                continue
-            front = front_of(problem, options.method, align=options.align or _ALIGN, most_lost=_MOST_LOST)
-            if front:
+        tried: dict[str, float] = {}
+
+        def variants() -> Iterator[tuple[str, ir.Model | None]]:
+            for job in self._observed(original, jobs, []):
+                problem = problem_of(job, original, shapes, whiten=options.whiten)
+                if isinstance(problem, str):
+                    self._refuse(job, problem)
+                    continue
+                front = front_of(problem, options.method, align=options.align or _ALIGN, most_lost=_MOST_LOST)
+                if not front:
+                    self._refuse(job, "no rank saves work and keeps half of the output energy")
+                    continue
                 fronts[job.name] = front
-            else:
-                self._refuse(job, "no rank saves work and keeps half of the output energy")
-        members = {
-            job.name: [str(view.node.name) for view in job.views] for job in jobs if job.name in fronts
-        }
-        weights = dict.fromkeys(members, 1.0)
-        if ctx.calibration is not None and members:
-            weights = node_sensitivities(original, members, ctx, label="Sensitivity of layers")
+                point = typical(front)
+                tried[job.name] = point.error
+                yield job.name, with_weight(original, job, approximation_of(problem, point.planned))
+
+        if ctx.calibration is None:
+            weights = {name: tried[name] for name, _ in variants()}
+        else:
+            weights = divergences(original, variants(), ctx, count=len(jobs), label="Trying ranks")
+        mean = sum(weights.values()) / max(len(weights), 1)
         work = macs_by_node(original, ctx.samples)
+        members = {job.name: [str(view.node.name) for view in job.views] for job in jobs}
         layers = {
-            name: Layer(sum(work[node] for node in members[name]), weights[name], front)
+            # A layer that changes nothing on few samples is not free.
+            name: Layer(
+                sum(work[node] for node in members[name]),
+                max(weights[name], _LEAST * mean) / max(tried[name], _TINY),
+                front,
+            )
             for name, front in fronts.items()
         }
         return allocate(layers, options.ratio * sum(work.values()))
