@@ -47,7 +47,8 @@ def sensitivities(
         # What no weights read (queries and keys of one head) is disturbed where it is computed.
         readers = {reader.node for reader in weights.readers(group)}
         disturbed[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
-    variants = ((name, _noisy(model, nodes, seed)) for name, nodes in disturbed.items())
+    noisy = ((name, _noisy(model, nodes, seed)) for name, nodes in disturbed.items())
+    variants = ((name, variant) for name, variant in noisy if variant is not None)
     label = "Sensitivity of groups"
     changes = divergences(model, variants, ctx, count=len(groups), label=label, samples=samples)
     found = {name: value / _ENERGY for name, value in changes.items()}
@@ -60,14 +61,14 @@ def sensitivities(
 
 def divergences(
     model: ir.Model,
-    variants: Iterable[tuple[str, ir.Model | None]],
+    variants: Iterable[tuple[str, ir.Model]],
     ctx: Context,
     *,
     count: int,
     label: str,
     samples: int = 32,
 ) -> dict[str, float]:
-    """How far the outputs of variants of a model are from its own, by name (`_score_loss.change`); None is left out.
+    """How far the outputs of variants of a model are from its own, by name (`_score_loss.change`).
 
     Args:
         model: It is left unchanged.
@@ -90,8 +91,6 @@ def divergences(
         engine.close()
     found: dict[str, float] = {}
     for name, variant in ctx.progress(variants, label=label, total=count):
-        if variant is None:
-            continue
         engine = build(variant)
         try:
             changes = [

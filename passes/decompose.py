@@ -11,7 +11,6 @@ back part of what the layers before have changed (`_repair_layers`); thin layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,7 +20,6 @@ from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._decompose_allocate import Layer, Point, allocate, front_of, typical
 from greencc.passes._decompose_factors import Candidate, emit, replace_layer, stored_weights
 from greencc.passes._decompose_family import RankChoice, RankRule
 from greencc.passes._decompose_forms import Method, candidates, form_problem
@@ -29,19 +27,16 @@ from greencc.passes._decompose_jobs import (
     RULE,
     Choice,
     Job,
-    Shape,
     find_jobs,
     problem_of,
     ready_jobs,
     value_shapes,
-    with_weight,
 )
 from greencc.passes._decompose_measure import LayerTimer
 from greencc.passes._decompose_merge import merge_factors
 from greencc.passes._decompose_plan import (
     WHERE,
     Planned,
-    approximation_of,
     candidate_of,
     check_plan,
     format_plan,
@@ -49,10 +44,10 @@ from greencc.passes._decompose_plan import (
     planned_of,
 )
 from greencc.passes._decompose_problem import Problem
+from greencc.passes._decompose_ratio import Wanted, plan_for_ratio
 from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._prune_costs import macs_by_node
-from greencc.passes._prune_sensitivity import divergences
 from greencc.passes._repair_layers import Refit, RefitOptions, refit
 
 _ALIGN = 8
@@ -62,8 +57,6 @@ _TIMED = 4
 _MOST_LOST = 0.5
 # Less than this share of what was asked for is worth a warning.
 _MOST = 0.9
-# Of the average, what a layer counts at least; and of an output's energy, what an error counts as.
-_LEAST, _TINY = 1e-3, 1e-9
 
 
 @dataclass(frozen=True)
@@ -166,7 +159,12 @@ class _Run:
         shapes = value_shapes(original, ctx)
         planned = given or options.rank is RankRule.RATIO
         if planned and not given:
-            self.plan = self._allocated(original, jobs, shapes)
+            wanted = Wanted(
+                options.method, options.ratio, options.align or _ALIGN, _MOST_LOST, whiten=options.whiten
+            )
+            self.plan, refused = plan_for_ratio(original, jobs, shapes, ctx, wanted)
+            for job, reason in refused:
+                self._refuse(job, reason)
         timer = None
         if options.measured and not given:
             timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None else None
@@ -177,9 +175,8 @@ class _Run:
         nodes = {str(node.name): node for node in self.model.graph}
         names = Names(self.model)
         before = after = 0
-        statistics: Iterable[Job] = (
-            jobs if planned and not self.plan else self._observed(original, jobs, findings)
-        )
+        observed = options.whiten and (bool(self.plan) or not planned)
+        statistics = ready_jobs(original, jobs, ctx, findings) if observed else iter(jobs)
         for job in ctx.progress(statistics, label="Factorising", total=len(jobs)):
             if planned and job.name not in self.plan:
                 continue
@@ -211,51 +208,6 @@ class _Run:
         self.outcome.changed = len(ctx.rewrites.applied) - announced
         self.outcome.chosen = {"ranks": format_plan(self.done)} if self.done else {}
         return self.outcome
-
-    def _observed(self, original: ir.Model, jobs: list[Job], findings: list[Finding]) -> Iterable[Job]:
-        """The jobs with what they are judged by."""
-        return ready_jobs(original, jobs, self.ctx, findings) if self.options.whiten else jobs
-
-    def _allocated(
-        self, original: ir.Model, jobs: list[Job], shapes: Mapping[str, Shape]
-    ) -> dict[str, Planned]:
-        """The ranks of all layers together that save the ratio of the model's work."""
-        options, ctx = self.options, self.ctx
-        fronts: dict[str, list[Point]] = {}
-        tried: dict[str, float] = {}
-
-        def variants() -> Iterator[tuple[str, ir.Model | None]]:
-            for job in self._observed(original, jobs, []):
-                problem = problem_of(job, original, shapes, whiten=options.whiten)
-                if isinstance(problem, str):
-                    self._refuse(job, problem)
-                    continue
-                front = front_of(problem, options.method, align=options.align or _ALIGN, most_lost=_MOST_LOST)
-                if not front:
-                    self._refuse(job, "no rank saves work and keeps half of the output energy")
-                    continue
-                fronts[job.name] = front
-                point = typical(front)
-                tried[job.name] = point.error
-                yield job.name, with_weight(original, job, approximation_of(problem, point.planned))
-
-        if ctx.calibration is None:
-            weights = {name: tried[name] for name, _ in variants()}
-        else:
-            weights = divergences(original, variants(), ctx, count=len(jobs), label="Trying ranks")
-        mean = sum(weights.values()) / max(len(weights), 1)
-        work = macs_by_node(original, ctx.samples)
-        members = {job.name: [str(view.node.name) for view in job.views] for job in jobs}
-        layers = {
-            # A layer that changes nothing on few samples is not free.
-            name: Layer(
-                sum(work[node] for node in members[name]),
-                max(weights[name], _LEAST * mean) / max(tried[name], _TINY),
-                front,
-            )
-            for name, front in fronts.items()
-        }
-        return allocate(layers, options.ratio * sum(work.values()))
 
     def _compare_work(self, original: ir.Model) -> None:
         """What the model as a whole saves."""
