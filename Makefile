@@ -21,7 +21,7 @@ test-full: $(VENV)/.test
 
 # The tests of greencc[finetune] need PyTorch, in an environment of its own; TORCH chooses which, as below.
 test-finetune: $(VENV)/finetune/.ready
-	$(VENV)/finetune/bin/python -m pytest -q tests/recover
+	$(VENV)/finetune/bin/python -m pytest -q tests/recover tests/passes/prune
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -112,6 +112,7 @@ def _prune(ratio: float = 1.0, *, repair: bool = True) -> Step:
 
 
 def _decompose(method: str, ratio: float = 1.0) -> Step:
+    """The ratio is of the model's work: the same that the others are asked for."""
     return {
         "name": "decompose",
         "method": method,

@@ -22,9 +22,10 @@ _EXACT = 1e-12
 class RankRule(Enum):
     """What decides the ranks."""
 
-    ENERGY = "energy"
-    EVBMF = "evbmf"
-    RATIO = "ratio"
+    ENERGY = "energy"  # The least work that keeps a share of every layer's energy.
+    EVBMF = "evbmf"  # What noise does not explain.
+    RATIO = "ratio"  # The least error of the whole model for a share of its work (`_decompose_allocate`).
+    LAYER_RATIO = "layer-ratio"  # The least error of every layer for a share of its own work.
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RankChoice:
     Attributes:
         rule: Which of the rules.
         energy: Share of the outputs' energy that is kept, for `RankRule.ENERGY`.
-        ratio: Share of the multiply-accumulates that is saved, for `RankRule.RATIO`.
+        ratio: Share of the multiply-accumulates that is saved, for `RankRule.LAYER_RATIO`.
         align: Ranks are multiples of this.
     """
 
@@ -91,31 +92,42 @@ class Family:
     def choose(self, choice: RankChoice) -> Candidate | None:
         """The candidate that the options ask for, or None when none of that rank saves anything."""
         ranks = aligned_ranks(self.top, choice.align if self.aligned else 1)
-        limit = self.problem.macs * (1 - (choice.ratio if choice.rule is RankRule.RATIO else _WORTH))
+        limit = self.problem.macs * (1 - (choice.ratio if choice.rule is RankRule.LAYER_RATIO else _WORTH))
         count = bisect_left(ranks, True, key=lambda rank: not self._saves(rank, limit))
         ranks = ranks[:count]
         if not ranks:
             return None
-        if choice.rule is RankRule.RATIO:
-            return self.candidate(self._needed(ranks[-1]))
+        if choice.rule is RankRule.LAYER_RATIO:
+            return self.candidate(self.needed(ranks[-1]))
         if choice.rule is RankRule.EVBMF:
             wanted = self.evbmf()
             rank = nearest_rank(wanted, ranks)
-            return self.candidate(self._needed(rank)) if rank >= wanted else None
+            return self.candidate(self.needed(rank)) if rank >= wanted else None
         # Errors fall as ranks grow; rounding may make one of equal errors the larger.
         allowed = (1 - choice.energy) * (1 + 1e-9)
-        place = bisect_left(ranks, True, key=lambda rank: self._error(rank) <= allowed)
-        return self.candidate(self._needed(ranks[place])) if place < len(ranks) else None
+        place = bisect_left(ranks, True, key=lambda rank: self.error(rank) <= allowed)
+        return self.candidate(self.needed(ranks[place])) if place < len(ranks) else None
 
-    def _needed(self, rank: int) -> int:
+    def saving(self, align: int = 1) -> list[int]:
+        """The ranks that save work worth an operator more, smallest first."""
+        ranks = aligned_ranks(self.top, align if self.aligned else 1)
+        limit = self.problem.macs * (1 - _WORTH)
+        return ranks[: bisect_left(ranks, True, key=lambda rank: not self._saves(rank, limit))]
+
+    def needed(self, rank: int) -> int:
         """A smaller rank where that is exact: alignment is not worth components of zeros."""
         if self.errors is None:
             return rank
         return min(rank, max(1, int(np.argmax(self.errors <= _EXACT)))) if self.errors[-1] <= _EXACT else rank
 
+    def saves(self, rank: int) -> bool:
+        """Whether a rank takes less work and fewer parameters than the layer."""
+        return self._saves(rank, self.problem.macs)
+
     def _saves(self, rank: int, limit: float) -> bool:
         macs, params = self.cost(rank)
         return macs <= limit and macs < self.problem.macs and params < self.problem.params
 
-    def _error(self, rank: int) -> float:
+    def error(self, rank: int) -> float:
+        """Share of the outputs' energy that is lost at a rank."""
         return float(self.errors[rank]) if self.errors is not None else self.candidate(rank).error

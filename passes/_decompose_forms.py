@@ -78,12 +78,7 @@ def candidates(problem: Problem, method: Method, choice: RankChoice) -> list[Can
     neither: there the error comes first.
     """
     found: list[Candidate] = []
-    methods = [m for m in Method if m is not Method.AUTO] if method is Method.AUTO else [method]
-    for form in methods:
-        if form_problem(problem.view, form) is not None:
-            continue
-        if method is Method.AUTO and form is Method.CP and problem.params > _CP_ELEMENTS:
-            continue
+    for form in forms_of(problem, method):
         made = [family.choose(choice) for family in _families(problem, form, choice)]
         best = min((item for item in made if item is not None), key=_order(choice), default=None)
         if best is not None:
@@ -91,24 +86,48 @@ def candidates(problem: Problem, method: Method, choice: RankChoice) -> list[Can
     return sorted(found, key=_order(choice))
 
 
+def forms_of(problem: Problem, method: Method) -> list[Method]:
+    """The forms that a layer is tried in."""
+    methods = [m for m in Method if m is not Method.AUTO] if method is Method.AUTO else [method]
+    return [
+        form
+        for form in methods
+        if form_problem(problem.view, form) is None
+        and not (method is Method.AUTO and form is Method.CP and problem.params > _CP_ELEMENTS)
+    ]
+
+
 def _order(choice: RankChoice) -> Callable[[Candidate], tuple[float, float]]:
-    if choice.rule in (RankRule.RATIO, RankRule.EVBMF):
+    if choice.rule in (RankRule.LAYER_RATIO, RankRule.EVBMF):
         return lambda item: (item.error, item.macs)
     return lambda item: (item.macs, item.error)
 
 
 def _families(problem: Problem, form: Method, choice: RankChoice) -> Iterator[Family]:
+    inner: Sequence[int] = ()
+    if form is Method.TUCKER:
+        ranks = aligned_ranks(problem.channels - 1, choice.align)
+        if ranks and choice.rule is RankRule.EVBMF:
+            wanted = evbmf_input_rank(problem)
+            ranks = [rank for rank in [nearest_rank(wanted, ranks)] if rank >= wanted]
+        inner = input_ranks(problem, ranks)
+    yield from families(problem, form, inner)
+
+
+def families(problem: Problem, form: Method, inner: Sequence[int]) -> Iterator[Family]:
+    """The families of a form; Tucker has one for each rank of its input projection.
+
+    Args:
+        problem: The layer.
+        form: Not `auto`.
+        inner: These ranks.
+    """
     match form:
         case Method.SVD | Method.CHANNEL:
             yield two_factor_family(problem)
         case Method.TUCKER:
-            ranks = aligned_ranks(problem.channels - 1, choice.align)
-            if not ranks:
-                return
-            if choice.rule is RankRule.EVBMF:
-                wanted = evbmf_input_rank(problem)
-                ranks = [rank for rank in [nearest_rank(wanted, ranks)] if rank >= wanted]
-            yield from tucker_families(problem, input_ranks(problem, ranks))
+            if inner:
+                yield from tucker_families(problem, inner)
         case Method.SPATIAL:
             yield spatial_family(problem)
         case Method.CP:

@@ -11,7 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.errors import GreenccError
-from greencc.core.graph import ONNX_DOMAINS, attribute_ints, constant_tensor, input_at, opset_of, static_shape
+from greencc.core.graph import (
+    ONNX_DOMAINS,
+    Names,
+    add_initializer,
+    attribute_ints,
+    constant_tensor,
+    input_at,
+    opset_of,
+    static_shape,
+)
 from greencc.core.passes import Context, Finding
 from greencc.core.shapes import bind_dims, bind_sizes
 from greencc.passes._decompose_factors import same_layer
@@ -146,6 +155,8 @@ def ready_jobs(model: ir.Model, jobs: Sequence[Job], ctx: Context, findings: lis
     Raises:
         InputError: A layer's input becomes NaN or infinity, or the data has no samples.
     """
+    for job in jobs:
+        job.moment, job.waiting = None, len(job.views)
     if ctx.calibration is None:
         yield from jobs
         return
@@ -204,6 +215,18 @@ def problem_of(job: Job, model: ir.Model, shapes: Mapping[str, Shape], *, whiten
     return Problem(view, weight, metric, before, after, opset_of(model))
 
 
+def with_weight(model: ir.Model, job: Job, weight: Matrix) -> ir.Model:
+    """A clone in which the layers of a job have another weight, (groups, outputs, inputs)."""
+    clone, names = model.clone(), Names(model)
+    members = {str(view.node.name) for view in job.views}
+    stored = job.view.stored(weight).astype(job.tensor.dtype.numpy())
+    value = add_initializer(clone.graph, names.value(f"{job.name}.tried"), stored)
+    for node in clone.graph:
+        if str(node.name) in members:
+            node.replace_input_with(1, value)
+    return clone
+
+
 def value_shapes(model: ir.Model, ctx: Context) -> dict[str, Shape]:
     """Shapes of all values of the main graph for one inference, as far as they are known."""
     bound: ir.Model | None = None
@@ -250,4 +273,5 @@ __all__ = [
     "problem_of",
     "ready_jobs",
     "value_shapes",
+    "with_weight",
 ]

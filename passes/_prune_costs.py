@@ -67,6 +67,18 @@ class WorkModel:
         return self.macs.get(node, 0.0) * math.prod(self._left.get(node, {}).values())
 
 
+def macs_by_node(model: ir.Model, samples: Sequence[Feeds]) -> dict[str, float]:
+    """Multiply-accumulates of each node for one inference; 0 where they are not known.
+
+    Args:
+        model: With inferred shapes; left unchanged.
+        samples: The first one sets the sizes of dynamic axes; without any they count as 1 where they may.
+    """
+    if samples:
+        model = bind_dims(model, {name: values.shape for name, values in samples[0].items()})
+    return {cost.name: float(cost.macs or 0) for cost in nodes_cost(model)}
+
+
 def work_model(model: ir.Model, groups: Iterable[PruneGroup], samples: Sequence[Feeds]) -> WorkModel:
     """The work of a model and how its groups share in it.
 
@@ -75,10 +87,7 @@ def work_model(model: ir.Model, groups: Iterable[PruneGroup], samples: Sequence[
         groups: Its prune groups.
         samples: The first one sets the sizes of dynamic axes; without any they count as 1 where they may.
     """
-    bound = (
-        bind_dims(model, {name: values.shape for name, values in samples[0].items()}) if samples else model
-    )
-    macs = {cost.name: float(cost.macs or 0) for cost in nodes_cost(bound)}
+    macs = macs_by_node(model, samples)
     nodes = {str(node.name): node for node in model.graph}
     shares: dict[str, list[_Share]] = defaultdict(list)
     for group in groups:

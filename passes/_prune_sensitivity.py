@@ -8,7 +8,7 @@ of energy is the group's weight. For small errors both are proportional (the div
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -41,9 +41,46 @@ def sensitivities(
         samples: Looked at, evenly spread over the data; fewer where the model is large.
         seed: Of the noise.
     """
+    weights = Weights(model)
+    disturbed = {}
+    for group in groups:
+        # What no weights read (queries and keys of one head) is disturbed where it is computed.
+        readers = {reader.node for reader in weights.readers(group)}
+        disturbed[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
+    noisy = ((name, _noisy(model, nodes, seed)) for name, nodes in disturbed.items())
+    variants = ((name, variant) for name, variant in noisy if variant is not None)
+    label = "Sensitivity of groups"
+    changes = divergences(model, variants, ctx, count=len(groups), label=label, samples=samples)
+    found = {name: value / _ENERGY for name, value in changes.items()}
+    mean = float(np.mean(list(found.values()))) if found else 0.0
+    if not mean > 0.0:
+        return {group.name: 1.0 for group in groups}
+    # What could not be disturbed counts as the average, not as harmless.
+    return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
+
+
+def divergences(
+    model: ir.Model,
+    variants: Iterable[tuple[str, ir.Model]],
+    ctx: Context,
+    *,
+    count: int,
+    label: str,
+    samples: int = 32,
+) -> dict[str, float]:
+    """How far the outputs of variants of a model are from its own, by name (`_score_loss.change`).
+
+    Args:
+        model: It is left unchanged.
+        variants: One is held at a time.
+        ctx: Gives the calibration data and the engines.
+        count: How many variants there are.
+        label: Of the progress bar.
+        samples: Looked at, evenly spread over the data; fewer where the model is large.
+    """
     source = require_data(ctx)
-    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, len(groups))
-    # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
+    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, count)
+    # Large models show what a layer does to the outputs on few samples, and each costs an inference per variant.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))
     build = ctx.observe or ctx.build
@@ -53,30 +90,19 @@ def sensitivities(
     finally:
         engine.close()
     found: dict[str, float] = {}
-    weights = Weights(model)
-    for group in ctx.progress(groups, label="Sensitivity of groups", total=len(groups)):
-        # What no weights read (queries and keys of one head) is disturbed where it is computed.
-        readers = {reader.node for reader in weights.readers(group)}
-        nodes = readers or {site.node for site in group.having(Role.PRODUCER)}
-        noisy = _noisy(model, nodes, seed)
-        if noisy is None:
-            continue
-        engine = build(noisy)
+    for name, variant in ctx.progress(variants, label=label, total=count):
+        engine = build(variant)
         try:
             changes = [
                 change(before, run_one(engine, batch)) for before, batch in zip(exact, batches, strict=True)
             ]
         finally:
             engine.close()
-        found[group.name] = float(np.mean(changes)) / _ENERGY
-    mean = float(np.mean(list(found.values()))) if found else 0.0
-    if not mean > 0.0:
-        return {group.name: 1.0 for group in groups}
-    # What could not be disturbed counts as the average, not as harmless.
-    return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
+        found[name] = float(np.mean(changes))
+    return found
 
 
-def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
+def _noisy(model: ir.Model, nodes: Collection[str], seed: int) -> ir.Model | None:
     """A clone whose nodes of these names have weights with noise; None where none of them has weights."""
     noisy, changed = model.clone(), False
     generator, names = np.random.default_rng(seed), Names(noisy)

@@ -21,7 +21,7 @@ from greencc.core.errors import InputError
 from greencc.core.groups import PruneGroup
 from greencc.core.passes import Context
 from greencc.passes._capture import no_samples, require_data, single_samples
-from greencc.passes._score_magnitude import magnitude_of
+from greencc.passes._score_magnitude import with_magnitudes
 from greencc.passes._score_masks import Key, MaskedRuns
 from greencc.passes._score_options import Float64, ScoreOptions
 from greencc.passes._score_reads import Weights
@@ -42,12 +42,7 @@ def loss(
     weights = Weights(model)
     masked = [group for group in groups if weights.readers(group)]
     scores = _measured(model, masked, weights, ctx, options) if masked else {}
-    if len(masked) < len(groups):
-        magnitudes = {group.name: magnitude_of(weights, group) for group in groups}
-        known = sum(float(magnitudes[group.name].sum()) for group in masked)
-        unit = sum(float(score.sum()) for score in scores.values()) / known if known > 0.0 else 1.0
-        scores |= {name: unit * found for name, found in magnitudes.items() if name not in scores}
-    return scores
+    return with_magnitudes(weights, groups, scores)
 
 
 def _measured(

@@ -48,3 +48,15 @@ def magnitude_of(weights: Weights, group: PruneGroup) -> Float64:
         product = produced * read
         score += part * shares(product, float(product.sum()))
     return score
+
+
+def with_magnitudes(
+    weights: Weights, groups: Sequence[PruneGroup], scores: dict[str, Float64]
+) -> dict[str, Float64]:
+    """Scores of all groups: those without one get their magnitudes, in the unit that fits the others best."""
+    if len(scores) == len(groups):
+        return scores
+    magnitudes = {group.name: magnitude_of(weights, group) for group in groups}
+    known = sum(float(magnitudes[name].sum()) for name in scores)
+    unit = sum(float(score.sum()) for score in scores.values()) / known if known > 0.0 else 1.0
+    return scores | {name: unit * found for name, found in magnitudes.items() if name not in scores}

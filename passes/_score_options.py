@@ -17,20 +17,29 @@ class ScoreOptions:
     """Options of the scores; each is used by the scores that are named.
 
     Attributes:
-        batch: Samples run at once while channels are observed (activation, second order, correlation).
+        batch: Samples run at once while channels are observed (all but magnitude, FPGM and loss).
         damping: Added to the diagonal of the correlation matrix, at least (second order, correlation).
         loss_samples: Samples whose outputs are compared (loss).
         loss_seconds: When this time is over, no further sample is begun (loss).
+        gradient_samples: Samples whose gradients are taken (Taylor, Fisher); fewer where the model is large.
+        mini_batch: Samples whose mean gradient is squared (Taylor).
+        seed: Of what is drawn (Fisher).
     """
 
     batch: int = 32
     damping: float = 1e-3
     loss_samples: int = 16
     loss_seconds: float = 120.0
+    gradient_samples: int = 256
+    mini_batch: int = 8
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.loss_samples < 1:
-            raise UsageError("scores need at least one sample", hint="give batch and loss_samples from 1 on")
+        if min(self.batch, self.loss_samples, self.gradient_samples, self.mini_batch) < 1:
+            raise UsageError(
+                "scores need at least one sample",
+                hint="give batch, mini_batch and numbers of samples from 1 on",
+            )
         if not self.damping > 0.0 or not np.isfinite(self.damping):
             raise UsageError(f"damping must be above 0, not {self.damping}", hint="the default is 0.001")
         if not self.loss_seconds > 0.0:

@@ -4,7 +4,8 @@ One interface for all of them; what each computes is in its own module. Scores o
 they are shares of what the readers of the channels see (of their output energy, or of the weights), summed over the
 readers, so that a channel of sixteen counts for more than one of a thousand, and a channel with many readers
 for more than one with a single reader. FPGM is a share of the group's distances, correlation a share of
-the channel's own variance, loss the change of the model's outputs itself.
+the channel's own variance, loss the change of the model's outputs itself, Taylor and Fisher estimates of it from
+gradients.
 
 Second-order scores are those at each channel's turn when the channels of a group go one by one, so the lowest k of them
 add up to the error of removing these k. All others say what removing a channel costs alone.
@@ -21,11 +22,13 @@ from greencc.core.groups import PruneGroup
 from greencc.core.passes import Context
 from greencc.passes._score_activation import activation
 from greencc.passes._score_correlation import correlation
+from greencc.passes._score_fisher import fisher
 from greencc.passes._score_fpgm import fpgm
 from greencc.passes._score_loss import loss
 from greencc.passes._score_magnitude import magnitude
 from greencc.passes._score_options import Float64, ScoreOptions
 from greencc.passes._score_second_order import second_order
+from greencc.passes._score_taylor import taylor
 
 __all__ = ["Score", "ScoreOptions", "channel_scores"]
 
@@ -39,11 +42,18 @@ class Score(Enum):
     FPGM = "fpgm"  # Distance to the geometric median of the filters.
     CORRELATION = "correlation"  # Variance of the channel that the others do not explain.
     LOSS = "loss"  # Change of the model's outputs when the channel is masked.
+    TAYLOR = "taylor"  # Squared slope of the loss as the channel fades, over mini-batches.
+    FISHER = "fisher"  # Curvature of the divergence from the own outputs as the channel fades.
 
     @property
     def needs_data(self) -> bool:
         """Whether calibration data is needed."""
         return self not in (Score.MAGNITUDE, Score.FPGM)
+
+    @property
+    def of_outputs(self) -> bool:
+        """Whether it is a change of the model's outputs, not one of the layers that read the channel."""
+        return self in (Score.LOSS, Score.TAYLOR, Score.FISHER)
 
 
 _Method = Callable[[ir.Model, Sequence[PruneGroup], Context, ScoreOptions], dict[str, Float64]]
@@ -54,6 +64,8 @@ _METHODS: dict[Score, _Method] = {
     Score.FPGM: fpgm,
     Score.CORRELATION: correlation,
     Score.LOSS: loss,
+    Score.TAYLOR: taylor,
+    Score.FISHER: fisher,
 }
 
 
@@ -78,6 +90,7 @@ def channel_scores(
 
     Raises:
         InputError: A weight is not finite, or calibration data is needed and missing or leads to such values.
+        UnavailableError: The score needs gradients, and nothing here computes them.
     """
     if not groups:
         return {}

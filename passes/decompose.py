@@ -1,10 +1,12 @@
 """Low-rank factorisation of weighted layers, straight on the graph, judged by the data and the target.
 
 Every layer becomes the form that keeps the wanted share of its outputs' energy with the least work
-(`_decompose_forms`), in the norm of the calibration data (`_decompose_problem`). It is replaced only where it has fewer
-multiply-accumulates and fewer parameters, and, where the target can be measured, only where the factors run faster than
-the layer. The last factors are refitted to the original outputs in graph order, which takes back part of what the
-layers before have changed (`_repair_layers`); thin layers that meet are merged afterwards (`_decompose_merge`).
+(`_decompose_forms`), in the norm of the calibration data (`_decompose_problem`); or the ranks of all layers are chosen
+together for a share of the model's work (`_decompose_allocate`), or given (`_decompose_plan`). It is replaced only
+where it has fewer multiply-accumulates and fewer parameters, and, where the target can be measured, only where the
+factors run faster than the layer. The last factors are refitted to the original outputs in graph order, which takes
+back part of what the layers before have changed (`_repair_layers`); thin layers that meet are merged afterwards
+(`_decompose_merge`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import onnx_ir as ir
 
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
+from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._decompose_factors import Candidate, emit, replace_layer, stored_weights
 from greencc.passes._decompose_family import RankChoice, RankRule
@@ -31,9 +34,20 @@ from greencc.passes._decompose_jobs import (
 )
 from greencc.passes._decompose_measure import LayerTimer
 from greencc.passes._decompose_merge import merge_factors
+from greencc.passes._decompose_plan import (
+    WHERE,
+    Planned,
+    candidate_of,
+    check_plan,
+    format_plan,
+    parse_plan,
+    planned_of,
+)
 from greencc.passes._decompose_problem import Problem
+from greencc.passes._decompose_ratio import Wanted, plan_for_ratio
 from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
+from greencc.passes._prune_costs import macs_by_node
 from greencc.passes._repair_layers import Refit, RefitOptions, refit
 
 _ALIGN = 8
@@ -41,6 +55,8 @@ _ALIGN = 8
 _TIMED = 4
 # Share of the output energy that a layer may lose unless work alone is what was asked for.
 _MOST_LOST = 0.5
+# Less than this share of what was asked for is worth a warning.
+_MOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -49,10 +65,13 @@ class Decompose(Pass):
 
     Attributes:
         method: The form; `auto`: for every layer the one with the least work, or measured time.
-        rank: What decides the ranks: the energy kept, EVBMF (no threshold), or the share of work to save. Only with the
-            last may a layer lose more than half of its outputs' energy.
+        rank: What decides the ranks: the energy kept, EVBMF (no threshold), or the share of work to save, of the whole
+            model or of each layer. Only with the last may a layer lose more than half of its outputs' energy.
         energy: Share of the energy of a layer's outputs that is kept, with `rank = energy`.
-        ratio: Share of a layer's multiply-accumulates to save, with `rank = ratio`.
+        ratio: Share of the multiply-accumulates to save: of the model with `rank = ratio`, of each layer with
+            `rank = layer-ratio`.
+        ranks: Form and ranks of layers as `NODE=svd:16` or `NODE=tucker:8x12`; these layers and no others become just
+            that, whatever `rank` and `measured` say.
         ops: Operators that are factorised.
         exclude: Names of nodes left as they are.
         min_elements: Layers with fewer weights are left as they are.
@@ -73,6 +92,7 @@ class Decompose(Pass):
     rank: RankRule = RankRule.ENERGY
     energy: float = 0.98
     ratio: float = 0.3
+    ranks: tuple[str, ...] = ()
     ops: tuple[str, ...] = LINEAR
     exclude: tuple[str, ...] = ()
     min_elements: int = 1024
@@ -95,12 +115,13 @@ class Decompose(Pass):
                 )
         if self.min_elements < 0 or self.align < 0:
             raise UsageError(f"{self.name}: min_elements and align cannot be negative", hint="take 0 or more")
+        parse_plan(self.ranks, WHERE)
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Factorise the layers of the main graph in place."""
         outcome = Outcome()
         ensure_names(model)
-        return _Run(self, model, ctx, outcome).run()
+        return _Run(self, model, ctx, outcome, parse_plan(self.ranks, WHERE)).run()
 
 
 @dataclass
@@ -109,9 +130,10 @@ class _Run:
     model: ir.Model
     ctx: Context
     outcome: Outcome
+    plan: dict[str, Planned]
     made: set[str] = field(default_factory=set)
     refits: list[Refit] = field(default_factory=list)
-    replaced: int = 0
+    done: dict[str, Planned] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         options, ctx, findings = self.options, self.ctx, self.outcome.findings
@@ -120,7 +142,11 @@ class _Run:
         # Statistics and targets are those of the model as it came.
         original = self.model.clone()
         jobs = find_jobs(original, Choice(options.ops, options.exclude, options.min_elements), findings)
-        jobs = [job for job in jobs if self._fits(job)]
+        given = bool(self.plan)
+        if given:
+            check_plan(self.plan, jobs, original, findings)
+        # What is observed beside a planned layer is the same as when the plan was made: the same bytes come out.
+        jobs = [job for job in jobs if job.name in self.plan or self._fits(job)]
         if not jobs:
             if not findings:
                 findings.append(Finding("refused", f"no {', '.join(options.ops)} to factorise", rule=RULE))
@@ -131,38 +157,72 @@ class _Run:
         if options.whiten and not data:
             self._note("there is no calibration data: errors are those of the weights, not of the outputs")
         shapes = value_shapes(original, ctx)
-        timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None and options.measured else None
-        if options.measured and timer is None:
-            self._note("nothing was measured: layers were replaced where that has fewer multiply-accumulates")
+        planned = given or options.rank is RankRule.RATIO
+        if planned and not given:
+            wanted = Wanted(
+                options.method, options.ratio, options.align or _ALIGN, _MOST_LOST, whiten=options.whiten
+            )
+            self.plan, refused = plan_for_ratio(original, jobs, shapes, ctx, wanted)
+            for job, reason in refused:
+                self._refuse(job, reason)
+        timer = None
+        if options.measured and not given:
+            timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None else None
+            if timer is None:
+                self._note(
+                    "nothing was measured: layers were replaced where that has fewer multiply-accumulates"
+                )
         nodes = {str(node.name): node for node in self.model.graph}
         names = Names(self.model)
         before = after = 0
-        statistics = ready_jobs(original, jobs, ctx, findings) if options.whiten else iter(jobs)
+        observed = options.whiten and (bool(self.plan) or not planned)
+        statistics = ready_jobs(original, jobs, ctx, findings) if observed else iter(jobs)
         for job in ctx.progress(statistics, label="Factorising", total=len(jobs)):
+            if planned and job.name not in self.plan:
+                continue
             problem = problem_of(job, original, shapes, whiten=options.whiten)
             if isinstance(problem, str):
                 self._refuse(job, problem)
                 continue
             before += problem.macs
             after += problem.macs
-            best = self._best(job, problem, timer)
+            best = self._planned(job, problem, timer) if planned else self._best(job, problem, timer)
             if best is None or not ctx.rewrites.allow(f"{RULE}-{best[0].form}", job.name):
                 continue
             candidate, speed = best
             self._replace(job, candidate, nodes, names)
+            self.done[job.name] = planned_of(candidate)
             after += candidate.macs - problem.macs
             share = candidate.macs / max(problem.macs, 1)
             message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
             self._note(message + ("" if speed is None else f", measured {speed:.2f}x"), job.name)
-        if self.replaced:
+        if self.done:
             self._note(
-                f"{self.replaced} of {len(jobs)} layers looked at are factorised, which leaves "
-                f"{after / max(before, 1):.0%} of their multiply-accumulates"
+                f"{len(self.done)} of {len(jobs)} layers looked at are factorised, which leaves "
+                f"{after / max(before, 1):.0%} of {'' if planned else 'all '}their multiply-accumulates"
             )
             self._finish(original)
+        if options.rank is RankRule.RATIO and not given:
+            self._compare_work(original)
         # The repair announces its changes itself.
         self.outcome.changed = len(ctx.rewrites.applied) - announced
+        self.outcome.chosen = {"ranks": format_plan(self.done)} if self.done else {}
         return self.outcome
+
+    def _compare_work(self, original: ir.Model) -> None:
+        """What the model as a whole saves."""
+        infer_shapes(self.model)
+        before, after = (
+            sum(macs_by_node(model, self.ctx.samples).values()) for model in (original, self.model)
+        )
+        saved = 1.0 - after / before if before else 0.0
+        self._note(f"{saved:.1%} fewer multiply-accumulates")
+        if saved < _MOST * self.options.ratio:
+            message = (
+                f"only {saved:.0%} of the multiply-accumulates could be saved instead of {self.options.ratio:.0%}: the "
+                "other layers have no factors that pay and keep half of their outputs' energy"
+            )
+            self.outcome.findings.append(Finding("warning", message, rule=RULE))
 
     def _fits(self, job: Job) -> bool:
         reason = form_problem(job.view, self.options.method)
@@ -180,7 +240,7 @@ class _Run:
         if not found:
             self._refuse(job, f"would save nothing at {self._wanted()}")
             return None
-        if options.rank is not RankRule.RATIO:
+        if options.rank is not RankRule.LAYER_RATIO:
             found = self._faithful(job, found)
             if not found:
                 return None
@@ -200,6 +260,19 @@ class _Run:
             return None
         return found[index], speeds[index].value
 
+    def _planned(
+        self, job: Job, problem: Problem, timer: LayerTimer | None
+    ) -> tuple[Candidate, float | None] | None:
+        """The candidate of the plan, with its speed where it was measured."""
+        candidate = candidate_of(problem, self.plan[job.name])
+        speeds = None if timer is None else timer.speeds(problem, [candidate])
+        if speeds is None:
+            return candidate, None
+        if speeds[0].low <= 1.0:
+            self._refuse(job, f"measured {speeds[0].value:.2f}x as {candidate}")
+            return None
+        return candidate, speeds[0].value
+
     def _faithful(self, job: Job, found: list[Candidate]) -> list[Candidate]:
         """The candidates that keep half of the output energy; the others become one finding."""
         kept = [item for item in found if item.error <= _MOST_LOST]
@@ -214,7 +287,7 @@ class _Run:
         match self.options.rank:
             case RankRule.ENERGY:
                 return f"{self.options.energy:.1%} of the energy"
-            case RankRule.RATIO:
+            case RankRule.RATIO | RankRule.LAYER_RATIO:
                 return f"{self.options.ratio:.0%} less work"
             case RankRule.EVBMF:
                 return "the rank of EVBMF"
@@ -232,7 +305,6 @@ class _Run:
             if len(layers) == 1:
                 # A shared weight cannot be fitted to two outputs at once.
                 self.refits.append(Refit(job.name, str(result)))
-        self.replaced += 1
 
     def _finish(self, original: ir.Model) -> None:
         if self.options.repair and self.ctx.calibration is not None and self.refits:

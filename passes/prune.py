@@ -19,15 +19,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from greencc.core.describe import describe, nodes_cost
+from greencc.core.describe import describe
 from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.core.shapes import bind_dims
 from greencc.passes._exclude import unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
-from greencc.passes._prune_costs import work_model
+from greencc.passes._prune_costs import macs_by_node, work_model
 from greencc.passes._prune_sensitivity import sensitivities
 from greencc.passes._repair_gate import divergence
 from greencc.passes._repair_layers import refit
@@ -129,8 +128,8 @@ class Prune(Pass):
     ) -> dict[str, NDArray[np.float64]]:
         """The scores, weighted by what the model's outputs make of an error there."""
         scores = channel_scores(model, groups, self.score, ctx)
-        # The loss is a change of the outputs already.
-        if ctx.calibration is None or self.score is Score.LOSS:
+        # These are changes of the outputs already.
+        if ctx.calibration is None or self.score.of_outputs:
             return scores
         weights = sensitivities(model, groups, ctx)
         return {name: weights[name] * found for name, found in scores.items()}
@@ -273,6 +272,4 @@ class Prune(Pass):
 
 def _work(model: ir.Model, ctx: Context) -> float:
     """Multiply-accumulates of a sample."""
-    if ctx.samples:
-        model = bind_dims(model, {name: values.shape for name, values in ctx.samples[0].items()})
-    return float(sum(cost.macs or 0 for cost in nodes_cost(model)))
+    return sum(macs_by_node(model, ctx.samples).values())

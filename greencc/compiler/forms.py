@@ -13,6 +13,7 @@ from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.engine import Timing
+from greencc.core.gradients import Differentiable
 from greencc.core.graph import constant_tensor, is_op
 from greencc.core.pass_list import parse_passes
 from greencc.core.passes import Context, Pass
@@ -30,6 +31,7 @@ from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights, WeightMethod
 from greencc.passes.upgrade_opset import UpgradeOpset
+from greencc.torch_graph import differentiate
 
 ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK = range(6)
 
@@ -91,6 +93,7 @@ class FormBuilder:
             observe=session.target.calibration_engine,
             cache=session.cache,
             time=self._time,
+            gradients=self._differentiate,
         )
         self._calibrated = splits.calibration is not None
         self._source = source
@@ -213,6 +216,11 @@ class FormBuilder:
             for engine in engines:
                 engine.close()
         return Timing(found.median_ms, found.ratios)
+
+    def _differentiate(self, model: ir.Model, by: Sequence[str]) -> Differentiable:
+        """What passes take gradients with."""
+        threads = int(self._session.target.device().facts.get("threads", "1"))
+        return differentiate(model, by, threads=threads)
 
     def _extend(self, name: str, precision: Precision, rank: int, steps: tuple[Pass, ...]) -> Form:
         base = self.cleaned()

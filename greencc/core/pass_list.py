@@ -7,7 +7,8 @@ pass  = name [":" value] {":" option "=" value}
 
 A bare value sets the primary option of the pass (`Pass.primary`). Values are written as in a recipe file but without
 quotes; the items of a list are separated by "+". A backslash before any character takes its meaning away, so that a
-node may be called ``/a\\:b``. The colon of an enum's value (``2:4``) needs none.
+node may be called ``/a\\:b``. A colon needs none in an enum's value (``2:4``) and, in a list, before a digit
+(``/conv=svd:16``).
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _parse_pass(chars: _Chars, known: Sequence[type[Pass]], where: str) -> Pass:
     entry: dict[str, Any] = {"name": kind.name}
     while rest:
         key, value = _option(rest.pop(0), kind, options, where, bare=len(entry) == 1)
-        while rest and _is_member(joined := [*value, (":", False), *rest[0]], hints[key]):
+        while rest and _goes_on(joined := [*value, (":", False), *rest[0]], rest[0], hints[key]):
             value = joined
             rest.pop(0)
         if key in entry:
@@ -129,6 +130,11 @@ def _option(
             hint=f"only the first value may stand alone (it is {kind.primary}); {listed}",
         )
     return kind.primary, key
+
+
+def _goes_on(joined: _Chars, part: _Chars, hint: Any) -> bool:
+    """Whether the part behind a colon belongs to the value before it: no option begins with a digit."""
+    return _is_member(joined, hint) or (hint == tuple[str, ...] and _text(part)[:1].isdigit())
 
 
 def _is_member(chars: _Chars, hint: Any) -> bool:

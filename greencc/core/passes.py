@@ -16,6 +16,7 @@ from greencc.core.cache import Cache
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import DataSource, Feeds
 from greencc.core.engine import EngineBuilder, Timer
+from greencc.core.gradients import Differentiate
 from greencc.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -59,10 +60,17 @@ class RewriteLog:
 
 @dataclass
 class Outcome:
-    """What a pass did. `changed` counts applied rewrites."""
+    """What a pass did.
+
+    Attributes:
+        changed: Counts applied rewrites.
+        findings: What it saw or refused.
+        chosen: Options that make the pass do the same again without deciding anew.
+    """
 
     changed: int = 0
     findings: list[Finding] = field(default_factory=list)
+    chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Context:
         cache: Keeps what is dear to compute between passes and runs.
         time: Measures models on the target, for passes that keep a change only where it pays. None: they cannot tell,
             and say so.
+        gradients: Differentiates models. None: no one here can.
     """
 
     capabilities: Capabilities
@@ -92,6 +101,7 @@ class Context:
     observe: EngineBuilder | None = None
     cache: Cache = field(default_factory=Cache)
     time: Timer | None = None
+    gradients: Differentiate | None = None
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ class Pipeline:
                     rolled_back=rolled_back,
                     findings=tuple(findings),
                     seconds=time.perf_counter() - start,
+                    chosen={} if rolled_back else outcome.chosen,
                 )
             )
         return model, records

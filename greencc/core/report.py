@@ -128,7 +128,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One pass as it ran. `error` is the relative output error it introduced, None when it was not checked."""
+    """One pass as it ran.
+
+    Attributes:
+        error: The relative output error it introduced, None when it was not checked.
+        chosen: Options that make it do the same again; empty where it has decided nothing of that kind.
+    """
 
     name: str
     options: dict[str, Any]
@@ -137,6 +142,7 @@ class PassRecord:
     rolled_back: bool
     findings: tuple[Finding, ...]
     seconds: float
+    chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from greencc.core.graph import ensure_names
 from greencc.core.groups import PruneGroup, Role, analyse, cut
 from greencc.core.model import infer_shapes
-from greencc.recover._parameters import find_parameters
+from greencc.torch_graph.parameters import find_parameters
 
 
 def can_empty(group: PruneGroup, trained: Collection[str]) -> bool:

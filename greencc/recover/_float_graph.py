@@ -7,7 +7,7 @@ import onnx_ir as ir
 from greencc.core.errors import InputError
 from greencc.core.graph import Names, add_initializer, constant_of, is_op
 from greencc.core.model import infer_shapes
-from greencc.recover._quantized import quantizer_of
+from greencc.torch_graph.quantized import quantizer_of
 
 # Integer arithmetic that has no float form to train in.
 _INTEGER_OPS = (

@@ -18,7 +18,7 @@ import torch
 
 from greencc.core.groups import PruneGroup, analyse
 from greencc.recover._empty import can_empty
-from greencc.recover._node import Tensor
+from greencc.torch_graph.node import Tensor
 
 
 @dataclass(frozen=True, eq=False)

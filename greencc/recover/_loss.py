@@ -16,10 +16,10 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 
 from greencc.core.data import Array
 from greencc.core.errors import InputError
-from greencc.recover._node import Tensor
 from greencc.recover._samples import Sample
 from greencc.recover._teacher import Teacher
 from greencc.recover.options import RecoverOptions
+from greencc.torch_graph.node import Tensor
 from greencc.verify.metrics import is_scores
 
 _SUM_TOLERANCE = 1e-3

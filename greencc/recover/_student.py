@@ -26,10 +26,10 @@ from greencc.core.report import PassRecord
 from greencc.recover._empty import cut_empty
 from greencc.recover._float_graph import float_graph, is_quantized
 from greencc.recover._lasso import GroupLasso
-from greencc.recover._parameters import write_back
 from greencc.recover._teacher import matching, open_teacher, shared_values
-from greencc.recover._torch_graph import TorchGraph
 from greencc.recover._train import Job, Trained, train
+from greencc.torch_graph.graph import TorchGraph
+from greencc.torch_graph.parameters import write_back
 
 # Relative L2 error of an output. Rounding falls on the other side of a tie now and then, so a quantized graph may
 # differ by a few steps.

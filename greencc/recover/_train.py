@@ -17,11 +17,11 @@ from greencc.recover import _checkpoint
 from greencc.recover._checkpoint import Checkpoint
 from greencc.recover._lasso import GroupLasso
 from greencc.recover._loss import distillation
-from greencc.recover._node import Tensor
 from greencc.recover._samples import steps_per_epoch, training_batches
 from greencc.recover._teacher import Teacher
-from greencc.recover._torch_graph import TorchGraph
 from greencc.recover.options import Optimizer, RecoverOptions
+from greencc.torch_graph.graph import TorchGraph
+from greencc.torch_graph.node import Tensor
 
 _WARM_UP = 0.05
 _CLIP = 5.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +37,10 @@ from greencc.recover._inputs import compressed_graph, recipe_text
 from greencc.recover._judged import compare, refuse_result
 from greencc.recover._spent import Spent, Window, training_work
 from greencc.recover.evaluator import Evaluator
-from greencc.recover.options import RecoverOptions, require_torch
+from greencc.recover.options import RecoverOptions
 from greencc.report import with_verdict
 from greencc.targets import format_spec
+from greencc.torch_graph import require_torch, torch_threads
 from greencc.verify.metrics import parse_metric
 
 _CALIBRATION = 256
@@ -112,7 +112,7 @@ def recover_bundle(
         InputError: The bundle, the model or the data do not fit, or the graph cannot be trained.
         LimitError: The result is no better than the bundle, or outside the limit. Nothing is written.
     """
-    require_torch()
+    require_torch("fine-tuning")
     parse_metric(job.metric)
     evaluator = None if job.evaluator is None else Evaluator.load(job.evaluator)
     with load(job.bundle) as bundle:
@@ -286,7 +286,7 @@ class _Recovery:
         window = Window()
         key = cache_key(digest(teacher), data.digest(), options.facts())
         facts = target.device().facts
-        with session.phase("fine-tuning"), _torch_threads(int(facts.get("threads", "1"))):
+        with session.phase("fine-tuning"), torch_threads(int(facts.get("threads", "1"))):
             taught = teach(
                 teacher,
                 student,
@@ -342,16 +342,3 @@ def _torch_version() -> str:
     import torch
 
     return str(torch.__version__)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """As many threads as the target: results depend on their number, and too many wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from greencc.core.errors import UnavailableError, UsageError
+from greencc.core.errors import UsageError
 
 
 class Optimizer(Enum):
@@ -74,18 +74,3 @@ class RecoverOptions:
         return {
             name: value.value if isinstance(value, Enum) else value for name, value in asdict(self).items()
         }
-
-
-def require_torch() -> None:
-    """Make sure that PyTorch is there.
-
-    Raises:
-        UnavailableError: It is not installed, or cannot be imported.
-    """
-    hint = "pip install 'greencc[finetune]'"
-    try:
-        import torch  # noqa: F401 (only whether it can be imported)
-    except ImportError as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
-        what = "which is not installed" if absent else f"which cannot be imported: {error}"
-        raise UnavailableError(f"fine-tuning needs PyTorch, {what}", hint=hint) from error

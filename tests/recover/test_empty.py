@@ -13,8 +13,8 @@ from greencc.core.groups import Role, analyse
 from greencc.core.model import infer_shapes, load_model
 from greencc.core.pipeline import output_error, run_samples
 from greencc.recover._empty import cut_empty
-from greencc.recover._parameters import find_parameters, write_back
 from greencc.targets import CpuTarget
+from greencc.torch_graph.parameters import find_parameters, write_back
 
 WIDTH = 6
 

@@ -21,13 +21,13 @@ from greencc.core.pipeline import output_error, run_samples
 from greencc.recover import RecoverJob, RecoverOptions, recover_bundle
 from greencc.recover._empty import cut_empty
 from greencc.recover._float_graph import is_quantized
-from greencc.recover._parameters import write_back
 from greencc.targets import CpuTarget
+from greencc.torch_graph.parameters import write_back
 
 torch = pytest.importorskip("torch", reason="needs greencc[finetune]")
 
 from greencc.recover._lasso import GroupLasso  # noqa: E402
-from greencc.recover._torch_graph import TorchGraph  # noqa: E402
+from greencc.torch_graph.graph import TorchGraph  # noqa: E402
 
 
 def job(folder: Path, **options: object) -> RecoverJob:

@@ -16,7 +16,7 @@ from greencc.targets import CpuTarget
 
 torch = pytest.importorskip("torch", reason="needs greencc[finetune]")
 
-from greencc.recover._torch_graph import TorchGraph, fake_quantize  # noqa: E402
+from greencc.torch_graph.graph import TorchGraph, fake_quantize  # noqa: E402
 
 IMAGE, ROWS = (2, 4, 7, 6), (3, 8)
 

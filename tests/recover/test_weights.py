@@ -17,9 +17,9 @@ from greencc.core.graph import constant_of
 from greencc.core.model import infer_shapes, load_model
 from greencc.core.pipeline import output_error
 from greencc.recover._float_graph import float_graph, is_quantized, refuse_integer_graph
-from greencc.recover._parameters import find_parameters, write_back
-from greencc.recover._quantized import Quantizer
 from greencc.targets import CpuTarget
+from greencc.torch_graph.parameters import find_parameters, write_back
+from greencc.torch_graph.quantized import Quantizer
 
 
 def outputs(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from greencc.core.meter import Grade, PowerSample, Reading
 from greencc.core.model import load_model
 from greencc.core.report import Accuracy
 from greencc.meters.model import OperationCounts, device_power
-from greencc.recover import Optimizer, RecoverOptions, require_torch
+from greencc.recover import Optimizer, RecoverOptions
 from greencc.recover import _checkpoint as checkpoint
 from greencc.recover._judged import Judged, refuse_result
 from greencc.recover._samples import steps_per_epoch, training_batches
@@ -33,6 +33,7 @@ from greencc.recover._spent import Window, training_work
 from greencc.recover._teacher import matching, open_teacher, shared_values
 from greencc.recover.evaluator import Evaluator
 from greencc.targets import CpuTarget
+from greencc.torch_graph import require_torch
 
 
 @pytest.mark.parametrize(
@@ -63,13 +64,31 @@ def test_a_missing_extra_is_one_line_and_its_exit_code(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UnavailableError):
-        require_torch()
+        require_torch("fine-tuning")
     code = _run(["recover", "no.greencc", "--model", "m.onnx", "--data", "d.npz"])
     assert code == ExitCode.UNAVAILABLE
     text = capsys.readouterr().err
     assert "needs PyTorch" in text
     assert "greencc[finetune]" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("score", ["taylor", "fisher"])
+def test_scores_from_gradients_name_the_missing_extra(
+    float_files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    score: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    files = ["-c", str(float_files / "train.npz"), "--eval", str(float_files / "eval.npz")]
+    passes = ["--passes", f"prune:score={score}:measured=false", "-o", str(tmp_path / "out.greencc")]
+    code = _run(["compile", str(float_files / "model.onnx"), "--effort", "quick", *files, *passes])
+    assert code == ExitCode.UNAVAILABLE
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "PyTorch" in text]
+    assert "taking gradients needs PyTorch, which is not installed" in line
+    assert not (tmp_path / "out.greencc").exists()
 
 
 def source(folder: Path, name: str = "train.npz"):  # type: ignore[no-untyped-def]

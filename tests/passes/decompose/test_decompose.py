@@ -98,7 +98,7 @@ def test_repair_lowers_the_error(kit: Any, random: Random) -> None:
     model = kit.parse(text, **weights, b=random(24))
     mixed = random(512, 6) @ random(6, 24) + random(512, 24, scale=0.3) + 1
     feeds = {"x": mixed.astype(np.float32)}
-    options = {"rank": RankRule.RATIO, "ratio": 0.6, "min_elements": 100, "align": 1}
+    options = {"rank": RankRule.LAYER_RATIO, "ratio": 0.6, "min_elements": 100, "align": 1}
     plain, _, _ = kit.run(model, feeds, repair=False, **options)
     repaired, outcome, _ = kit.run(model, feeds, **options)
     assert outcome.changed > 3
@@ -141,7 +141,7 @@ def _keep_kit(kit: Any) -> None:
 
 def test_the_ratio_is_met_layer_by_layer(kit: Any, random: Random) -> None:
     model, feeds = network(kit), data(random, 16, 16, 8, 8)
-    _, outcome, _ = kit.run(model, feeds, rank=RankRule.RATIO, ratio=0.6, min_elements=256, align=4)
+    _, outcome, _ = kit.run(model, feeds, rank=RankRule.LAYER_RATIO, ratio=0.6, min_elements=256, align=4)
     shares = [
         int(item.message.split(": ")[1].split("%")[0])
         for item in outcome.findings
@@ -460,7 +460,7 @@ def test_more_than_half_of_the_energy_is_not_given_up(kit: Any, random: Random) 
     assert outcome.changed == 0
     assert "more than half" in messages(outcome, "refused")
     # Who asks for so much less work gets it.
-    _, outcome, _ = kit.run(model, feeds, method=Method.CP, rank=RankRule.RATIO, ratio=0.9)
+    _, outcome, _ = kit.run(model, feeds, method=Method.CP, rank=RankRule.LAYER_RATIO, ratio=0.9)
     assert outcome.changed == 1
 
 

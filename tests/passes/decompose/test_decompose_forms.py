@@ -243,7 +243,7 @@ def test_the_error_is_that_of_the_data(kit: Any, case: str, method: Method) -> N
     asked = Problem(
         view, asked.weight, metric_of(view, columns.swapaxes(1, 2) @ columns), asked.before, asked.after
     )
-    choice = RankChoice(RankRule.RATIO, 0.9, 0.3, 1)
+    choice = RankChoice(RankRule.LAYER_RATIO, 0.9, 0.3, 1)
     (found,) = candidates(asked, method, choice)
     assert found.form == method.value
     assert found.macs <= 0.7 * asked.macs

@@ -15,6 +15,7 @@ from greencc.core.capabilities import Capabilities
 from greencc.core.data import Array, Batch, Feeds, TensorSpec
 from greencc.core.errors import InputError
 from greencc.core.passes import Context, RewriteLog
+from greencc.torch_graph import differentiate
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -124,7 +125,14 @@ def context() -> Callable[..., Context]:
         capabilities = Capabilities(None, frozenset(), frozenset(), 23, frozenset(), True)
         calibration = Arrays(feeds, labels) if feeds else None
         samples = [{name: values[:1] for name, values in feeds.items()}] if feeds else []
-        return Context(capabilities, build, samples, calibration=calibration, rewrites=RewriteLog(limit))
+        return Context(
+            capabilities,
+            build,
+            samples,
+            calibration=calibration,
+            rewrites=RewriteLog(limit),
+            gradients=differentiate,
+        )
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from greencc.core.report import Interval
 from greencc.passes._scores import Score
 from greencc.passes.prune import Prune
 from greencc.targets import CpuTarget
+from greencc.torch_graph import differentiate
 
 WIDTH, SIZE, SAMPLES = 16, 8, 96
 
@@ -86,6 +88,7 @@ def context(model: ir.Model, path=None, **more) -> Context:  # type: ignore[no-u
         build=target.reference,
         samples=[{"image": item} for item in samples],
         calibration=source,
+        gradients=differentiate,
         **more,
     )
 
@@ -141,7 +144,19 @@ def test_repair_recovers_most_of_what_cutting_costs(data) -> None:  # type: igno
     assert errors[True] < 0.3 * errors[False]
 
 
-@pytest.mark.parametrize("score", list(Score))
+@pytest.mark.parametrize(
+    "score",
+    [
+        pytest.param(
+            score,
+            marks=pytest.mark.skipif(
+                score in (Score.TAYLOR, Score.FISHER) and find_spec("torch") is None,
+                reason="needs greencc[finetune]",
+            ),
+        )
+        for score in Score
+    ],
+)
 def test_every_score_reaches_the_ratio(score: Score, data) -> None:  # type: ignore[no-untyped-def]
     model = redundant(copies=False)
     before = describe(model).macs

@@ -1,6 +1,6 @@
 """An ONNX graph that PyTorch differentiates: its nodes run one by one, its weights are `torch.nn.Parameter`s.
 
-No export is needed to come back: the parameters carry the names of the graph's own constants (`_parameters`). Q/DQ
+No export is needed to come back: the parameters carry the names of the graph's own constants (`parameters`). Q/DQ
 pairs become fake quantization with a straight-through gradient inside the range and none outside (Jacob et al.,
 CVPR 2018, arXiv 1712.05877, section 3; Krishnamoorthi, arXiv 1806.08342, section 3.2): QuantizeLinear rounds, and
 what it hands on is the dequantized value, so the DequantizeLinear behind it passes it through.
@@ -19,12 +19,12 @@ import torch
 from greencc.core.data import Array, Feeds
 from greencc.core.errors import InputError
 from greencc.core.graph import constant_of, constant_tensor, input_at, is_op, opset_of
-from greencc.recover._node import Inputs, Node, Operator, Tensor, read_node
-from greencc.recover._ops_math import MATH
-from greencc.recover._ops_nn import NN
-from greencc.recover._ops_shape import SHAPE, to_tensor
-from greencc.recover._parameters import find_parameters
-from greencc.recover._quantized import Quantizer, quantizer_of
+from greencc.torch_graph.node import Inputs, Node, Operator, Tensor, read_node
+from greencc.torch_graph.ops_math import MATH
+from greencc.torch_graph.ops_nn import NN
+from greencc.torch_graph.ops_shape import SHAPE, to_tensor
+from greencc.torch_graph.parameters import find_parameters
+from greencc.torch_graph.quantized import Quantizer, quantizer_of
 
 OPERATORS: Mapping[str, Operator] = {**MATH, **NN, **SHAPE}
 _STRING = ir.DataType.STRING
@@ -66,7 +66,7 @@ class TorchGraph:
         model: Left unchanged.
 
     Raises:
-        InputError: It has an operator, or a subgraph, that cannot be trained; the message names it.
+        InputError: It has an operator, or a subgraph, that cannot be differentiated; the message names it.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -118,13 +118,21 @@ class TorchGraph:
             return
         self._nodes.append(node)
 
-    def run(self, feeds: Feeds, wanted: Sequence[str] = (), *, rounding: bool = True) -> dict[str, Tensor]:
+    def run(
+        self,
+        feeds: Feeds,
+        wanted: Sequence[str] = (),
+        *,
+        rounding: bool = True,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Run the graph.
 
         Args:
             feeds: Arrays by input name.
             wanted: Values to return; default the outputs.
             rounding: Whether Q/DQ pairs round.
+            tensors: Inputs that are given as tensors, to be differentiated by.
 
         Raises:
             InputError: A node cannot compute what it is given.
@@ -132,7 +140,7 @@ class TorchGraph:
         wanted = wanted or self.outputs
         values: dict[str, Tensor] = {
             name: to_tensor(np.asarray(feeds[name])) for name in self.inputs if name in feeds
-        }
+        } | dict(tensors or {})
         for name, parameter in self.parameters.items():
             grid = self._rounding.get(name) if rounding else None
             values[name] = parameter if grid is None else grid(parameter)
@@ -166,7 +174,7 @@ class TorchGraph:
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
             reason = str(error).split("\n", 1)[0]
             raise InputError(
-                f"{node.op_type} {node.name!r} cannot be trained: {reason}",
+                f"{node.op_type} {node.name!r} does not run in PyTorch: {reason}",
                 hint="graphs whose batch is dynamic in name only train with --batch 1",
             ) from error
         return result if isinstance(result, tuple) else (result,)
@@ -186,7 +194,7 @@ def _grid_of(node: ir.Node) -> _Grid:
     """The grid of a QuantizeLinear."""
     scale, zero_point = constant_of(input_at(node, 1)), constant_of(input_at(node, 2))
     if scale is None:
-        raise InputError(f"QuantizeLinear {node.name!r} has a computed scale, which cannot be trained")
+        raise InputError(f"QuantizeLinear {node.name!r} has a computed scale, which cannot be differentiated")
     dtype = ir.DataType.UINT8 if zero_point is None else ir.DataType.from_numpy(zero_point.dtype)
     bits = dtype.bitwidth
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dtype.is_signed() else (0.0, 2.0**bits - 1)
@@ -210,7 +218,7 @@ def _refuse_unknown(model: ir.Model) -> None:
         operator = read_node(node, 0).op_type
         if operator not in known:
             raise InputError(
-                f"{operator} {node.name!r} is an operator that greencc cannot train",
+                f"{operator} {node.name!r} is an operator that greencc cannot differentiate",
                 hint="see docs/recover.md for those it can",
             )
         if node.op_type == "BatchNormalization" and is_op(node, "BatchNormalization"):

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from greencc.core.graph import constant_tensor, input_at, is_op
-from greencc.recover._quantized import Quantizer, quantizer_of
+from greencc.torch_graph.quantized import Quantizer, quantizer_of
 
 Float32 = NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 
-from greencc.recover._node import Inputs, Node, Operator, Tensor
+from greencc.torch_graph.node import Inputs, Node, Operator, Tensor
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Operator:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 
-from greencc.recover._node import Inputs, Node, Operator, Tensor
+from greencc.torch_graph.node import Inputs, Node, Operator, Tensor
 
 _INTEGERS = {
     ir.DataType.INT64: torch.int64,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 
-from greencc.recover._node import Inputs, Node, Operator, Tensor
+from greencc.torch_graph.node import Inputs, Node, Operator, Tensor
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
