@@ -131,7 +131,8 @@ class _Run:
         if options.whiten and not data:
             self._note("there is no calibration data: errors are those of the weights, not of the outputs")
         shapes = value_shapes(original, ctx)
-        timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None and options.measured else None
+        time = ctx.time_inside or ctx.time
+        timer = LayerTimer(time, original, shapes) if time is not None and options.measured else None
         if options.measured and timer is None:
             self._note("nothing was measured: layers were replaced where that has fewer multiply-accumulates")
         nodes = {str(node.name): node for node in self.model.graph}
@@ -153,7 +154,10 @@ class _Run:
             after += candidate.macs - problem.macs
             share = candidate.macs / max(problem.macs, 1)
             message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
-            self._note(message + ("" if speed is None else f", measured {speed:.2f}x"), job.name)
+            self._note(
+                message + ("" if speed is None else f", measured {speed:.2f}x in {ctx.arithmetic.value}"),
+                job.name,
+            )
         if self.replaced:
             self._note(
                 f"{self.replaced} of {len(jobs)} layers looked at are factorised, which leaves "
@@ -196,7 +200,9 @@ class _Run:
             # Errors differ by far: the smallest one that is faster than the layer, not the fastest.
             index = next((i for i, speed in enumerate(speeds) if speed.low > 1.0), index)
         if speeds[index].low <= 1.0:
-            self._refuse(job, f"measured {speeds[index].value:.2f}x as {found[index]}")
+            self._refuse(
+                job, f"measured {speeds[index].value:.2f}x in {self.ctx.arithmetic.value} as {found[index]}"
+            )
             return None
         return found[index], speeds[index].value
 

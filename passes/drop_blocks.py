@@ -253,7 +253,7 @@ def _pays(model: ir.Model, shortened: ir.Model, ctx: Context, outcome: Outcome) 
     timing = ctx.time([model, shortened], ctx.samples)
     ratio = timing.ratios[0]
     measured = (
-        f"measured {timing.median_ms[0]:.3g} ms before and {timing.median_ms[1]:.3g} ms after, "
+        f"measured in {ctx.arithmetic.value}, {timing.median_ms[0]:.3g} ms before and {timing.median_ms[1]:.3g} ms after, "
         f"{ratio.value:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})"
     )
     faster = ratio.low > 1.0

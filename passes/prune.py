@@ -143,7 +143,7 @@ class Prune(Pass):
         ratio: float,
         ctx: Context,
     ) -> Allocation:
-        align = self.align or ctx.capabilities.channel_alignment
+        align = self.align or ctx.capabilities.alignment(ctx.arithmetic)
         work = work_model(model, groups, ctx.samples)
         return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align)
 
@@ -241,12 +241,10 @@ class Prune(Pass):
         cut(trial, analyse(trial), chosen.removed)
         infer_shapes(trial)
         ratio = ctx.time([original, trial], ctx.samples).ratios[0]
-        measured = f"{ratio.value:.2f}x as fast [{ratio.low:.2f}, {ratio.high:.2f}]"
+        measured = f"{ratio.value:.2f}x as fast [{ratio.low:.2f}, {ratio.high:.2f}] in {ctx.arithmetic.value}"
         less = f"with {chosen.saved:.0%} fewer multiply-accumulates"
         if ratio.low > 1.0:
-            outcome.findings.append(
-                Finding("note", f"{less} the target measured {measured}, in float", rule=_RULE)
-            )
+            outcome.findings.append(Finding("note", f"{less} the target measured {measured}", rule=_RULE))
             return True
         outcome.findings.append(
             Finding(

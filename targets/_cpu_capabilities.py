@@ -70,6 +70,11 @@ QDQ_MOVE_OPS = frozenset(
 # against 38).
 QDQ_FOLLOW_ONLY_OPS = frozenset({"MaxPool"})
 
+# MLAS multiplies bytes in blocks of as many columns (output channels), and other numbers cost more than they save.
+# One 3x3 convolution of N to N channels, one thread, Zen 4 with AVX512-VNNI: on 28x28, 16 channels take 23 us, 12 take
+# 45, 8 take 38; on 14x14, 32 take 13, 28 take 12, 24 take 11, 16 take 7; on 7x7, 64 take 12, 56 take 11, 48 take 8.
+_COLUMNS = 16
+
 
 def int8_support(cpu: CpuInfo) -> Int8Support | None:
     """The QDQ form that suits the CPU's integer kernels; None where there are none worth using."""
@@ -120,6 +125,7 @@ def _support(activation: ElementType, weight_bits: int, reason: str) -> Int8Supp
         reason=reason,
         float_output=QDQ_FLOAT_OUTPUT_OPS,
         follow_only=QDQ_FOLLOW_ONLY_OPS,
+        channel_alignment=_COLUMNS if activation is ElementType.UINT8 else 0,
     )
 
 
