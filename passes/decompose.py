@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
 from greencc.core.passes import Context, Finding, Outcome, Pass
@@ -59,7 +60,7 @@ class Decompose(Pass):
         whiten: Judge errors by the calibration data; else by the weights alone.
         repair: Refit the last factors to the outputs of the original layers, on the calibration data.
         measured: Keep a factorisation only where the target runs it faster than the layer.
-        align: Ranks are multiples of this; 0: 8.
+        align: Ranks are multiples of this; 0: 8, or what the integer kernels like where the model is quantized later.
     """
 
     name: ClassVar[str] = "decompose"
@@ -154,10 +155,8 @@ class _Run:
             after += candidate.macs - problem.macs
             share = candidate.macs / max(problem.macs, 1)
             message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
-            self._note(
-                message + ("" if speed is None else f", measured {speed:.2f}x in {ctx.arithmetic.value}"),
-                job.name,
-            )
+            measured = "" if speed is None else f", measured {speed:.2f}x in {ctx.arithmetic.value}"
+            self._note(message + measured, job.name)
         if self.replaced:
             self._note(
                 f"{self.replaced} of {len(jobs)} layers looked at are factorised, which leaves "
@@ -179,7 +178,10 @@ class _Run:
     ) -> tuple[Candidate, float | None] | None:
         """The candidate to take, with its speed where it was measured."""
         options = self.options
-        choice = RankChoice(options.rank, options.energy, options.ratio, options.align or _ALIGN)
+        # Ranks are numbers of channels between the factors: integer kernels want whole blocks of them.
+        floats = self.ctx.arithmetic is Arithmetic.FLOAT
+        liked = _ALIGN if floats else max(_ALIGN, self.ctx.capabilities.alignment(self.ctx.arithmetic))
+        choice = RankChoice(options.rank, options.energy, options.ratio, options.align or liked)
         found = candidates(problem, options.method, choice)
         if not found:
             self._refuse(job, f"would save nothing at {self._wanted()}")

@@ -50,8 +50,9 @@ class Prune(Pass):
         ratio: Share of the model's multiply-accumulates to remove.
         score: What decides which channels go.
         repair: Refit the layers that lost inputs; needs calibration data.
-        align: Numbers of channels that are left are multiples of this where the layer is wide enough; 0: as the target
-            likes it.
+        align: Numbers of channels that are left are multiples of this; groups that have no such number below their own
+            are cut only where the others cannot give enough. 0: as the target's kernels like it, those of the
+            arithmetic that the later passes bring.
         limit: Largest share of a group that is removed.
         rounds: In how many steps the ratio is reached, each scored and repaired anew.
         exclude: Names of nodes whose output channels stay.
