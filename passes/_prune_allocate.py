@@ -1,10 +1,14 @@
 """How many channels each group loses: the least harm for the work that is to go, greedily.
 
-What kernels take is a step function of the channels: they compute in blocks, and a block that is not full takes as long
-as a full one, or longer. So steps leave whole blocks, and groups of one block stay whole unless the others cannot give
-enough. The next step is the one with the least score per multiply-accumulate saved, as things stand then. Scores add
-up along a group (its least needed channels go first), so with independent groups this is the greedy solution of a
-knapsack whose steps get ever dearer, exact but for the last one.
+Cutting takes steps of as many channels as the target's kernels like. The next step is the one with the least score per
+multiply-accumulate saved, as things stand then. Scores add up along a group (its least needed channels go first), so
+with independent groups this is the greedy solution of a knapsack whose steps get ever dearer, exact but for the last
+one.
+
+Kernels compute in blocks of channels, so that time is a step function of them. In float a block that is not full takes
+as long as a full one: cutting small groups in finer steps costs no time and gains accuracy. On integers it takes
+longer (`whole`): then only full blocks are left, and groups of one block stay as they are unless the others cannot
+give enough.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ from numpy.typing import NDArray
 from greencc.core.groups import PruneGroup
 from greencc.passes._prune_costs import WorkModel
 
-# A group narrower than the kernels' steps keeps at least this many of its own.
+# A group keeps at least this many steps, so that small ones are cut in finer steps than kernels would like.
 _STEPS = 8
-# With less than this share of the wanted work gone, groups narrower than the kernels' steps are cut, too.
+# With less than this share of the wanted work gone, groups of one block are cut, too.
 _ENOUGH = 0.9
 # Sums of shares are not exact.
 _ROUNDING = 1e-9
@@ -41,7 +45,7 @@ class _Steps:
     Attributes:
         group: What is cut.
         unit: The channels left are a multiple of this.
-        narrow: The group has not even two units of the kernels, so that these are its own.
+        narrow: Any step leaves less than a whole block, where that matters.
         most: Channels that may go.
     """
 
@@ -57,12 +61,13 @@ class _Steps:
         return gone if gone <= self.most else None
 
 
-def steps_of(group: PruneGroup, align: int, limit: float) -> _Steps:
-    """Steps that leave multiples of `align` coordinates; finer ones in groups that have none below their size."""
+def steps_of(group: PruneGroup, align: int, limit: float, *, whole: bool) -> _Steps:
+    """Steps that leave multiples of `align` coordinates, or finer ones: see `allocate`."""
     unit = max(1, align // group.width)
-    narrow = unit > 1 and group.size <= unit
-    while narrow and unit > 1 and (group.size < _STEPS * unit or group.size % unit):
-        unit //= 2
+    narrow = whole and 1 < unit >= group.size
+    if narrow or not whole:
+        while unit > 1 and (group.size < _STEPS * unit or group.size % unit):
+            unit //= 2
     return _Steps(group, unit, narrow, min(int(limit * group.size), group.size - 1))
 
 
@@ -74,6 +79,7 @@ def allocate(
     ratio: float,
     limit: float,
     align: int,
+    whole: bool,
 ) -> Allocation:
     """Choose channels until `ratio` of the work is gone or no group may lose more.
 
@@ -84,12 +90,13 @@ def allocate(
         ratio: Share of the work to remove.
         limit: Largest share of a group's channels to remove.
         align: Kernels run well with multiples of so many coordinates.
+        whole: Other numbers are slower: small groups are not cut in finer steps while others can give enough.
     """
     order = {group.name: np.argsort(scores[group.name], kind="stable") for group in groups}
     cost = {name: np.concatenate([[0.0], np.cumsum(scores[name][chosen])]) for name, chosen in order.items()}
     taken = dict.fromkeys(order, 0)
     wanted, saved = ratio * work.whole, 0.0
-    steps = [steps_of(group, align, limit) for group in groups]
+    steps = [steps_of(group, align, limit, whole=whole) for group in groups]
     wide = [step for step in steps if not step.narrow]
     for usable in (wide, steps):
         while saved < wanted * (1.0 - _ROUNDING):

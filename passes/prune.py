@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.describe import describe, nodes_cost
 from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
@@ -50,9 +51,9 @@ class Prune(Pass):
         ratio: Share of the model's multiply-accumulates to remove.
         score: What decides which channels go.
         repair: Refit the layers that lost inputs; needs calibration data.
-        align: Numbers of channels that are left are multiples of this; groups that have no such number below their own
-            are cut only where the others cannot give enough. 0: as the target's kernels like it, those of the
-            arithmetic that the later passes bring.
+        align: Numbers of channels that are left are multiples of this, in float where the layer is wide enough. Before
+            a quantization to INT8 groups that have no such number below their own are cut only where the others
+            cannot give enough. 0: as the target's kernels like it.
         limit: Largest share of a group that is removed.
         rounds: In how many steps the ratio is reached, each scored and repaired anew.
         exclude: Names of nodes whose output channels stay.
@@ -146,7 +147,9 @@ class Prune(Pass):
     ) -> Allocation:
         align = self.align or ctx.capabilities.alignment(ctx.arithmetic)
         work = work_model(model, groups, ctx.samples)
-        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align)
+        # Integer kernels are slower with other numbers of channels, float kernels just not faster.
+        whole = ctx.arithmetic is not Arithmetic.FLOAT
+        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align, whole=whole)
 
     def _cut(
         self,

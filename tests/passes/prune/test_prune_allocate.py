@@ -95,7 +95,7 @@ def test_the_least_needed_channels_go_until_enough_is_saved(values: list[float],
     (group,) = analyse(model).prunable
     scores = {group.name: np.array(values)}
     work = work_model(model, [group], [])
-    found = allocate([group], scores, work, ratio=ratio, limit=0.99, align=1)
+    found = allocate([group], scores, work, ratio=ratio, limit=0.99, align=1, whole=False)
     gone = found.removed.get(group.name, [])
     assert gone == sorted(gone)
     kept = [value for index, value in enumerate(values) if index not in gone]
@@ -112,7 +112,9 @@ def test_the_choice_over_groups_is_as_good_as_any() -> None:
     assert len(groups) == 2
     rng = np.random.default_rng(3)
     scores = {group.name: rng.uniform(0.1, 1.0, 4) for group in groups}
-    found = allocate(groups, scores, work_model(model, groups, []), ratio=0.3, limit=0.99, align=1)
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.3, limit=0.99, align=1, whole=False
+    )
     harm = sum(scores[name][channels].sum() for name, channels in found.removed.items())
     for counts in product(range(4), repeat=2):
         work = work_model(model, groups, [])
@@ -128,7 +130,9 @@ def test_no_group_loses_more_than_the_limit() -> None:
     model = net((8, 8))
     groups = analyse(model).prunable
     scores = {group.name: np.ones(group.size) for group in groups}
-    found = allocate(groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.5, align=1)
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.5, align=1, whole=False
+    )
     assert {name: len(channels) for name, channels in found.removed.items()} == {"conv0": 4, "conv1": 4}
     assert found.saved < 0.95
 
@@ -151,11 +155,20 @@ def test_steps_leave_whole_blocks_of_the_kernels(
     size: int, align: int, limit: float, expected: list[int]
 ) -> None:
     (group,) = analyse(net((size,))).prunable
-    steps, found = steps_of(group, align, limit), [0]
+    steps, found = steps_of(group, align, limit, whole=True), [0]
     while (ahead := steps.after(found[-1])) is not None:
         found.append(ahead)
     # A step larger than the limit allows leaves the group as it is.
     assert found[1:] == [number for number in expected if number <= limit * size]
+
+
+@pytest.mark.parametrize(
+    ("size", "align", "expected"), [(64, 16, 8), (128, 16, 16), (16, 16, 2), (12, 8, 1), (7, 8, 1)]
+)
+def test_in_float_small_groups_are_cut_in_finer_steps(size: int, align: int, expected: int) -> None:
+    (group,) = analyse(net((size,))).prunable
+    steps = steps_of(group, align, 0.9, whole=False)
+    assert (steps.unit, steps.narrow, steps.after(0)) == (expected, False, expected)
 
 
 def test_narrow_groups_stay_whole_while_the_wide_ones_give_enough() -> None:
@@ -163,12 +176,16 @@ def test_narrow_groups_stay_whole_while_the_wide_ones_give_enough() -> None:
     groups = analyse(model).prunable
     # The narrow group is the cheapest by far.
     scores = {group.name: np.full(group.size, 1e-6 if group.size == 16 else 1.0) for group in groups}
-    found = allocate(groups, scores, work_model(model, groups, []), ratio=0.4, limit=0.7, align=16)
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.4, limit=0.7, align=16, whole=True
+    )
     sizes = {group.name: group.size - len(found.removed.get(group.name, ())) for group in groups}
     assert set(sizes.values()) <= {16, 32, 48, 64}
     assert sizes["conv0"] == 16
     assert found.saved >= 0.4
-    more = allocate(groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.7, align=16)
+    more = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.7, align=16, whole=True
+    )
     assert len(more.removed["conv0"]) == 10
 
 
@@ -189,7 +206,7 @@ def test_work_that_is_not_wanted_is_worth_nothing(ratio: float, expected: dict[s
     """A step of 40 % is the cheaper one per work, but not where a tenth is all that is still to go."""
     groups = [group for group in analyse(net((64, 32))).prunable if group.name in Fixed.each]
     scores = {"conv0": np.full(64, 40 / 16), "conv1": np.full(32, 15 / 16)}
-    found = allocate(groups, scores, Fixed(), ratio=ratio, limit=0.7, align=16)  # type: ignore[arg-type]
+    found = allocate(groups, scores, Fixed(), ratio=ratio, limit=0.7, align=16, whole=True)  # type: ignore[arg-type]
     assert {name: len(channels) for name, channels in found.removed.items()} == expected
 
 
@@ -198,5 +215,5 @@ def test_nothing_to_save_nothing_to_cut() -> None:
     (group,) = analyse(model).prunable
     work = work_model(model, [group], [])
     work.macs = {}
-    found = allocate([group], {group.name: np.ones(4)}, work, ratio=0.5, limit=0.9, align=1)
+    found = allocate([group], {group.name: np.ones(4)}, work, ratio=0.5, limit=0.9, align=1, whole=False)
     assert found.removed == {}
