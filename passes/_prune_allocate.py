@@ -6,9 +6,9 @@ with independent groups this is the greedy solution of a knapsack whose steps ge
 one.
 
 Kernels compute in blocks of channels, so that time is a step function of them. In float a block that is not full takes
-as long as a full one: cutting small groups in finer steps costs no time and gains accuracy. On integers it takes
-longer (`whole`): then only full blocks are left, and groups of one block stay as they are unless the others cannot
-give enough.
+at most as long as a full one: cutting small groups in finer steps costs no time and gains accuracy. On integers less
+than one block takes longer than the block, and what is cut off another saves little (`whole`): then only full blocks
+are left, and groups of one block stay as they are unless the others cannot give enough.
 """
 
 from __future__ import annotations

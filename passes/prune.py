@@ -147,7 +147,7 @@ class Prune(Pass):
     ) -> Allocation:
         align = self.align or ctx.capabilities.alignment(ctx.arithmetic)
         work = work_model(model, groups, ctx.samples)
-        # Integer kernels are slower with other numbers of channels, float kernels just not faster.
+        # Integer kernels are slower with less than a block of channels, float kernels at worst not faster.
         whole = ctx.arithmetic is not Arithmetic.FLOAT
         return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align, whole=whole)
 
