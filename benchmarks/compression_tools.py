@@ -123,8 +123,13 @@ def _decompose(method: str, ratio: float = 1.0) -> Step:
     }
 
 
+def _drop(ratio: float = 1.0) -> Step:
+    return {"name": "drop-blocks", "ratio": ratio, "repair": True}
+
+
 _INT8: Step = {"name": "quantize-int8", "method": "mse"}
 _BOTH = (_prune(0.5), _decompose("auto", 0.5))
+_DEPTH_AND_WIDTH = (_drop(0.5), _prune(0.5))
 
 CLEANED = Method("greencc-cleaned", "greencc clean-up", FLOAT, "clean-greencc")
 QUANTIZED = Method("greencc-int8", "greencc INT8", INT8, "build-greencc", (_INT8,))
@@ -137,8 +142,34 @@ METHODS: tuple[Method, ...] = (
     Method("greencc-svd", "SVD", FLOAT, "build-greencc", (_decompose("svd"),), needs=(POINTWISE, PRODUCT)),
     Method("greencc-tucker", "Tucker-2", FLOAT, "build-greencc", (_decompose("tucker"),), needs=(SPATIAL,)),
     Method("greencc-both", "prune + decompose", FLOAT, "build-greencc", _BOTH),
+    Method("greencc-drop", "drop blocks", FLOAT, "build-greencc", (_drop(),)),
+    Method("greencc-drop-prune", "drop blocks + prune", FLOAT, "build-greencc", _DEPTH_AND_WIDTH),
     Method("greencc-prune-int8", "prune + repair + INT8", INT8, "build-greencc", (_prune(), _INT8)),
     Method("greencc-both-int8", "prune + decompose + INT8", INT8, "build-greencc", (*_BOTH, _INT8)),
+    Method(
+        "greencc-svd-int8",
+        "SVD + INT8",
+        INT8,
+        "build-greencc",
+        (_decompose("svd"), _INT8),
+        needs=(POINTWISE, PRODUCT),
+    ),
+    Method(
+        "greencc-tucker-int8",
+        "Tucker-2 + INT8",
+        INT8,
+        "build-greencc",
+        (_decompose("tucker"), _INT8),
+        needs=(SPATIAL,),
+    ),
+    Method("greencc-drop-int8", "drop blocks + INT8", INT8, "build-greencc", (_drop(), _INT8)),
+    Method(
+        "greencc-drop-prune-int8",
+        "drop blocks + prune + INT8",
+        INT8,
+        "build-greencc",
+        (*_DEPTH_AND_WIDTH, _INT8),
+    ),
     Method(
         "greencc-recover",
         "prune + repair + recover",

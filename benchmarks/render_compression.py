@@ -25,6 +25,12 @@ COLOURS = {
     "greencc-both": "#7c3aed",
     "greencc-prune-int8": "#db2777",
     "greencc-both-int8": "#f472b6",
+    "greencc-drop": "#a16207",
+    "greencc-drop-prune": "#4338ca",
+    "greencc-svd-int8": "#5eead4",
+    "greencc-tucker-int8": "#bef264",
+    "greencc-drop-int8": "#eab308",
+    "greencc-drop-prune-int8": "#9f1239",
     "greencc-recover": "#111827",
     "torch-pruning": "#ea580c",
     "torch-pruning-global": "#fbbf24",
@@ -40,7 +46,14 @@ RECOVER_GOAL, RECOVER_RATIO = 0.005, 0.5
 SECONDS_GOAL, EXTRA_MB = 120.0, 1000.0
 REACHED = 0.95
 """Share of the MACs asked for that must be gone for a goal to count as met: kernels' multiples are coarse."""
-UNTRAINED = ("greencc-prune-repair", "greencc-svd", "greencc-tucker", "greencc-both")
+UNTRAINED = (
+    "greencc-prune-repair",
+    "greencc-svd",
+    "greencc-tucker",
+    "greencc-both",
+    "greencc-drop",
+    "greencc-drop-prune",
+)
 
 
 def goals_table(document: Document) -> str:

@@ -22,7 +22,7 @@ class LayerTimer:
     """Measures layers.
 
     Attributes:
-        time: Of the target.
+        time: Of the target, for parts of a model.
         model: Gives opsets and types.
         shapes: Of its values, for one inference.
     """

@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from greencc.core.capabilities import Capabilities
 from greencc.core.graph import (
     ONNX_DOMAINS,
     Names,
@@ -55,6 +56,10 @@ class ConvertQOperator(Pass):
         "Replace quantize/dequantize pairs by integer operators (QLinearConv, QGemm, ...)"
     )
     lossy: ClassVar[bool] = True
+
+    def rehearsal(self, capabilities: Capabilities) -> ConvertQOperator:
+        """The pass itself, which needs no data."""
+        return self
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Convert `model` in place; nodes without an integer form keep their pairs."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
 from greencc.core.model import infer_shapes
@@ -78,7 +79,7 @@ class Decompose(Pass):
         whiten: Judge errors by the calibration data; else by the weights alone.
         repair: Refit the last factors to the outputs of the original layers, on the calibration data.
         measured: Keep a factorisation only where the target runs it faster than the layer.
-        align: Ranks are multiples of this; 0: 8.
+        align: Ranks are multiples of this; 0: 8, or what the integer kernels like where the model is quantized later.
     """
 
     name: ClassVar[str] = "decompose"
@@ -160,14 +161,15 @@ class _Run:
         planned = given or options.rank is RankRule.RATIO
         if planned and not given:
             wanted = Wanted(
-                options.method, options.ratio, options.align or _ALIGN, _MOST_LOST, whiten=options.whiten
+                options.method, options.ratio, self._alignment(), _MOST_LOST, whiten=options.whiten
             )
             self.plan, refused = plan_for_ratio(original, jobs, shapes, ctx, wanted)
             for job, reason in refused:
                 self._refuse(job, reason)
         timer = None
         if options.measured and not given:
-            timer = LayerTimer(ctx.time, original, shapes) if ctx.time is not None else None
+            time = ctx.time_inside or ctx.time
+            timer = LayerTimer(time, original, shapes) if time is not None else None
             if timer is None:
                 self._note(
                     "nothing was measured: layers were replaced where that has fewer multiply-accumulates"
@@ -195,7 +197,8 @@ class _Run:
             after += candidate.macs - problem.macs
             share = candidate.macs / max(problem.macs, 1)
             message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
-            self._note(message + ("" if speed is None else f", measured {speed:.2f}x"), job.name)
+            measured = "" if speed is None else f", measured {speed:.2f}x in {ctx.arithmetic.value}"
+            self._note(message + measured, job.name)
         if self.done:
             self._note(
                 f"{len(self.done)} of {len(jobs)} layers looked at are factorised, which leaves "
@@ -208,6 +211,13 @@ class _Run:
         self.outcome.changed = len(ctx.rewrites.applied) - announced
         self.outcome.chosen = {"ranks": format_plan(self.done)} if self.done else {}
         return self.outcome
+
+    def _alignment(self) -> int:
+        """What ranks are multiples of: they are numbers of channels between the factors, and integer kernels want
+        whole blocks of them."""
+        floats = self.ctx.arithmetic is Arithmetic.FLOAT
+        liked = _ALIGN if floats else max(_ALIGN, self.ctx.capabilities.alignment(self.ctx.arithmetic))
+        return self.options.align or liked
 
     def _compare_work(self, original: ir.Model) -> None:
         """What the model as a whole saves."""
@@ -235,7 +245,7 @@ class _Run:
     ) -> tuple[Candidate, float | None] | None:
         """The candidate to take, with its speed where it was measured."""
         options = self.options
-        choice = RankChoice(options.rank, options.energy, options.ratio, options.align or _ALIGN)
+        choice = RankChoice(options.rank, options.energy, options.ratio, self._alignment())
         found = candidates(problem, options.method, choice)
         if not found:
             self._refuse(job, f"would save nothing at {self._wanted()}")
@@ -256,7 +266,9 @@ class _Run:
             # Errors differ by far: the smallest one that is faster than the layer, not the fastest.
             index = next((i for i, speed in enumerate(speeds) if speed.low > 1.0), index)
         if speeds[index].low <= 1.0:
-            self._refuse(job, f"measured {speeds[index].value:.2f}x as {found[index]}")
+            self._refuse(
+                job, f"measured {speeds[index].value:.2f}x in {self.ctx.arithmetic.value} as {found[index]}"
+            )
             return None
         return found[index], speeds[index].value
 
@@ -269,7 +281,9 @@ class _Run:
         if speeds is None:
             return candidate, None
         if speeds[0].low <= 1.0:
-            self._refuse(job, f"measured {speeds[0].value:.2f}x as {candidate}")
+            self._refuse(
+                job, f"measured {speeds[0].value:.2f}x in {self.ctx.arithmetic.value} as {candidate}"
+            )
             return None
         return candidate, speeds[0].value
 

@@ -254,7 +254,7 @@ def _pays(model: ir.Model, shortened: ir.Model, ctx: Context, outcome: Outcome) 
     ratio = timing.ratios[0]
     measured = (
         f"measured {timing.median_ms[0]:.3g} ms before and {timing.median_ms[1]:.3g} ms after, "
-        f"{ratio.value:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})"
+        f"{ratio.value:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f}) in {ctx.arithmetic.value}"
     )
     faster = ratio.low > 1.0
     message = f"removing blocks pays: {measured}" if faster else f"removing blocks does not pay: {measured}"

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.describe import describe
 from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
@@ -49,8 +50,9 @@ class Prune(Pass):
         ratio: Share of the model's multiply-accumulates to remove.
         score: What decides which channels go.
         repair: Refit the layers that lost inputs; needs calibration data.
-        align: Numbers of channels that are left are multiples of this where the layer is wide enough; 0: as the target
-            likes it.
+        align: Numbers of channels that are left are multiples of this, in float where the layer is wide enough. Before
+            a quantization to INT8 groups that have no such number below their own are cut only where the others
+            cannot give enough. 0: as the target's kernels like it.
         limit: Largest share of a group that is removed.
         rounds: In how many steps the ratio is reached, each scored and repaired anew.
         exclude: Names of nodes whose output channels stay.
@@ -142,9 +144,11 @@ class Prune(Pass):
         ratio: float,
         ctx: Context,
     ) -> Allocation:
-        align = self.align or ctx.capabilities.channel_alignment
+        align = self.align or ctx.capabilities.alignment(ctx.arithmetic)
         work = work_model(model, groups, ctx.samples)
-        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align)
+        # Integer kernels are slower with less than a block of channels, float kernels at worst not faster.
+        whole = ctx.arithmetic is not Arithmetic.FLOAT
+        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align, whole=whole)
 
     def _cut(
         self,
@@ -240,12 +244,10 @@ class Prune(Pass):
         cut(trial, analyse(trial), chosen.removed)
         infer_shapes(trial)
         ratio = ctx.time([original, trial], ctx.samples).ratios[0]
-        measured = f"{ratio.value:.2f}x as fast [{ratio.low:.2f}, {ratio.high:.2f}]"
+        measured = f"{ratio.value:.2f}x as fast [{ratio.low:.2f}, {ratio.high:.2f}] in {ctx.arithmetic.value}"
         less = f"with {chosen.saved:.0%} fewer multiply-accumulates"
         if ratio.low > 1.0:
-            outcome.findings.append(
-                Finding("note", f"{less} the target measured {measured}, in float", rule=_RULE)
-            )
+            outcome.findings.append(Finding("note", f"{less} the target measured {measured}", rule=_RULE))
             return True
         outcome.findings.append(
             Finding(

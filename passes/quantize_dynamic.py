@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from greencc.core.capabilities import Capabilities, Int8Support
+from greencc.core.capabilities import Arithmetic, Capabilities, Int8Support
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import is_op, opset_of
 from greencc.core.model import infer_shapes
@@ -55,6 +55,7 @@ class QuantizeDynamic(Pass):
     name: ClassVar[str] = "quantize-dynamic"
     summary: ClassVar[str] = "Quantize weights to INT8 and activations at run time; needs no calibration data"
     lossy: ClassVar[bool] = True
+    arithmetic: ClassVar[Arithmetic | None] = Arithmetic.DYNAMIC_INT8
 
     ops: tuple[str, ...] = ("Gemm", "GRU", "LSTM", "MatMul", "RNN")
     exclude: tuple[str, ...] = ()
@@ -94,6 +95,10 @@ class QuantizeDynamic(Pass):
         if any(node.domain == KERNEL[0] for node in model.graph.all_nodes()):
             model.opset_imports.setdefault(KERNEL[0], 1)
         return outcome
+
+    def rehearsal(self, capabilities: Capabilities) -> QuantizeDynamic | None:
+        """The pass itself, which needs no data."""
+        return None if capabilities.int8 is None else self
 
     def _node(
         self, node: ir.Node, inserter: DynamicInserter, ctx: Context, int8: Int8Support, outcome: Outcome

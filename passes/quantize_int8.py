@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.capabilities import Int8Support
+from greencc.core.capabilities import Arithmetic, Capabilities, Int8Support
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
@@ -88,6 +88,7 @@ class QuantizeInt8(Pass):
     name: ClassVar[str] = "quantize-int8"
     summary: ClassVar[str] = "Quantize weights and activations to INT8 with ranges from calibration data"
     lossy: ClassVar[bool] = True
+    arithmetic: ClassVar[Arithmetic | None] = Arithmetic.INT8
 
     method: RangeMethod = RangeMethod.MINMAX
     percentile: float = 99.99
@@ -144,6 +145,12 @@ class QuantizeInt8(Pass):
         if repairs:
             self._repair(float_model, model, int8, ctx, outcome)
         return outcome
+
+    def rehearsal(self, capabilities: Capabilities) -> QuantizeInt8 | None:
+        """Integers in the same places: what they are does not change how long kernels take."""
+        if capabilities.int8 is None:
+            return None
+        return replace(self, method=RangeMethod.MINMAX, rounding=Rounding.NEAREST, bias=Bias.NONE)
 
     def _repair(
         self, float_model: ir.Model, model: ir.Model, int8: Int8Support, ctx: Context, outcome: Outcome

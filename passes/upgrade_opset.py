@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from greencc.core.capabilities import Capabilities
 from greencc.core.errors import UsageError
 from greencc.core.passes import Context, Finding, Outcome, Pass
 
@@ -47,6 +48,10 @@ class UpgradeOpset(Pass):
             )
         if self.below > self.target:
             raise UsageError(f"{self.name}: below is {self.below}, above the target {self.target}")
+
+    def rehearsal(self, capabilities: Capabilities) -> UpgradeOpset:
+        """The pass itself: what comes after it may need the opset."""
+        return self
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Convert `model` in place, or leave it as it is with a finding that says why."""

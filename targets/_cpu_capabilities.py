@@ -70,6 +70,11 @@ QDQ_MOVE_OPS = frozenset(
 # against 38).
 QDQ_FOLLOW_ONLY_OPS = frozenset({"MaxPool"})
 
+# MLAS multiplies bytes in blocks of as many columns (output channels). One 3x3 convolution of N to N channels between
+# others, one thread, Zen 4 with AVX512-VNNI: on 28x28, 16 channels take 18 us, 14 take 32, 12 take 29, 8 take 26; on
+# 14x14, 32 take 12.4, 28 take 11.5, 24 take 10.4, 16 take 6.4; on 7x7, 64 take 12.0, 56 take 11.0, 48 take 8.1.
+_COLUMNS = 16
+
 
 def int8_support(cpu: CpuInfo) -> Int8Support | None:
     """The QDQ form that suits the CPU's integer kernels; None where there are none worth using."""
@@ -120,6 +125,7 @@ def _support(activation: ElementType, weight_bits: int, reason: str) -> Int8Supp
         reason=reason,
         float_output=QDQ_FLOAT_OUTPUT_OPS,
         follow_only=QDQ_FOLLOW_ONLY_OPS,
+        channel_alignment=_COLUMNS if activation is ElementType.UINT8 else 0,
     )
 
 

@@ -193,7 +193,7 @@ class FormBuilder:
         if steps and isinstance(steps[-1], QuantizeInt8):
             # What is quantized is kept, to tell the error of each layer by.
             with self._session.phase(f"building {name}"):
-                ready, done = Pipeline(self.context).run(model, steps[:-1])
+                ready, done = Pipeline(self.context).run(model, steps[:-1], later=steps[-1:])
             model, passes, records, steps = ready, passes + steps[:-1], records + done, steps[-1:]
         form = self._build(name, precision, rank, model, steps)
         form.passes, form.records, form.float_model = passes + form.passes, records + form.records, ready

@@ -17,6 +17,14 @@ class ElementType(Enum):
     BFLOAT16 = "BFLOAT16"
 
 
+class Arithmetic(Enum):
+    """What a model computes in; the value is its name in reports."""
+
+    FLOAT = "float"
+    INT8 = "INT8"
+    DYNAMIC_INT8 = "dynamic INT8"
+
+
 @dataclass(frozen=True)
 class Int8Support:
     """How a target wants QDQ INT8 graphs.
@@ -44,6 +52,8 @@ class Int8Support:
             else quantized, so that it can be fused into the convolution.
         follow_only: Operators worth running as integers only behind an integer producer.
         resize_modes: Modes of Resize that run on integers.
+        channel_alignment: Numbers of channels that the integer kernels run well with are multiples of this; 0: the same
+            as in float.
     """
 
     activation: ElementType
@@ -63,6 +73,7 @@ class Int8Support:
     quantize_skips: bool = False
     follow_only: frozenset[str] = frozenset()
     resize_modes: frozenset[str] = frozenset({"nearest"})
+    channel_alignment: int = 0
 
     def __post_init__(self) -> None:
         if self.activation not in (ElementType.UINT8, ElementType.INT8):
@@ -94,7 +105,7 @@ class Capabilities:
             where a Cast and a Mul of constants would be folded when the model is loaded.
         sparse_kernels: Patterns of zeros among the weights that the target has kernels for, e.g. {"2:4"}: two of every
             four consecutive input channels are kept. Any other sparsity saves neither time nor energy.
-        channel_alignment: Numbers of channels that kernels run well with are multiples of this.
+        channel_alignment: Numbers of channels that float kernels run well with are multiples of this.
     """
 
     int8: Int8Support | None
@@ -108,6 +119,11 @@ class Capabilities:
     recomputes_dequantize: bool = False
     sparse_kernels: frozenset[str] = frozenset()
     channel_alignment: int = 1
+
+    def alignment(self, arithmetic: Arithmetic) -> int:
+        """Numbers of channels that kernels run well with are multiples of this."""
+        integers = self.int8.channel_alignment if self.int8 and arithmetic is not Arithmetic.FLOAT else 0
+        return integers or self.channel_alignment
 
     def runs(self, domain: str, op_type: str) -> bool:
         """True when the fused operator can be emitted for this target."""

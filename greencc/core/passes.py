@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from greencc.core.cache import Cache
-from greencc.core.capabilities import Capabilities
+from greencc.core.capabilities import Arithmetic, Capabilities
 from greencc.core.data import DataSource, Feeds
 from greencc.core.engine import EngineBuilder, Timer
 from greencc.core.gradients import Differentiate
@@ -89,6 +89,9 @@ class Context:
         cache: Keeps what is dear to compute between passes and runs.
         time: Measures models on the target, for passes that keep a change only where it pays. None: they cannot tell,
             and say so.
+        time_inside: Measures parts of a model by what they cost inside it: `time`, without what conversions at
+            their ends cost that the rest of the model spares them. None: `time`.
+        arithmetic: What the models that are timed compute in: that of the passes to come (`core.rehearsal`).
         gradients: Differentiates models. None: no one here can.
     """
 
@@ -101,6 +104,8 @@ class Context:
     observe: EngineBuilder | None = None
     cache: Cache = field(default_factory=Cache)
     time: Timer | None = None
+    time_inside: Timer | None = None
+    arithmetic: Arithmetic = Arithmetic.FLOAT
     gradients: Differentiate | None = None
 
 
@@ -113,12 +118,14 @@ class Pass(ABC):
         summary: One line for `greencc passes`.
         lossy: Whether it changes the function: it is judged by its output error instead of held to equality.
         primary: The option that a bare value sets in a list of passes (`core.pass_list`).
+        arithmetic: What a model computes in after it; None: what it computed in before.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     lossy: ClassVar[bool] = False
     primary: ClassVar[str | None] = None
+    arithmetic: ClassVar[Arithmetic | None] = None
 
     @abstractmethod
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
@@ -127,3 +134,11 @@ class Pass(ABC):
         Raises:
             GreenccError: The pass cannot run at all (e.g. it needs calibration data and there is none).
         """
+
+    def rehearsal(self, capabilities: Capabilities) -> Pass | None:
+        """The quickest pass after which a model takes as long as after this one, whatever becomes of its outputs.
+
+        Passes before this one measure with it what their changes bring (`core.rehearsal`). None: the pass is no reason
+        to measure differently.
+        """
+        return None

@@ -23,6 +23,7 @@ from greencc.core.graph import is_op
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass, RewriteLog
 from greencc.core.recipe import options_of
+from greencc.core.rehearsal import rehearsed
 from greencc.core.report import PassRecord
 
 # Operators that only move values.
@@ -64,15 +65,24 @@ class Pipeline:
     ctx: Context
     tolerance: Tolerance = Tolerance()
 
-    def run(self, model: ir.Model, passes: Sequence[Pass]) -> tuple[ir.Model, list[PassRecord]]:
-        """Return the rewritten model and what each pass did; `model` itself is left unchanged."""
+    def run(
+        self, model: ir.Model, passes: Sequence[Pass], later: Sequence[Pass] = ()
+    ) -> tuple[ir.Model, list[PassRecord]]:
+        """Return the rewritten model and what each pass did; `model` itself is left unchanged.
+
+        Args:
+            model: What to start from.
+            passes: What to run, in this order.
+            later: What runs after that, elsewhere: passes that measure do so in the arithmetic of those to come.
+        """
         records: list[PassRecord] = []
         reference: list[dict[str, Array]] | None = None
-        for step in self.ctx.progress(passes, label="Passes", total=len(passes)):
+        for index, step in enumerate(self.ctx.progress(passes, label="Passes", total=len(passes))):
+            ctx = rehearsed(self.ctx, (*passes[index + 1 :], *later))
             if reference is None:
                 reference = run_samples(self.ctx.build, model, self.ctx.samples)
             start = time.perf_counter()
-            candidate, outcome, rewrites = self._apply(model, step, limit=None)
+            candidate, outcome, rewrites = _apply(model, step, ctx, limit=None)
             error: float | None = None
             rolled_back = False
             findings = [*outcome.findings, *(_incomparable(reference) if not records else ())]
@@ -84,7 +94,7 @@ class Pipeline:
                         reference = None
                 else:
                     rolled_back = True
-                    findings.append(self._blame(model, step, reference, problem, rewrites))
+                    findings.append(self._blame(model, step, ctx, reference, problem, rewrites))
             records.append(
                 PassRecord(
                     name=step.name,
@@ -98,12 +108,6 @@ class Pipeline:
                 )
             )
         return model, records
-
-    def _apply(self, model: ir.Model, step: Pass, limit: int | None) -> tuple[ir.Model, Outcome, RewriteLog]:
-        rewrites = RewriteLog(limit)
-        candidate = model.clone()
-        outcome = step.apply(candidate, replace(self.ctx, rewrites=rewrites))
-        return candidate, outcome, rewrites
 
     def _judge(
         self, candidate: ir.Model, step: Pass, reference: list[dict[str, Array]]
@@ -132,19 +136,20 @@ class Pipeline:
         self,
         model: ir.Model,
         step: Pass,
+        ctx: Context,
         reference: list[dict[str, Array]],
         problem: str,
         rewrites: RewriteLog,
     ) -> Finding:
         """Bisect for the first rewrite after which the gate fails."""
         low, high = 0, len(rewrites.applied)
-        untouched, _, _ = self._apply(model, step, limit=0)
+        untouched, _, _ = _apply(model, step, ctx, limit=0)
         if not high or self._judge(untouched, step, reference)[0] is not None:
             # The pass changes the model without announcing it (or announces nothing): no rewrite to name.
             return Finding("rolled-back", f"{step.name} was rolled back: {problem}")
         while high - low > 1:
             middle = (low + high) // 2
-            candidate, _, _ = self._apply(model, step, limit=middle)
+            candidate, _, _ = _apply(model, step, ctx, limit=middle)
             if self._judge(candidate, step, reference)[0] is None:
                 low = middle
             else:
@@ -157,6 +162,15 @@ class Pipeline:
             node=culprit.node,
             rule=culprit.rule,
         )
+
+
+def _apply(
+    model: ir.Model, step: Pass, ctx: Context, limit: int | None
+) -> tuple[ir.Model, Outcome, RewriteLog]:
+    rewrites = RewriteLog(limit)
+    candidate = model.clone()
+    outcome = step.apply(candidate, replace(ctx, rewrites=rewrites))
+    return candidate, outcome, rewrites
 
 
 def run_samples(build: EngineBuilder, model: ir.Model, samples: Sequence[Feeds]) -> list[dict[str, Array]]:

@@ -79,6 +79,29 @@ def test_two_steps_together_remove_what_was_asked_for(ratio):
     assert [(step["ratio"], step["repair"]) for step in single] == [(ratio, False)]
 
 
+@pytest.mark.parametrize(
+    "method", [m for m in tools.METHODS if m.ours and m.form == tools.FLOAT], ids=lambda m: m.key
+)
+def test_what_is_repaired_is_also_quantized(method):
+    """Every curve in float has its counterpart in INT8; without repair there is nothing to quantize."""
+    removing = [step["name"] for step in method.steps]
+    assert removing
+    assert set(removing) <= {"prune", "decompose", "drop-blocks"}
+    if not all(step["repair"] for step in method.steps):
+        return
+    quantized = [
+        other for other in tools.METHODS if other.form == tools.INT8 and other.steps[:-1] == method.steps
+    ]
+    assert [other.steps[-1]["name"] for other in quantized] == ["quantize-int8"]
+    assert quantized[0].needs == method.needs
+
+
+def test_depth_and_width_together_remove_what_was_asked_for():
+    steps = tomllib.loads(tools.method_of("greencc-drop-prune-int8").recipe(0.25))["pass"]
+    assert [step["name"] for step in steps] == ["drop-blocks", "prune", "quantize-int8"]
+    assert 1 - math.prod(1 - step["ratio"] for step in steps[:2]) == pytest.approx(0.25, abs=1e-5)
+
+
 def keys(*arguments, **options):
     return {method.key for method in tools.chosen(*arguments, **options)}
 
@@ -257,7 +280,9 @@ def test_a_run_asks_every_method_at_every_share_and_keeps_what_it_found(harness)
     assert tuned["images"]
     assert tuned["start"].endswith("model.onnx")
     on_int8 = {row["method"] for row in document["rows"] if "over_int8" in row}
-    assert on_int8 == {"greencc-prune-int8", "greencc-both-int8"}
+    integers = [method for method in tools.METHODS if method.form == tools.INT8]
+    assert on_int8 == {m.key for m in integers if not m.needs or tools.SPATIAL in m.needs}
+    assert {"greencc-prune-int8", "greencc-drop-int8", "greencc-drop-prune-int8"} <= on_int8
     large = document["rows"][-1]
     assert (large["case"], large["error"]) == ("resnet50", None)
     assert large["macs"] == large["before"]["macs"]

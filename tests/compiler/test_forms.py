@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from greencc.compiler.layers import Origins
 from greencc.compiler.measurement import model_counts
 from greencc.compiler.options import QuantizedFormat
 from greencc.compiler.sensitivity import make_slice
+from greencc.core.data import Feeds
+from greencc.core.engine import Engine
 from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import ensure_names
+from greencc.core.report import Interval
+from greencc.measure.latency import QuickComparison
 from greencc.passes.float16 import ConvertFloat16, HalfType
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
@@ -172,3 +177,21 @@ def test_packed_weights_count_as_what_they_hold(tmp_path: Path) -> None:
     assert model_counts(form.model) == model_counts(bench.source) == (512 * 4, 512 * 4)
     assert model_counts(None) == (None, None)
     bench.baseline.close()
+
+
+@pytest.mark.parametrize(("passes", "arithmetic"), [("prune:0.3,quantize", "INT8"), ("prune:0.3", "float")])
+def test_passes_before_a_quantization_measure_in_int8(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, passes: str, arithmetic: str
+) -> None:
+    """A list of passes is run in two parts; the first one knows the second."""
+
+    def compare(engines: Sequence[Engine], feeds: Sequence[Feeds], **_: object) -> QuickComparison:
+        for engine in engines:
+            engine.run(feeds[0])
+        return QuickComparison((2.0, 1.0), (Interval(1.4, 1.3, 1.5),), (1,), 1, (), clean=True)
+
+    monkeypatch.setattr("greencc.compiler.forms.quick_compare", compare)
+    form = bench.builder.passes(passes)
+    (record,) = [record for record in form.records if record.name == "prune"]
+    messages = " ".join(finding.message for finding in record.findings)
+    assert f"1.40x as fast [1.30, 1.50] in {arithmetic}" in messages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
+from greencc.core.machine import CpuInfo
 from greencc.core.passes import RewriteLog
+from greencc.core.pipeline import Pipeline
 from greencc.core.report import Interval
 from greencc.passes._decompose_family import RankRule
 from greencc.passes._decompose_forms import Method
 from greencc.passes._decompose_merge import merge_factors
 from greencc.passes.decompose import Decompose
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.targets._cpu_capabilities import int8_support
 
 Random = Callable[..., Array]
+VNNI = int8_support(
+    CpuInfo("x86_64", "test", "test", frozenset({"avx2", "avx512_vnni"}), 1, virtualised=True)
+)
 
 
 def low_rank(rows: int, columns: int, rank: int, seed: int = 0) -> Array:
@@ -221,6 +230,41 @@ def test_equal_layers_are_measured_once(kit: Any, random: Random) -> None:
     _, outcome, _ = kit.run(model, data(random, 16, 40), time=stub(speeds), energy=0.999, min_elements=100)
     assert outcome.changed >= 2
     assert speeds["calls"] == 1
+
+
+def test_what_is_quantized_later_is_measured_between_integers(kit: Any, random: Random) -> None:
+    """Layers and factors are timed as they run inside the quantized network."""
+    model, feeds = network(kit), data(random, 8, 16, 8, 8)
+    seen: list[tuple[list[str], ir.DataType | None]] = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        for one in models:
+            kit.outputs(one, feeds[0])
+            seen.append(([node.op_type for node in one.graph], one.graph.inputs[0].dtype))
+        return Timing((1.0,) * len(models), (Interval(1.5, 1.4, 1.6),) * (len(models) - 1))
+
+    ctx = kit.context(feeds, time=time)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI))
+    _, records = Pipeline(ctx).run(model, [Decompose(energy=0.9, min_elements=256), QuantizeInt8()])
+    assert seen
+    assert all("DequantizeLinear" in operators for operators, _ in seen)
+    assert {kind for _, kind in seen} == {ir.DataType.UINT8}
+    assert any("measured 1.50x in INT8" in finding.message for finding in records[0].findings)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "align", "rank"),
+    [(Arithmetic.FLOAT, 0, 24), (Arithmetic.INT8, 0, 32), (Arithmetic.INT8, 8, 24)],
+)
+def test_ranks_are_whole_blocks_of_the_kernels_that_run(
+    kit: Any, random: Random, arithmetic: Arithmetic, align: int, rank: int
+) -> None:
+    weight = low_rank(96, 96, 22) + random(96, 96, scale=0.01)
+    model = kit.parse("g (float[N,96] x) => (float[N,96] y) { y = MatMul(x, w0) }", w0=weight)
+    ctx = kit.context(None)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI), arithmetic=arithmetic)
+    Decompose(energy=0.999, whiten=False, align=align).apply(model, ctx)
+    assert [node.inputs[1].shape[1] for node in model.graph] == [rank, 96]
 
 
 def test_timed_models_run(kit: Any, random: Random) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from greencc.core.capabilities import Arithmetic
 from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import constant_of
@@ -176,7 +177,9 @@ def test_it_says_how_much_faster_the_target_is(feeds: Any, kit: Any) -> None:
     context, _ = timed(kit.context(feeds), 1.2, 1.4)
     outcome = replace(PLAIN, count=1).apply(model, context)
     assert outcome.changed == 1
-    assert "2 ms before and 1 ms after, 1.30 times as fast" in reasons(outcome)
+    assert "2 ms before and 1 ms after, 1.30 times as fast (1.20 to 1.40) in float" in reasons(outcome)
+    integers = replace(context, arithmetic=Arithmetic.INT8)
+    assert "in INT8" in reasons(replace(PLAIN, count=1).apply(network(), integers))
 
 
 def test_rewrites_that_are_not_allowed_are_not_done(feeds: Any, kit: Any) -> None:

@@ -18,13 +18,16 @@ from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import ensure_names
+from greencc.core.machine import CpuInfo
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.passes import Context, RewriteLog
 from greencc.core.pipeline import Pipeline
 from greencc.core.report import Interval
 from greencc.passes._scores import Score
 from greencc.passes.prune import Prune
+from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.targets import CpuTarget
+from greencc.targets._cpu_capabilities import int8_support
 from greencc.torch_graph import differentiate
 
 WIDTH, SIZE, SAMPLES = 16, 8, 96
@@ -198,6 +201,32 @@ def test_a_cut_that_is_faster_stays(data) -> None:  # type: ignore[no-untyped-de
     outcome = Prune(ratio=0.3).apply(model, context(model, data, time=time))
     assert outcome.changed
     assert any("1.30x" in finding.message for finding in outcome.findings)
+
+
+def test_what_is_quantized_later_is_cut_and_timed_for_integers(data) -> None:  # type: ignore[no-untyped-def]
+    """The pass before `quantize-int8` leaves blocks of the integer kernels, and says what was measured in INT8."""
+    model, ctx = redundant(), context(redundant(), data)
+    int8 = int8_support(
+        CpuInfo("x86_64", "test", "test", frozenset({"avx2", "avx512_vnni"}), 1, virtualised=True)
+    )
+    assert int8 is not None
+    capabilities = replace(ctx.capabilities, int8=replace(int8, channel_alignment=4))
+    seen: list[list[str]] = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        seen.extend([node.op_type for node in model.graph] for model in models)
+        return Timing((2.0, 1.0), (Interval(1.4, 1.3, 1.5),))
+
+    ctx = replace(ctx, capabilities=capabilities, time=time)
+    found, records = Pipeline(ctx).run(model, [Prune(ratio=0.3), QuantizeInt8()])
+    assert all("QuantizeLinear" in operators for operators in seen)
+    assert len(seen) == 2
+    assert any("1.40x" in item.message and "in INT8" in item.message for item in records[0].findings)
+    weights = [node.inputs[1].shape for node in found.graph if node.op_type == "Conv"]
+    assert weights[0][0] in (4, 8, 12)
+    _, (record,) = Pipeline(ctx).run(model, [Prune(ratio=0.3)])
+    assert not any("QuantizeLinear" in operators for operators in seen[2:])
+    assert any("1.40x" in item.message and "in float" in item.message for item in record.findings)
 
 
 def test_without_data_nothing_is_repaired_and_that_is_said() -> None:

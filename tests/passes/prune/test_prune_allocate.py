@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from greencc.core.describe import nodes_cost
 from greencc.core.graph import ensure_names
 from greencc.core.groups import analyse, cut
 from greencc.core.model import infer_shapes
-from greencc.passes._prune_allocate import allocate, step_of
+from greencc.passes._prune_allocate import allocate, steps_of
 from greencc.passes._prune_costs import work_model
 
 SIZE = 6
@@ -94,7 +95,7 @@ def test_the_least_needed_channels_go_until_enough_is_saved(values: list[float],
     (group,) = analyse(model).prunable
     scores = {group.name: np.array(values)}
     work = work_model(model, [group], [])
-    found = allocate([group], scores, work, ratio=ratio, limit=0.99, align=1)
+    found = allocate([group], scores, work, ratio=ratio, limit=0.99, align=1, whole=False)
     gone = found.removed.get(group.name, [])
     assert gone == sorted(gone)
     kept = [value for index, value in enumerate(values) if index not in gone]
@@ -111,7 +112,9 @@ def test_the_choice_over_groups_is_as_good_as_any() -> None:
     assert len(groups) == 2
     rng = np.random.default_rng(3)
     scores = {group.name: rng.uniform(0.1, 1.0, 4) for group in groups}
-    found = allocate(groups, scores, work_model(model, groups, []), ratio=0.3, limit=0.99, align=1)
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.3, limit=0.99, align=1, whole=False
+    )
     harm = sum(scores[name][channels].sum() for name, channels in found.removed.items())
     for counts in product(range(4), repeat=2):
         work = work_model(model, groups, [])
@@ -127,17 +130,84 @@ def test_no_group_loses_more_than_the_limit() -> None:
     model = net((8, 8))
     groups = analyse(model).prunable
     scores = {group.name: np.ones(group.size) for group in groups}
-    found = allocate(groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.5, align=1)
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.5, align=1, whole=False
+    )
     assert {name: len(channels) for name, channels in found.removed.items()} == {"conv0": 4, "conv1": 4}
     assert found.saved < 0.95
 
 
 @pytest.mark.parametrize(
+    ("size", "align", "limit", "expected"),
+    [
+        (64, 16, 0.7, [16, 32]),
+        (64, 16, 0.9, [16, 32, 48]),
+        (40, 16, 0.99, [8, 24]),
+        (17, 16, 0.7, [1]),
+        (6, 1, 0.5, [1, 2, 3]),
+        # No multiple below the size: an eighth of it at once, or one channel.
+        (16, 16, 0.3, [2, 4]),
+        (12, 8, 0.2, [4]),
+        (7, 8, 0.5, [1, 2, 3]),
+    ],
+)
+def test_steps_leave_whole_blocks_of_the_kernels(
+    size: int, align: int, limit: float, expected: list[int]
+) -> None:
+    (group,) = analyse(net((size,))).prunable
+    steps, found = steps_of(group, align, limit, whole=True), [0]
+    while (ahead := steps.after(found[-1])) is not None:
+        found.append(ahead)
+    # A step larger than the limit allows leaves the group as it is.
+    assert found[1:] == [number for number in expected if number <= limit * size]
+
+
+@pytest.mark.parametrize(
     ("size", "align", "expected"), [(64, 16, 8), (128, 16, 16), (16, 16, 2), (12, 8, 1), (7, 8, 1)]
 )
-def test_wide_layers_are_cut_in_the_steps_of_the_kernels(size: int, align: int, expected: int) -> None:
+def test_in_float_small_groups_are_cut_in_finer_steps(size: int, align: int, expected: int) -> None:
     (group,) = analyse(net((size,))).prunable
-    assert step_of(group, align) == expected
+    steps = steps_of(group, align, 0.9, whole=False)
+    assert (steps.unit, steps.narrow, steps.after(0)) == (expected, False, expected)
+
+
+def test_narrow_groups_stay_whole_while_the_wide_ones_give_enough() -> None:
+    model = net((16, 32, 64))
+    groups = analyse(model).prunable
+    # The narrow group is the cheapest by far.
+    scores = {group.name: np.full(group.size, 1e-6 if group.size == 16 else 1.0) for group in groups}
+    found = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.4, limit=0.7, align=16, whole=True
+    )
+    sizes = {group.name: group.size - len(found.removed.get(group.name, ())) for group in groups}
+    assert set(sizes.values()) <= {16, 32, 48, 64}
+    assert sizes["conv0"] == 16
+    assert found.saved >= 0.4
+    more = allocate(
+        groups, scores, work_model(model, groups, []), ratio=0.95, limit=0.7, align=16, whole=True
+    )
+    assert len(more.removed["conv0"]) == 10
+
+
+class Fixed:
+    """Work that goes with the channels of each group, whatever the others do."""
+
+    whole = 100.0
+    each: ClassVar[dict[str, float]] = {"conv0": 40 / 16, "conv1": 10 / 16}
+
+    def saved(self, group: str, channels: int) -> float:
+        return self.each[group] * channels
+
+    remove = saved
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.1, {"conv1": 16}), (0.4, {"conv0": 16})])
+def test_work_that_is_not_wanted_is_worth_nothing(ratio: float, expected: dict[str, int]) -> None:
+    """A step of 40 % is the cheaper one per work, but not where a tenth is all that is still to go."""
+    groups = [group for group in analyse(net((64, 32))).prunable if group.name in Fixed.each]
+    scores = {"conv0": np.full(64, 40 / 16), "conv1": np.full(32, 15 / 16)}
+    found = allocate(groups, scores, Fixed(), ratio=ratio, limit=0.7, align=16, whole=True)  # type: ignore[arg-type]
+    assert {name: len(channels) for name, channels in found.removed.items()} == expected
 
 
 def test_nothing_to_save_nothing_to_cut() -> None:
@@ -145,5 +215,5 @@ def test_nothing_to_save_nothing_to_cut() -> None:
     (group,) = analyse(model).prunable
     work = work_model(model, [group], [])
     work.macs = {}
-    found = allocate([group], {group.name: np.ones(4)}, work, ratio=0.5, limit=0.9, align=1)
+    found = allocate([group], {group.name: np.ones(4)}, work, ratio=0.5, limit=0.9, align=1, whole=False)
     assert found.removed == {}

@@ -1,0 +1,115 @@
+"""Measure what a pass would change in the arithmetic that later passes bring.
+
+A network that is pruned and then quantized runs in INT8, where other sizes are fast than in float. So models that a
+pass has timed are put through the later passes first, each in its quickest form (`Pass.rehearsal`): the time counts,
+not the outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.cache import Cache
+from greencc.core.capabilities import Arithmetic
+from greencc.core.data import Batch, Feeds
+from greencc.core.engine import Timer, Timing
+from greencc.core.inside import inside
+from greencc.core.model import infer_shapes
+from greencc.core.passes import Context, Pass, RewriteLog
+from greencc.core.progress import silent
+
+
+def rehearsed(ctx: Context, later: Sequence[Pass]) -> Context:
+    """The context of a pass that `later` follows: what it times is what those make of it.
+
+    Args:
+        ctx: Of the pipeline; it comes back as it is where nothing is timed, or nothing changes the arithmetic.
+        later: The passes to come.
+    """
+    steps: list[Pass] = []
+    arithmetic: Arithmetic | None = None
+    for step in later:
+        quick = step.rehearsal(ctx.capabilities)
+        if quick is not None:
+            steps.append(quick)
+            arithmetic = quick.arithmetic or arithmetic
+    if arithmetic is None:
+        return ctx
+    whole = part = None
+    if ctx.time is not None:
+        whole = _Rehearsal(ctx.time, tuple(steps), ctx)
+        part = replace(whole, inside=True)
+    return replace(ctx, time=whole, time_inside=part, arithmetic=arithmetic)
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """A timer of what passes make of models.
+
+    Attributes:
+        time: Measures what they made.
+        steps: The passes.
+        ctx: Gives them capabilities and engines; their data are the inputs that are timed.
+        inside: The models are parts of one: they get and give integers where the passes let them.
+    """
+
+    time: Timer
+    steps: tuple[Pass, ...]
+    ctx: Context
+    inside: bool = False
+
+    def __call__(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        ready = [self._apply(model, feeds) for model in models]
+        if self.inside:
+            feeds = inside(ready, feeds)
+        return self.time(ready, feeds)
+
+    def _apply(self, model: ir.Model, feeds: Sequence[Feeds]) -> ir.Model:
+        model = model.clone()
+        for step in self.steps:
+            step.apply(
+                model,
+                replace(
+                    self.ctx,
+                    samples=feeds,
+                    calibration=_Inputs(feeds),
+                    rewrites=RewriteLog(),
+                    progress=silent,
+                    # What few samples show is of no use to anybody else.
+                    cache=Cache(),
+                    time=None,
+                ),
+            )
+            infer_shapes(model)
+        return model
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A few inputs as a data source; each is a batch as it is, so that models of a fixed batch run."""
+
+    feeds: Sequence[Feeds]
+    name: str = "inputs to measure with"
+    has_labels: bool = False
+    synthetic: bool = False
+
+    @property
+    def count(self) -> int:
+        return sum(batch.count for batch in self.batches(1))
+
+    def digest(self) -> str:
+        found = hashlib.sha256()
+        for feeds in self.feeds:
+            for name, values in sorted(feeds.items()):
+                found.update(f"{name}{values.dtype}{values.shape}".encode())
+                found.update(np.ascontiguousarray(values).tobytes())
+        return found.hexdigest()
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        for feeds in self.feeds:
+            yield Batch(dict(feeds))
