@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from greencc.core.data import Array, Batch
 from greencc.core.describe import nodes_cost
+from greencc.core.engine import Engine
 from greencc.core.graph import Names, add_initializer, constant_tensor
 from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
+from greencc.core.shapes import bind_dims
 from greencc.passes._capture import require_data, run_one, single_samples
+from greencc.passes._resume import Resume, value_bytes
 from greencc.passes._score_loss import change
 from greencc.passes._score_reads import Weights
 
@@ -27,6 +31,8 @@ _ENERGY = 0.02
 _LEAST = 1e-3
 # Multiply-accumulates to spend, and samples to look at all the same.
 _WORK, _FEWEST = 1e12, 8
+# Bytes of values kept, so that what comes before a group is not computed for each.
+_KEPT = 64 << 20
 
 
 def sensitivities(
@@ -46,34 +52,54 @@ def sensitivities(
     # Large models show what a layer does to the outputs on few samples, and each costs an inference per group.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))
-    build = ctx.observe or ctx.build
-    engine = build(model)
-    try:
-        exact = [run_one(engine, batch) for batch in batches]
-    finally:
-        engine.close()
+    outputs = [str(value.name) for value in model.graph.outputs]
+    resume = Resume(model, ctx.observe or ctx.build, _sizes(model, ctx, len(batches)), _KEPT)
+    exact = _run(resume.engine(model, outputs), batches)
     found: dict[str, float] = {}
-    weights = Weights(model)
-    for group in ctx.progress(groups, label="Sensitivity of groups", total=len(groups)):
-        # What no weights read (queries and keys of one head) is disturbed where it is computed.
-        readers = {reader.node for reader in weights.readers(group)}
-        nodes = readers or {site.node for site in group.having(Role.PRODUCER)}
-        noisy = _noisy(model, nodes, seed)
+    disturbed = _disturbed(model, groups)
+    # In the order of the graph: what comes before a group's nodes is not computed again.
+    order = sorted(groups, key=lambda group: resume.first_node(disturbed[group.name]))
+    for group in ctx.progress(order, label="Sensitivity of groups", total=len(groups)):
+        noisy = _noisy(model, disturbed[group.name], seed)
         if noisy is None:
             continue
-        engine = build(noisy)
-        try:
-            changes = [
-                change(before, run_one(engine, batch)) for before, batch in zip(exact, batches, strict=True)
-            ]
-        finally:
-            engine.close()
+        place = resume.reachable(resume.first_node(disturbed[group.name]))
+        if place > resume.place:
+            _run(resume.engine(model, [], place), batches)
+        results = _run(resume.engine(noisy, outputs), batches)
+        changes = [change(before, after) for before, after in zip(exact, results, strict=True)]
         found[group.name] = float(np.mean(changes)) / _ENERGY
     mean = float(np.mean(list(found.values()))) if found else 0.0
     if not mean > 0.0:
         return {group.name: 1.0 for group in groups}
     # What could not be disturbed counts as the average, not as harmless.
     return {group.name: max(found.get(group.name, mean) / mean, _LEAST) for group in groups}
+
+
+def _disturbed(model: ir.Model, groups: Sequence[PruneGroup]) -> dict[str, set[str]]:
+    """The nodes whose weights get noise, by group."""
+    weights, found = Weights(model), {}
+    for group in groups:
+        # What no weights read (queries and keys of one head) is disturbed where it is computed.
+        readers = {reader.node for reader in weights.readers(group)}
+        found[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
+    return found
+
+
+def _sizes(model: ir.Model, ctx: Context, count: int) -> dict[str, float]:
+    """Bytes of the values over `count` samples that are run one by one."""
+    if not ctx.samples:
+        return {}
+    bound = bind_dims(model, {name: values.shape for name, values in ctx.samples[0].items()})
+    return {name: count * size for name, size in value_bytes(bound).items()}
+
+
+def _run(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, Array]]:
+    """The outputs for each batch of one sample; the engine is closed."""
+    try:
+        return [run_one(engine, batch) for batch in batches]
+    finally:
+        engine.close()
 
 
 def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
