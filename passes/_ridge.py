@@ -132,13 +132,14 @@ class Moments:
             x, y = x - self._base_x, y - self._base_y
             self._sum_x += x.sum(axis=1, dtype=np.float64)
             self._sum_y += y.sum(axis=1, dtype=np.float64)
-            turned = x.swapaxes(1, 2)
             # Some rows of the lower half at a time: a product of all would double the largest array there is.
             for index in range(len(x)):
-                for start in range(0, x.shape[2], _PRODUCT):
-                    rows, stop = slice(start, start + _PRODUCT), start + _PRODUCT
-                    self._xx[index, rows, :stop] += turned[index, rows] @ x[index, :, :stop]
-                self._xy[index] += turned[index] @ y[index]
+                columns: Array = x[index]
+                for start in range(0, columns.shape[1], _PRODUCT):
+                    stop = start + _PRODUCT
+                    part = columns[:, start:stop].T @ columns[:, :stop]
+                    self._xx[index, start:stop, :stop] += part
+                self._xy[index] += columns.T @ y[index]
 
 
 def solve(gram: Gram, start: Float64, ridge: float, *, centred: bool = True) -> Solution | None:
