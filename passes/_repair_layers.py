@@ -32,6 +32,7 @@ from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.graph import Names
+from greencc.core.memory import give_back
 from greencc.core.passes import Context, Finding, FindingKind
 from greencc.core.progress import silent
 from greencc.core.shapes import bind_dims
@@ -115,6 +116,8 @@ def refit(
     Raises:
         InputError: There is no calibration data, or it or an activation holds NaN or infinity.
     """
+    # Scores and factors leave many freed matrices behind, and the repair needs large ones.
+    give_back()
     repair = _Repair(original, compressed, ctx, options or RefitOptions())
     return repair.run(layers)
 
