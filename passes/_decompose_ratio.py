@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,7 @@ def plan_for_ratio(
     tried: dict[str, float] = {}
     refused: list[tuple[Job, str]] = []
 
-    def variants() -> Iterator[tuple[str, ir.Model]]:
+    def variants() -> Iterator[tuple[str, Collection[str], ir.Model]]:
         """The model with a typical candidate of one layer in its place, layer by layer."""
         for job in ready_jobs(model, jobs, ctx, []) if wanted.whiten else jobs:
             problem = problem_of(job, model, shapes, whiten=wanted.whiten)
@@ -70,10 +70,10 @@ def plan_for_ratio(
                 continue
             point = typical(front)
             fronts[job.name], tried[job.name] = front, max(point.error, _TINY)
-            yield job.name, with_weight(model, job, approximation_of(problem, point.planned))
+            yield job.name, (job.name,), with_weight(model, job, approximation_of(problem, point.planned))
 
     if ctx.calibration is None:
-        moved = {name: tried[name] for name, _ in variants()}
+        moved = {name: tried[name] for name, _, _ in variants()}
     else:
         moved = divergences(model, variants(), ctx, count=len(jobs), label="Trying ranks")
     least = _LEAST * float(np.median(list(moved.values()))) if moved else 0.0

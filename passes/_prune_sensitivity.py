@@ -13,11 +13,15 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from greencc.core.data import Array, Batch
 from greencc.core.describe import nodes_cost
+from greencc.core.engine import Engine
 from greencc.core.graph import Names, add_initializer, constant_tensor
 from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
+from greencc.core.shapes import bind_dims
 from greencc.passes._capture import require_data, run_one, single_samples
+from greencc.passes._resume import Resume, value_bytes
 from greencc.passes._score_loss import change
 from greencc.passes._score_reads import Weights
 
@@ -27,6 +31,8 @@ _ENERGY = 0.02
 _LEAST = 1e-3
 # Multiply-accumulates to spend, and samples to look at all the same.
 _WORK, _FEWEST = 1e12, 8
+# Bytes of values kept, so that what comes before a group is not computed for each.
+_KEPT = 64 << 20
 
 
 def sensitivities(
@@ -41,14 +47,12 @@ def sensitivities(
         samples: Looked at, evenly spread over the data; fewer where the model is large.
         seed: Of the noise.
     """
-    weights = Weights(model)
-    disturbed = {}
-    for group in groups:
-        # What no weights read (queries and keys of one head) is disturbed where it is computed.
-        readers = {reader.node for reader in weights.readers(group)}
-        disturbed[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
-    noisy = ((name, _noisy(model, nodes, seed)) for name, nodes in disturbed.items())
-    variants = ((name, variant) for name, variant in noisy if variant is not None)
+    disturbed = _disturbed(model, groups)
+    # In the order of the graph: what comes before a group's nodes is not computed again.
+    places = {str(node.name): place for place, node in enumerate(model.graph)}
+    order = sorted(disturbed, key=lambda name: min((places[node] for node in disturbed[name]), default=0))
+    noisy = ((name, disturbed[name], _noisy(model, disturbed[name], seed)) for name in order)
+    variants = ((name, nodes, variant) for name, nodes, variant in noisy if variant is not None)
     label = "Sensitivity of groups"
     changes = divergences(model, variants, ctx, count=len(groups), label=label, samples=samples)
     found = {name: value / _ENERGY for name, value in changes.items()}
@@ -61,7 +65,7 @@ def sensitivities(
 
 def divergences(
     model: ir.Model,
-    variants: Iterable[tuple[str, ir.Model]],
+    variants: Iterable[tuple[str, Collection[str], ir.Model]],
     ctx: Context,
     *,
     count: int,
@@ -72,7 +76,8 @@ def divergences(
 
     Args:
         model: It is left unchanged.
-        variants: One is held at a time.
+        variants: Name, nodes whose weights differ, and a clone with these weights; one is held at a time. Quicker in
+            the order of the graph.
         ctx: Gives the calibration data and the engines.
         count: How many variants there are.
         label: Of the progress bar.
@@ -83,26 +88,51 @@ def divergences(
     # Large models show what a layer does to the outputs on few samples, and each costs an inference per variant.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))
+    outputs = [str(value.name) for value in model.graph.outputs]
     build = ctx.observe or ctx.build
-    engine = build(model)
-    try:
-        exact = [run_one(engine, batch) for batch in batches]
-    finally:
-        engine.close()
+    resume = Resume(model, build, _sizes(model, ctx, len(batches)), _KEPT)
+    exact = _run(resume.engine(model, outputs), batches)
     found: dict[str, float] = {}
-    for name, variant in ctx.progress(variants, label=label, total=count):
-        engine = build(variant)
-        try:
-            changes = [
-                change(before, run_one(engine, batch)) for before, batch in zip(exact, batches, strict=True)
-            ]
-        finally:
-            engine.close()
+    for name, nodes, variant in ctx.progress(variants, label=label, total=count):
+        first = resume.first_node(nodes)
+        place = resume.reachable(first)
+        if first >= place > resume.place:
+            _run(resume.engine(model, [], place), batches)
+        ready = first >= resume.place
+        results = _run(resume.engine(variant, outputs) if ready else build(variant), batches)
+        changes = [change(before, after) for before, after in zip(exact, results, strict=True)]
         found[name] = float(np.mean(changes))
     return found
 
 
-def _noisy(model: ir.Model, nodes: Collection[str], seed: int) -> ir.Model | None:
+def _disturbed(model: ir.Model, groups: Sequence[PruneGroup]) -> dict[str, set[str]]:
+    """The nodes whose weights get noise, by group."""
+    weights, found = Weights(model), {}
+    for group in groups:
+        # What no weights read (queries and keys of one head) is disturbed where it is computed.
+        readers = {reader.node for reader in weights.readers(group)}
+        found[group.name] = readers or {site.node for site in group.having(Role.PRODUCER)}
+    return found
+
+
+def _sizes(model: ir.Model, ctx: Context, count: int) -> dict[str, float]:
+    """Bytes of the values over `count` samples that are run one by one."""
+    if not ctx.samples:
+        return {}
+    bound = bind_dims(model, {name: values.shape for name, values in ctx.samples[0].items()})
+    return {name: count * size for name, size in value_bytes(bound).items()}
+
+
+def _run(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, Array]]:
+    """The outputs for each batch of one sample; the engine is closed."""
+    try:
+        return [run_one(engine, batch) for batch in batches]
+    finally:
+        engine.close()
+
+
+def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
+>>>>>>> perf
     """A clone whose nodes of these names have weights with noise; None where none of them has weights."""
     noisy, changed = model.clone(), False
     generator, names = np.random.default_rng(seed), Names(noisy)

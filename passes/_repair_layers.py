@@ -29,18 +29,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from greencc.core.describe import nodes_cost
+from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.graph import Names
+from greencc.core.memory import give_back
 from greencc.core.passes import Context, Finding, FindingKind
 from greencc.core.progress import silent
 from greencc.core.shapes import bind_dims
-from greencc.passes._capture import graph_values, require_data, sample_bytes
+from greencc.passes._capture import BUDGET_BYTES, graph_values, require_data, sample_bytes
 from greencc.passes._linear_view import linear_view
 from greencc.passes._quantized_pair import Side, run_both
 from greencc.passes._repair_order import Join, Refit, Source, Step, plan_rounds
 from greencc.passes._repair_rows import Channelwise, Collector, Spread, Task
 from greencc.passes._repair_select import kept_outputs, layers_after_cut
 from greencc.passes._repair_weights import Weighted, weight_matrix, weighted
+from greencc.passes._resume import Resume, value_bytes
 from greencc.passes._ridge import Moments, solve
 
 Float64 = NDArray[np.float64]
@@ -52,6 +55,8 @@ _MIN_ROWS = 4096
 _MIN_SAMPLES = 16
 # Of the largest value of the original for the samples run at once.
 _RUN_BYTES = 32 << 20
+# Of the values kept of both models, so that a pass need not start at the inputs.
+_KEPT_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ def refit(
     Raises:
         InputError: There is no calibration data, or it or an activation holds NaN or infinity.
     """
+    # Scores and factors leave many freed matrices behind, and the repair needs large ones.
+    give_back()
     repair = _Repair(original, compressed, ctx, options or RefitOptions())
     return repair.run(layers)
 
@@ -125,6 +132,8 @@ class _Repair:
         self.original_values = {str(value.name) for value in graph_values(original.graph)}
         self.values = {str(value.name) for value in graph_values(compressed.graph)}
         self.findings: list[Finding] = []
+        # By the identity of the model.
+        self.resume: dict[int, Resume] = {}
         # Errors on samples kept aside of the layers that were refit, as shares of the outputs' power.
         self.gains: list[tuple[float, float]] = []
 
@@ -140,11 +149,12 @@ class _Repair:
                 self._note("refused", name, f"it is not refit: {reason}")
         planned = plan_rounds(self.compressed, problems, self.options.rounds)
         stages = [stage for group in planned for stage in self._stages(group, nodes)]
-        limit, self.batch = self._budget(len(stages))
+        limit, self.batch = self._budget(stages, nodes)
         self.source = replace(self.source, limit=limit)
-        for stage in self.ctx.progress(stages, label=_LABEL, total=len(stages)):
+        for index, stage in enumerate(self.ctx.progress(stages, label=_LABEL, total=len(stages))):
             tasks = [task for item in stage if (task := self._task(item, nodes[item.item.node])) is not None]
-            for task, collector in zip(tasks, self._collect(tasks), strict=True):
+            waiting = [step.item for later in stages[index:] for step in later]
+            for task, collector in zip(tasks, self._collect(tasks, waiting), strict=True):
                 if not self._repair(task, collector):
                     return self.findings
         if self.gains:
@@ -156,8 +166,9 @@ class _Repair:
             self.findings.append(Finding("note", message, rule=RULE))
         return self.findings
 
-    def _budget(self, passes: int) -> tuple[int, int]:
+    def _budget(self, stages: Sequence[Sequence[Step]], nodes: Mapping[str, ir.Node]) -> tuple[int, int]:
         """Samples that so many passes may look at, and how many to run at once."""
+        passes = len(stages)
         models = self.original, self.compressed
         together = 1
         if self.ctx.samples:
@@ -172,7 +183,28 @@ class _Repair:
         names = [str(value.name) for value in graph_values(models[0].graph)]
         largest = max(sample_bytes(models[0], names).values(), default=1)
         # The engines hold several values at once, whatever is asked for.
-        return samples, max(1, min(self.options.batch, together * _RUN_BYTES // max(largest, 1)))
+        batch = max(1, min(self.options.batch, together * _RUN_BYTES // max(largest, 1)))
+        inferences = min(samples, self.source.count) / together
+        for model, bound in zip((self.original, self.compressed), models, strict=True):
+            sizes_of = {name: inferences * size for name, size in value_bytes(bound).items()}
+            build = self.ctx.observe or self.ctx.build
+            self.resume[id(model)] = Resume(model, build, sizes_of, _KEPT_BYTES // 2)
+        return samples, self._alike(stages, nodes, batch)
+
+    def _alike(self, stages: Sequence[Sequence[Step]], nodes: Mapping[str, ir.Node], batch: int) -> int:
+        """Samples to run at once in all passes: what one of them keeps is what the next one asks for."""
+        for stage in stages:
+            exact = [step.item.target for step in stage]
+            exact += [step.item.join.total for step in stage if step.item.join is not None]
+            exact += [
+                step.item.source.value for step in stage if step.follows and step.item.source is not None
+            ]
+            seen = [str(nodes[step.item.node].inputs[0].name) for step in stage]  # type: ignore[union-attr]
+            seen += [step.item.join.other for step in stage if step.item.join is not None]
+            sizes = sample_bytes(self.original, exact), sample_bytes(self.compressed, seen)
+            size = sum(sum(part.values()) for part in sizes)
+            batch = max(1, min(batch, BUDGET_BYTES // max(size, 1)))
+        return batch
 
     def _note(self, kind: FindingKind, name: str, message: str) -> None:
         self.findings.append(Finding(kind, f"{name!r}: {message}", name, RULE))
@@ -252,7 +284,8 @@ class _Repair:
         assert source is not None
         return Channelwise(view, str(source.name), matrix)
 
-    def _collect(self, tasks: Sequence[Task]) -> list[Collector]:
+    def _collect(self, tasks: Sequence[Task], waiting: Sequence[Refit]) -> list[Collector]:
+        """One pass over the data; of what comes before the layers that wait for repair it runs what is not known."""
         collectors = []
         for task in tasks:
             columns = task.shape[1]
@@ -267,7 +300,18 @@ class _Repair:
             task.minus for task in tasks if task.minus is not None
         ]
         sides = Side(self.original, exact), Side(self.compressed, seen)
-        quiet = replace(self.ctx, calibration=self.source, progress=silent)
+        targets = [item.target for item in waiting]
+        targets += [item.join.total for item in waiting if item.join is not None]
+        before, after = self.resume[id(self.original)], self.resume[id(self.compressed)]
+        keep_at = {
+            id(self.original): before.reachable(before.first_made(targets)),
+            id(self.compressed): after.reachable(after.first_node(item.node for item in waiting)),
+        }
+
+        def build(model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
+            return self.resume[id(model)].engine(model, outputs or [], keep_at[id(model)])
+
+        quiet = replace(self.ctx, calibration=self.source, progress=silent, observe=build)
         for piece in run_both(*sides, quiet, self.batch, _LABEL):
             for collector in collectors:
                 collector.add(piece)

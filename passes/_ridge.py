@@ -31,6 +31,8 @@ Float64 = NDArray[np.float64]
 _WIDE = 1024
 # Rows gathered before they are multiplied: one product of many rows is cheaper than many of few.
 _GATHER = 1024
+# Rows of a matrix made at once, and moved at once.
+_PRODUCT, _BLOCK = 1024, 256
 _RAISE = 10.0
 _TRIES = 14
 
@@ -96,6 +98,8 @@ class Moments:
     def gram(self, *, centred: bool = True) -> Gram:
         """The moments of all rows so far; the sums are used up."""
         self._flush()
+        for matrix in self._xx:
+            _mirror(matrix)
         count = max(self.count, 1)
         base_x = np.zeros(()) if self._base_x is None else self._base_x[:, 0].astype(np.float64)
         base_y = np.zeros(()) if self._base_y is None else self._base_y[:, 0].astype(np.float64)
@@ -128,11 +132,14 @@ class Moments:
             x, y = x - self._base_x, y - self._base_y
             self._sum_x += x.sum(axis=1, dtype=np.float64)
             self._sum_y += y.sum(axis=1, dtype=np.float64)
-            turned = x.swapaxes(1, 2)
-            # One group at a time: a product of all would double the largest array there is.
+            # Some rows of the lower half at a time: a product of all would double the largest array there is.
             for index in range(len(x)):
-                self._xx[index] += turned[index] @ x[index]
-                self._xy[index] += turned[index] @ y[index]
+                columns: Array = x[index]
+                for start in range(0, columns.shape[1], _PRODUCT):
+                    stop = start + _PRODUCT
+                    part = columns[:, start:stop].T @ columns[:, :stop]
+                    self._xx[index, start:stop, :stop] += part
+                self._xy[index] += columns.T @ y[index]
 
 
 def solve(gram: Gram, start: Float64, ridge: float, *, centred: bool = True) -> Solution | None:
@@ -169,19 +176,34 @@ def _solve(xx: Float64, right: Float64, damping: Float64) -> Float64 | None:
     found = np.empty_like(right)
     size = xx.shape[-1]
     for index in range(len(xx)):
-        damped = np.array(xx[index], order="F")
+        # The factor takes the place of the lower half, for a second matrix of that size would be the largest thing
+        # there is; the upper half still has everything afterwards.
+        damped = xx[index].T
+        diagonal = np.diagonal(damped).copy()
         damped[np.arange(size), np.arange(size)] += damping[index]
         try:
             factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+            found[index] = scipy.linalg.cho_solve(factor, right[index], check_finite=False)
         except np.linalg.LinAlgError:
             return None
-        found[index] = scipy.linalg.cho_solve(factor, right[index], check_finite=False)
+        finally:
+            _mirror(xx[index])
+            damped[np.arange(size), np.arange(size)] = diagonal
     return found if np.isfinite(found).all() else None
+
+
+def _mirror(matrix: Float64) -> None:
+    """Make a matrix symmetric: its lower half counts."""
+    for start in range(0, len(matrix), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        matrix[:start, rows] = matrix[rows, :start].T
+        square = matrix[rows, rows]
+        square[:] = np.tril(square) + np.tril(square, -1).T
 
 
 def _add_outer(matrix: Float64, first: Float64, second: Float64, sign: float) -> None:
     """Add first second^T, row by row of `first`: no second matrix of that size is made."""
     for index in range(len(matrix)):
-        for start in range(0, matrix.shape[1], 256):
-            rows = slice(start, start + 256)
+        for start in range(0, matrix.shape[1], _BLOCK):
+            rows = slice(start, start + _BLOCK)
             matrix[index, rows] += sign * np.outer(first[index, rows], second[index])

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from greencc.core.data import Array
 from greencc.core.groups import PruneGroup, Reader
+from greencc.core.memory import give_back
 from greencc.core.passes import Context
 from greencc.passes._channel_grams import BUDGET_BYTES, each_gram
 from greencc.passes._score_activation import activation
@@ -76,6 +77,7 @@ def second_order(
     """
     weights = Weights(model)
     found = dict(_scored(model, groups, weights, ctx, options))
+    give_back()
     rest = [group for group in groups if group.name not in found]
     return found | (activation(model, rest, ctx, options) if rest else {})
 

@@ -68,6 +68,8 @@ class SessionConfig:
         profile_prefix: Where to write a profile; None does not.
         prepack: Keep a rearranged copy of each weight: faster, at twice the memory.
         arena: Keep freed memory for the next run: faster, at the price of the peak staying allocated.
+        pattern: Lay out what a run needs in one block once its shapes have been seen; the arena then holds that block
+            beside what the first run of these shapes took.
     """
 
     threads: int
@@ -75,6 +77,7 @@ class SessionConfig:
     profile_prefix: Path | None = None
     prepack: bool = True
     arena: bool = True
+    pattern: bool = True
 
 
 def session_options(config: SessionConfig) -> ort.SessionOptions:
@@ -98,6 +101,7 @@ def session_options(config: SessionConfig) -> ort.SessionOptions:
         # whole weight-only INT8 model in memory as floats.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = config.arena
+    options.enable_mem_pattern = config.pattern
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not config.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -206,7 +206,9 @@ class CpuTarget(Target):
         if private > _SPILL_FROM_BYTES:
             return self._from_file(model, optimization, inner)
         shared = share(model)
-        config = SessionConfig(self._threads(), optimization, prepack=shared.nbytes <= _PREPACK_UP_TO_BYTES)
+        # Batches and models of many shapes come by: the runtime need not remember how to lay out each of them.
+        prepack = shared.nbytes <= _PREPACK_UP_TO_BYTES
+        config = SessionConfig(self._threads(), optimization, prepack=prepack, pattern=False)
         options = session_options(config)
         shared.register(options)
         return OrtEngine(
@@ -223,7 +225,7 @@ class CpuTarget(Target):
         from greencc.core.files import translated_os_errors
         from greencc.core.model import save_model
 
-        config = SessionConfig(self._threads(), optimization, prepack=False, arena=False)
+        config = SessionConfig(self._threads(), optimization, prepack=False, arena=False, pattern=False)
         folder = Path(tempfile.mkdtemp(prefix="greencc-reference-"))
         try:
             path = folder / "model.onnx"

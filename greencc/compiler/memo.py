@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from greencc.core.data import Array, Feeds, TensorSpec
+from greencc.core.data import Array, Feeds, TensorSpec, feeds_key
 from greencc.core.engine import Engine
 
 LIMIT_BYTES = 256 << 20
@@ -34,7 +31,7 @@ class MemoEngine:
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run, or recall what these very inputs gave before."""
-        key = _key(feeds, outputs)
+        key = feeds_key(feeds, outputs)
         found = self._known.get(key)
         if found is None:
             found = self.engine.run(feeds, outputs)
@@ -47,12 +44,3 @@ class MemoEngine:
     def close(self) -> None:
         self._known.clear()
         self.engine.close()
-
-
-def _key(feeds: Feeds, outputs: Sequence[str] | None) -> bytes:
-    digest = hashlib.blake2b(repr(outputs).encode(), digest_size=16)
-    for name in sorted(feeds):
-        array = np.asarray(feeds[name])
-        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
-    return digest.digest()

@@ -6,7 +6,8 @@ in the same order. `greencc.calibration` has the implementations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,3 +72,13 @@ class DataSource(Protocol):
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield all samples in order, `size` at a time; the last batch may be smaller."""
+
+
+def feeds_key(feeds: Feeds, outputs: Sequence[str] | None = None) -> bytes:
+    """16 bytes that tell one run from another: a digest over the inputs and the names of what is wanted."""
+    digest = hashlib.blake2b(repr(outputs).encode(), digest_size=16)
+    for name in sorted(feeds):
+        array = np.asarray(feeds[name])
+        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.digest()

@@ -123,3 +123,34 @@ def test_what_is_held_does_not_grow_with_the_rows() -> None:
         return sum(item.nbytes for item in arrays)
 
     assert held(3) == held(60)
+
+
+def test_moments_of_many_columns_are_those_of_all_rows() -> None:
+    """More columns than are multiplied at once."""
+    x = np.random.default_rng(4).standard_normal((1, 60, 2100)).astype(np.float32)
+    moments = Moments(1, 2100, 2)
+    moments.add(x, x[:, :, :2])
+    gram = moments.gram()
+    exact = np.cov(x[0].astype(np.float64), rowvar=False, bias=True)
+    assert np.array_equal(gram.xx[0], gram.xx[0].T)
+    assert np.allclose(gram.xx[0], exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("spoiled", [0.0, 1e9])
+def test_solving_leaves_the_moments_as_they_were(spoiled) -> None:
+    """Also where the damping has to be raised before there is a factor."""
+    x = np.random.default_rng(5).standard_normal((2, 400, 300)).astype(np.float32)
+    moments = Moments(2, 300, 3)
+    moments.add(x, x[:, :, :3])
+    gram = moments.gram()
+    gram.xx[:, 7, 9] -= spoiled
+    gram.xx[:, 9, 7] -= spoiled
+    before = gram.xx.copy()
+    first = solve(gram, np.zeros((2, 3, 300)), 1e-3)
+    assert np.array_equal(gram.xx, before)
+    second = solve(gram, np.zeros((2, 3, 300)), 1e-3)
+    assert first is not None
+    assert second is not None
+    assert first.raised == second.raised
+    assert (first.raised > 1.0) == (spoiled > 0.0)
+    assert np.array_equal(first.matrix, second.matrix)
