@@ -132,7 +132,6 @@ def _run(engine: Engine, batches: Sequence[Batch]) -> list[dict[str, Array]]:
 
 
 def _noisy(model: ir.Model, nodes: set[str], seed: int) -> ir.Model | None:
->>>>>>> perf
     """A clone whose nodes of these names have weights with noise; None where none of them has weights."""
     noisy, changed = model.clone(), False
     generator, names = np.random.default_rng(seed), Names(noisy)
