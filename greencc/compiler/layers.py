@@ -100,11 +100,19 @@ def layer_times(
     layers = [LayerTime(name, origins.op_type(name), before.get(name), after.get(name)) for name in names]
     for op_type in sorted({*extra_before, *extra_after}):
         layers.append(
-            LayerTime(
-                f"({op_type}, by the runtime)", op_type, extra_before.get(op_type), extra_after.get(op_type)
-            )
+            LayerTime(runtime_layer(op_type), op_type, extra_before.get(op_type), extra_after.get(op_type))
         )
     return tuple(layers)
+
+
+def layer_of(origins: Origins, name: str, op_type: str) -> str:
+    """The name of the layer (`LayerTime.name`) that a node of a built graph counts to."""
+    origin = None if op_type in ("QuantizeLinear", "DequantizeLinear") else origins.find(name)
+    return runtime_layer(op_type) if origin is None else origin
+
+
+def runtime_layer(op_type: str) -> str:
+    return f"({op_type}, by the runtime)"
 
 
 def _by_origin(

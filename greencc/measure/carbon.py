@@ -2,8 +2,8 @@
 
 E is the gross energy per inference, I the grid's intensity, and M the share of the device's embodied emissions:
 ``M = TE * TS`` with TE the emissions of making it and TS the inference's time over the device's lifetime. All of the
-device counts as reserved meanwhile; time in which it idles is not charged. Offsets and certificates do not enter
-(section 5 of the standard). The interval is that of the energy: the intensity, a yearly mean, has none.
+device counts as reserved meanwhile; time in which it idles is not charged. Offsets and certificates do not enter.
+The interval is that of the energy: the intensity, a yearly mean, has none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ _SECONDS_PER_YEAR = 365.25 * 86_400.0
 # Coal emits about 1,000 g/kWh: what lies far above was given in another unit.
 MAX_GRAMS_PER_KWH = 5_000.0
 MAX_LIFETIME_YEARS = 100.0
-_INTENSITY = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?nan|[-+]?inf)\s*(g|kg|mg)?(?:\s*/\s*kwh)?", re.IGNORECASE)
+_INTENSITY = re.compile(
+    r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?nan|[-+]?inf)\s*(g|kg|mg)?(?:\s*/\s*kwh)?", re.IGNORECASE
+)
+# Codes in use elsewhere that are not ISO 3166's.
+_ALIASES = {"GB": ("UK",), "GR": ("EL",)}
 _GRAMS = {"": 1.0, "g": 1.0, "kg": 1e3, "mg": 1e-3}
 
 
@@ -52,7 +56,8 @@ class CarbonOptions:
         if self.grid_intensity is not None:
             if self.country is not None:
                 raise UsageError(
-                    "a grid intensity and a country exclude each other", hint="give the one that you know better"
+                    "a grid intensity and a country exclude each other",
+                    hint="give the one that you know better",
                 )
             _check_intensity(self.grid_intensity)
         self.grid()
@@ -63,7 +68,8 @@ class CarbonOptions:
             )
         if self.embodied_kg is not None and not (math.isfinite(self.embodied_kg) and self.embodied_kg >= 0.0):
             raise UsageError(
-                f"the embodied emissions are {self.embodied_kg} kg", hint="expected kilograms of CO2 equivalent"
+                f"the embodied emissions are {self.embodied_kg} kg",
+                hint="expected kilograms of CO2 equivalent",
             )
         if self.lifetime_years is not None and not 0.0 < self.lifetime_years <= MAX_LIFETIME_YEARS:
             raise UsageError(
@@ -159,11 +165,19 @@ def _world() -> GridIntensity:
 def _guess(code: str) -> str:
     """Which country may have been meant; names are understood here, so that the answer tells the code."""
     by_name = {row.name.upper(): row for row in _countries()}
-    by_code = {code: row for row in _countries() for code in (row.alpha2, row.alpha3)}
+    by_code = {row.alpha3: row for row in _countries()} | {
+        alias: row for row in _countries() for alias in _ALIASES.get(row.alpha2, ())
+    }
     close = (
-        [by_name[name] for name in difflib.get_close_matches(code, by_name, n=1, cutoff=0.7)]
+        [by_code[name] for name in by_code if name == code]
+        or [by_name[name] for name in difflib.get_close_matches(code, by_name, n=1, cutoff=0.7)]
         or [by_name[name] for name in by_name if len(code) > 3 and name.startswith(code)][:1]
-        or [by_code[name] for name in difflib.get_close_matches(code, by_code, n=1, cutoff=0.5)]
+        # Two letters are too few to guess by.
+        or [
+            by_code[name]
+            for name in difflib.get_close_matches(code, by_code, n=1, cutoff=0.6)
+            if len(code) > 2
+        ]
     )
     known = "give an ISO 3166 code such as FR or DEU, or --grid-intensity"
     return f"did you mean {close[0].alpha2!r} ({close[0].name})? {known}" if close else known
@@ -196,7 +210,9 @@ def carbon_of(
         grid=grid,
         embodied=embodied,
         grade=max(baseline.grade, artifact.grade),
-        boundary=artifact.boundary if baseline.boundary == artifact.boundary else f"{baseline.boundary}; {artifact.boundary}",
+        boundary=artifact.boundary
+        if baseline.boundary == artifact.boundary
+        else f"{baseline.boundary}; {artifact.boundary}",
     )
 
 
