@@ -60,7 +60,8 @@ class CarbonOptions:
                     hint="give the one that you know better",
                 )
             _check_intensity(self.grid_intensity)
-        self.grid()
+        if self.country is not None:
+            grid_of(self.country)
         if (self.embodied_kg is None) != (self.lifetime_years is None):
             raise UsageError(
                 "embodied emissions and a lifetime go together",

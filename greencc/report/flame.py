@@ -1,0 +1,199 @@
+"""Energy by layer as a flame map: scopes of the nodes' names above, layers below, widths by energy.
+
+Both variants have the same order of layers. Each fills the width, so that a small artifact is as readable as a large
+baseline; the bars above them are on a common scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from greencc.core.report import REST, LayerEnergies, LayerEnergy, LayerShare
+from greencc.report.energy import ATTRIBUTED, grade_text, heaviest
+from greencc.report.figures import joules, joules_interval, number, printable, share, shorten
+from greencc.report.svg import figure, percent, tag
+
+_ROW = 24
+_BAR = 10
+_HEAD = 46
+_GAP = 26
+# Levels that are drawn; deeper scopes become part of the layer's label.
+_LEVELS = 4
+# Cells narrower than this share of the width cannot be seen or pointed at.
+_NARROWEST = 0.001
+# Pixels that labels are cut for, by the class that shows them; SVG cannot measure text.
+_WIDTHS = (("wide", 640), ("narrow", 290))
+_ADVANCE = 7.0
+_SHORTEST_LABEL = 4
+_RUNTIME = "by the runtime"
+
+
+@dataclass
+class _Scope:
+    """A part of a name and what is inside; `row` where a layer ends here."""
+
+    name: str
+    row: LayerEnergy | None = None
+    children: dict[str, _Scope] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[LayerEnergy]:
+        if self.row is not None:
+            yield self.row
+        for child in self.children.values():
+            yield from child.rows()
+
+
+def flame_map(found: LayerEnergies) -> Markup:
+    """The map of both variants, under one another."""
+    tree = _collapsed(_tree(found), level=0)
+    depth = min(_LEVELS, _depth(tree))
+    end = max(found.baseline_mj, found.artifact_mj)
+    parts: list[Markup] = []
+    top = 0
+    for side, label, css, total in (
+        ("baseline", "Baseline", "b", found.baseline_mj),
+        ("artifact", "Artifact", "a", found.artifact_mj),
+    ):
+        parts += [
+            tag("text", label, x="0", y=top + 14, class_=f"label {css}"),
+            tag(
+                "text",
+                f"{joules(total)}, {_word(found)}",
+                x="100%",
+                y=top + 14,
+                text_anchor="end",
+                class_="value",
+            ),
+            tag("rect", x="0", y=top + 24, width="100%", height=_BAR, rx="1.5", class_="groove"),
+            tag(
+                "rect",
+                x="0",
+                y=top + 24,
+                width=percent(total / end),
+                height=_BAR,
+                rx="1.5",
+                class_=f"area {css}",
+            ),
+        ]
+        parts += _cells(tree, side, css, 0.0, top + _HEAD)
+        top += _HEAD + depth * _ROW + _GAP
+    return figure("Energy by layer", _description(found), top - _GAP, parts)
+
+
+def _word(found: LayerEnergies) -> str:
+    return "measured" if found.grade in ("A", "B") else "estimated"
+
+
+def _description(found: LayerEnergies) -> str:
+    top = [
+        f"{printable(row.name)} {share(_share(row, 'baseline'), 2)} of the baseline and "
+        f"{share(_share(row, 'artifact'), 2)} of the artifact"
+        for row in heaviest(found, 3)
+    ]
+    return f"{ATTRIBUTED.capitalize()}; the totals are {grade_text(found)}. Largest: {'; '.join(top)}."
+
+
+def _share(row: LayerEnergy, side: str) -> float:
+    part: LayerShare | None = getattr(row, side)
+    return 0.0 if part is None else part.share.value
+
+
+def _tree(found: LayerEnergies) -> _Scope:
+    root = _Scope("")
+    for row in found.rows:
+        scope = root
+        for part in _path(row):
+            scope = scope.children.setdefault(part, _Scope(part))
+        scope.row = row
+    return root
+
+
+def _path(row: LayerEnergy) -> list[str]:
+    if row.name == REST:
+        return [REST]
+    if row.name.endswith(f", {_RUNTIME})"):
+        return [_RUNTIME, row.op_type]
+    return [part for part in row.name.split("/") if part] or [row.name]
+
+
+def _collapsed(scope: _Scope, level: int) -> _Scope:
+    """Chains of scopes with a single child become one; scopes below the last level become layers side by side."""
+    children: dict[str, _Scope] = {}
+    for key, child in scope.children.items():
+        name = child.name
+        while len(child.children) == 1 and child.row is None:
+            (child,) = child.children.values()
+            name = f"{name}/{child.name}"
+        if level + 1 < _LEVELS:
+            children[key] = _collapsed(_Scope(name, child.row, child.children), level + 1)
+        else:
+            for label, row in _leaves(child, name):
+                children[row.name] = _Scope(label, row)
+    if scope.row is not None and children:
+        # A layer whose name is the scope of others.
+        return _Scope(scope.name, None, {"": _Scope(scope.name, scope.row), **children})
+    return _Scope(scope.name, scope.row, children)
+
+
+def _leaves(scope: _Scope, name: str) -> Iterator[tuple[str, LayerEnergy]]:
+    if scope.row is not None:
+        yield name, scope.row
+    for child in scope.children.values():
+        yield from _leaves(child, f"{name}/{child.name}")
+
+
+def _depth(scope: _Scope) -> int:
+    return max((1 + _depth(child) for child in scope.children.values()), default=0)
+
+
+def _cells(scope: _Scope, side: str, css: str, left: float, top: int) -> Iterator[Markup]:
+    for child in scope.children.values():
+        width = sum(_share(row, side) for row in child.rows())
+        if width >= _NARROWEST:
+            yield _cell(child, side, css, left, width, top)
+            yield from _cells(child, side, css, left, top + _ROW)
+        left += width
+
+
+def _cell(scope: _Scope, side: str, css: str, left: float, width: float, y: int) -> Markup:
+    kind = (
+        "rest"
+        if scope.row is not None and scope.row.name == REST
+        else ("scope" if scope.children else "layer")
+    )
+    label = "between the layers" if kind == "rest" else printable(scope.name)
+    texts = []
+    for shown, pixels in _WIDTHS:
+        characters = int(width * pixels / _ADVANCE) - 1
+        if characters >= min(_SHORTEST_LABEL, len(label)):
+            texts.append(tag("text", shorten(label, characters), x="5", y="16", class_=f"cell {shown}"))
+    return tag(
+        "svg",
+        tag("title", _title(scope, side, width)),
+        tag("rect", x="0", y="0", width="100%", height=_ROW - 1, class_=f"{kind} {css}"),
+        *texts,
+        x=percent(left),
+        y=y,
+        width=percent(width),
+        height=_ROW - 1,
+        overflow="hidden",
+    )
+
+
+def _title(scope: _Scope, side: str, width: float) -> str:
+    part: LayerShare | None = None if scope.row is None else getattr(scope.row, side)
+    if scope.row is None or part is None:
+        rows = [row for row in scope.rows() if getattr(row, side) is not None]
+        energy = sum(getattr(row, side).mj.value for row in rows)
+        return (
+            f"{printable(scope.name)}: {joules(energy)}, {share(width, 2)} of the {side}, {len(rows)} layers"
+        )
+    kind = f" ({printable(scope.row.op_type)})" if scope.row.op_type else ""
+    ends = f"[{number(part.share.low * 100, 2)}, {number(part.share.high * 100, 2)}]"
+    return (
+        f"{printable(scope.row.name)}{kind}: {joules_interval(part.mj)}, "
+        f"{share(part.share.value, 2)} {ends} of the {side}, {ATTRIBUTED}"
+    )
