@@ -90,7 +90,7 @@ def layer_energies(
         artifact_mj=totals[1].value,
         grade=max(total.grade for total in totals),
         boundary="; ".join(dict.fromkeys(total.boundary for total in totals)),
-        method=_method(totals, by_work=counted[0] is not None),
+        method=_method(totals, measured, by_work=counted[0] is not None),
         rows=rows,
     )
 
@@ -114,13 +114,15 @@ def _gross(energy: Energy) -> Energy:
     return replace(energy, value=energy.gross, low=energy.low + idle, high=energy.high + idle, gross=None)
 
 
-def _method(totals: tuple[Energy, Energy], *, by_work: bool) -> str:
+def _method(totals: tuple[Energy, Energy], measured: Measurement, *, by_work: bool) -> str:
     words = {"measured" if Grade[total.grade].measured else "estimated" for total in totals}
+    clean = measured.conditions.get("clean") is not False
     net = "net of the idle power" if totals[0].gross is not None else "gross"
     return (
         "attributed by model from profiled times"
         + (", counted operations and bytes" if by_work else " alone: the operations could not be counted")
         + f"; the totals are {' and '.join(sorted(words))}, {net}"
+        + ("" if clean else "; other processes were busy: waiting for them lies between the layers")
     )
 
 

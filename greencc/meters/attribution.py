@@ -54,12 +54,13 @@ def layer_shares(
 
 
 def share_out(total: Energy, shares: Sequence[Interval]) -> tuple[LayerShare, ...]:
-    """Share a positive total out, in millijoules. The values sum to it: the last one takes what rounding leaves.
+    """Share a positive total out, in millijoules. The values sum to it: the largest takes what rounding leaves.
 
     The interval of a part is that of its share times that of the total, which may reach below 0.
     """
-    values = [total.value * share.value for share in shares[:-1]]
-    values.append(total.value - math.fsum(values))
+    values = [total.value * share.value for share in shares]
+    largest = max(range(len(shares)), key=lambda index: shares[index].value)
+    values[largest] = total.value - math.fsum(values[:largest] + values[largest + 1 :])
     found = []
     for value, share in zip(values, shares, strict=True):
         ends = [share_end * end for share_end in (share.low, share.high) for end in (total.low, total.high)]

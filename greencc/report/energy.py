@@ -122,14 +122,17 @@ def carbon_note(report: Report) -> str:
     return f"Carbon (SCI) per inference: {cells[0]} before, {cells[1]} after CO2e; {carbon_basis(found)}."
 
 
-def compile_energy(info: CompileInfo) -> str:
+def compile_energy(info: CompileInfo, *, method: bool = True) -> str:
     """``5.1 kJ [1.2 kJ, 9 kJ], estimated, grade D, ...``, or an empty text."""
     energy = info.energy_j
     if energy is None:
         return ""
     word = "measured" if measured(energy) else "estimated"
     values = Interval(*(1e3 * value for value in (energy.value, energy.low, energy.high)))
-    return f"{joules_interval(values)}, {word}, grade {energy.grade}, {energy.boundary}; {energy.method}"
+    known = f"grade {energy.grade}, {energy.boundary}"
+    # The method begins with the word.
+    how = f"{known}; {energy.method}" if method else f"{word}, {known}, gross, this run alone"
+    return f"{joules_interval(values)}, {how}"
 
 
 def break_even(info: CompileInfo) -> str:
@@ -145,9 +148,9 @@ def break_even(info: CompileInfo) -> str:
     return f"pays for itself after {value}{unit} inferences [{low}, {high}] ({found.reason})"
 
 
-def compile_note(report: Report) -> str:
+def compile_note(report: Report, *, method: bool = True) -> str:
     """One sentence, or an empty text."""
-    energy = compile_energy(report.compile)
+    energy = compile_energy(report.compile, method=method)
     if not energy:
         return ""
     repaid = break_even(report.compile)
@@ -155,8 +158,9 @@ def compile_note(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """The sentences that there is something to say in."""
-    return [text for text in (layers_note(report), carbon_note(report), compile_note(report)) if text]
+    """The sentences that there is something to say in, for a terminal."""
+    texts = (layers_note(report), carbon_note(report), compile_note(report, method=False))
+    return [text for text in texts if text]
 
 
 def _weight(row: LayerEnergy) -> float:

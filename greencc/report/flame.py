@@ -6,6 +6,7 @@ baseline; the bars above them are on a common scale.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -150,21 +151,31 @@ def _depth(scope: _Scope) -> int:
 
 
 def _cells(scope: _Scope, side: str, css: str, left: float, top: int) -> Iterator[Markup]:
+    common = _common_prefix(scope)
     for child in scope.children.values():
         width = sum(_share(row, side) for row in child.rows())
         if width >= _NARROWEST:
-            yield _cell(child, side, css, left, width, top)
+            yield _cell(child, child.name.removeprefix(common), side, css, left, width, top)
             yield from _cells(child, side, css, left, top + _ROW)
         left += width
 
 
-def _cell(scope: _Scope, side: str, css: str, left: float, width: float, y: int) -> Markup:
+def _common_prefix(scope: _Scope) -> str:
+    """What the names of all layers side by side begin with, up to a separator: it tells them nothing apart."""
+    names = [child.name for child in scope.children.values() if not child.name.startswith(("(", _RUNTIME))]
+    if len(names) < 2:
+        return ""
+    common = os.path.commonprefix(names)
+    return common[: max(common.rfind(mark) for mark in "_.") + 1]
+
+
+def _cell(scope: _Scope, name: str, side: str, css: str, left: float, width: float, y: int) -> Markup:
     kind = (
         "rest"
         if scope.row is not None and scope.row.name == REST
         else ("scope" if scope.children else "layer")
     )
-    label = "between the layers" if kind == "rest" else printable(scope.name)
+    label = "between the layers" if kind == "rest" else printable(name)
     texts = []
     for shown, pixels in _WIDTHS:
         characters = int(width * pixels / _ADVANCE) - 1

@@ -20,7 +20,12 @@ def summary(report: Report) -> RenderableType:
     verdict = judge(report)
     parts: list[RenderableType] = [Text(verdict.headline, style="bold"), Text(), figures_table(report)]
     sentences = " ".join(verdict.details)
-    parts += [Text(), Text(sentences), *map(Text, notes(report))]
+    parts += [Text(), Text(sentences)]
+    found = notes(report)
+    for note in found:
+        parts += [Text(), Text(note)]
+    if found and report.warnings:
+        parts.append(Text())
     for warning in report.warnings:
         parts.append(_warning(warning))
     return Group(*parts)
