@@ -15,7 +15,16 @@ from greencc.core.describe import NodeCost, nodes_cost
 from greencc.core.engine import Device
 from greencc.core.errors import InputError
 from greencc.core.meter import Grade
-from greencc.core.report import REST, Energy, Figures, LayerEnergies, LayerEnergy, LayerShare, LayerTime
+from greencc.core.report import (
+    REST,
+    Energy,
+    Figures,
+    Interval,
+    LayerEnergies,
+    LayerEnergy,
+    LayerShare,
+    LayerTime,
+)
 from greencc.core.shapes import bind_dims
 from greencc.meters.attribution import layer_shares, share_out
 from greencc.meters.model import OperationCounts, Workload, device_power, load_of
@@ -86,8 +95,8 @@ def layer_energies(
         for name in (*kinds, REST)
     )
     return LayerEnergies(
-        baseline_mj=totals[0].value,
-        artifact_mj=totals[1].value,
+        baseline_mj=_interval(totals[0]),
+        artifact_mj=_interval(totals[1]),
         grade=max(total.grade for total in totals),
         boundary="; ".join(dict.fromkeys(total.boundary for total in totals)),
         method=_method(totals, measured, by_work=counted[0] is not None),
@@ -112,6 +121,10 @@ def _gross(energy: Energy) -> Energy:
         return energy
     idle = energy.gross - energy.value
     return replace(energy, value=energy.gross, low=energy.low + idle, high=energy.high + idle, gross=None)
+
+
+def _interval(energy: Energy) -> Interval:
+    return Interval(energy.value, energy.low, energy.high)
 
 
 def _method(totals: tuple[Energy, Energy], measured: Measurement, *, by_work: bool) -> str:

@@ -217,13 +217,13 @@ class LayerEnergy:
 
 @dataclass(frozen=True)
 class LayerEnergies:
-    """Energy by layer, attributed by model. The values of all `rows` sum to the totals, in millijoules.
+    """Energy by layer, attributed by model. The values of all `rows` sum to those of the totals, in millijoules.
 
     The last row is what no layer explains (`REST`): the runtime's own work, and waiting.
     """
 
-    baseline_mj: float
-    artifact_mj: float
+    baseline_mj: Interval
+    artifact_mj: Interval
     grade: str
     boundary: str
     method: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from greencc.core.meter import Grade
 from greencc.core.report import (
     REST,
     Carbon,
@@ -46,8 +47,11 @@ class LayerRow:
 
 def grade_text(found: LayerEnergies | Carbon) -> str:
     """``estimated, grade D, CPU package + DRAM``: how the totals are known."""
-    word = "measured" if found.grade in ("A", "B") else "estimated"
-    return f"{word}, grade {found.grade}, {found.boundary}"
+    return f"{word(found)}, grade {found.grade}, {found.boundary}"
+
+
+def word(found: LayerEnergies | Carbon) -> str:
+    return "measured" if Grade[found.grade].measured else "estimated"
 
 
 def heaviest(found: LayerEnergies, most: int) -> list[LayerEnergy]:
@@ -127,11 +131,11 @@ def compile_energy(info: CompileInfo, *, method: bool = True) -> str:
     energy = info.energy_j
     if energy is None:
         return ""
-    word = "measured" if measured(energy) else "estimated"
+    kind = "measured" if measured(energy) else "estimated"
     values = Interval(*(1e3 * value for value in (energy.value, energy.low, energy.high)))
     known = f"grade {energy.grade}, {energy.boundary}"
     # The method begins with the word.
-    how = f"{known}; {energy.method}" if method else f"{word}, {known}, gross, this run alone"
+    how = f"{known}; {energy.method}" if method else f"{kind}, {known}, gross, this run alone"
     return f"{joules_interval(values)}, {how}"
 
 
@@ -189,7 +193,7 @@ def _others(rows: Sequence[LayerEnergy], found: LayerEnergies) -> LayerRow:
     for side, total in (("baseline", found.baseline_mj), ("artifact", found.artifact_mj)):
         parts = [part for row in rows if (part := getattr(row, side)) is not None]
         value = sum(part.mj.value for part in parts)
-        cells += [joules(value), share(value / total, 2)] if parts else [MISSING, MISSING]
+        cells += [joules(value), share(value / total.value, 2)] if parts else [MISSING, MISSING]
     return LayerRow(f"{len(rows)} other layer" + ("s" if len(rows) > 1 else ""), "", *cells)
 
 

@@ -1,19 +1,18 @@
 """Energy by layer as a flame map: scopes of the nodes' names above, layers below, widths by energy.
 
-Both variants have the same order of layers. Each fills the width, so that a small artifact is as readable as a large
-baseline; the bars above them are on a common scale.
+Both variants have the same order of layers. The layers of each fill the width, so that a small artifact is as readable
+as a large baseline; the bars above them are on a common scale, and show what lies between the layers.
 """
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from greencc.core.report import REST, LayerEnergies, LayerEnergy, LayerShare
-from greencc.report.energy import ATTRIBUTED, grade_text, heaviest
+from greencc.core.report import REST, Interval, LayerEnergies, LayerEnergy, LayerShare
+from greencc.report.energy import ATTRIBUTED, grade_text, heaviest, word
 from greencc.report.figures import joules, joules_interval, number, printable, share, shorten
 from greencc.report.svg import figure, percent, tag
 
@@ -29,6 +28,7 @@ _NARROWEST = 0.001
 _WIDTHS = (("wide", 640), ("narrow", 290))
 _ADVANCE = 7.0
 _SHORTEST_LABEL = 4
+_BOTH_ENDS = 14
 _RUNTIME = "by the runtime"
 
 
@@ -47,45 +47,58 @@ class _Scope:
             yield from child.rows()
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One variant: its name in the data, its CSS class, and what stretches its layers to the whole width."""
+
+    side: str
+    css: str
+    zoom: float
+
+    def share(self, row: LayerEnergy) -> float:
+        return _share(row, self.side)
+
+
 def flame_map(found: LayerEnergies) -> Markup:
     """The map of both variants, under one another."""
     tree = _collapsed(_tree(found), level=0)
-    depth = min(_LEVELS, _depth(tree))
-    end = max(found.baseline_mj, found.artifact_mj)
+    rest = next((row for row in found.rows if row.name == REST), None)
+    height = _HEAD + _depth(tree) * _ROW + _GAP
+    end = max(found.baseline_mj.value, found.artifact_mj.value)
     parts: list[Markup] = []
-    top = 0
-    for side, label, css, total in (
-        ("baseline", "Baseline", "b", found.baseline_mj),
-        ("artifact", "Artifact", "a", found.artifact_mj),
+    for index, (side, label, total) in enumerate(
+        (("baseline", "Baseline", found.baseline_mj), ("artifact", "Artifact", found.artifact_mj))
     ):
+        css, top = side[0], index * height
+        layers = 1.0 - (0.0 if rest is None else _share(rest, side))
+        bar = {"y": top + 24, "height": _BAR, "rx": "1.5"}
         parts += [
             tag("text", label, x="0", y=top + 14, class_=f"label {css}"),
-            tag(
-                "text",
-                f"{joules(total)}, {_word(found)}",
-                x="100%",
-                y=top + 14,
-                text_anchor="end",
-                class_="value",
-            ),
-            tag("rect", x="0", y=top + 24, width="100%", height=_BAR, rx="1.5", class_="groove"),
-            tag(
-                "rect",
-                x="0",
-                y=top + 24,
-                width=percent(total / end),
-                height=_BAR,
-                rx="1.5",
-                class_=f"area {css}",
-            ),
+            tag("text", _total(total, found), x="100%", y=top + 14, text_anchor="end", class_="value"),
+            tag("rect", x="0", width="100%", class_="groove", **bar),
+            tag("rect", x="0", width=percent(layers * total.value / end), class_=f"area {css}", **bar),
         ]
-        parts += _cells(tree, side, css, 0.0, top + _HEAD)
-        top += _HEAD + depth * _ROW + _GAP
-    return figure("Energy by layer", _description(found), top - _GAP, parts)
+        if rest is not None and _share(rest, side) >= _NARROWEST:
+            place = {
+                "x": percent(layers * total.value / end),
+                "width": percent(_share(rest, side) * total.value / end),
+            }
+            parts.append(
+                tag(
+                    "rect",
+                    tag("title", _title(_Scope(REST, rest), side)),
+                    class_=f"rest {css}",
+                    **bar,
+                    **place,
+                )
+            )
+        if layers >= _NARROWEST:
+            parts += _cells(tree, _Panel(side, css, 1.0 / layers), 0.0, top + _HEAD)
+    return figure("Energy by layer", _description(found), 2 * height - _GAP, parts)
 
 
-def _word(found: LayerEnergies) -> str:
-    return "measured" if found.grade in ("A", "B") else "estimated"
+def _total(total: Interval, found: LayerEnergies) -> str:
+    return f"{joules_interval(total)}, {word(found)} ({found.grade})"
 
 
 def _description(found: LayerEnergies) -> str:
@@ -105,6 +118,8 @@ def _share(row: LayerEnergy, side: str) -> float:
 def _tree(found: LayerEnergies) -> _Scope:
     root = _Scope("")
     for row in found.rows:
+        if row.name == REST:
+            continue
         scope = root
         for part in _path(row):
             scope = scope.children.setdefault(part, _Scope(part))
@@ -113,8 +128,6 @@ def _tree(found: LayerEnergies) -> _Scope:
 
 
 def _path(row: LayerEnergy) -> list[str]:
-    if row.name == REST:
-        return [REST]
     if row.name.endswith(f", {_RUNTIME})"):
         return [_RUNTIME, row.op_type]
     return [part for part in row.name.split("/") if part] or [row.name]
@@ -150,41 +163,39 @@ def _depth(scope: _Scope) -> int:
     return max((1 + _depth(child) for child in scope.children.values()), default=0)
 
 
-def _cells(scope: _Scope, side: str, css: str, left: float, top: int) -> Iterator[Markup]:
+def _cells(scope: _Scope, panel: _Panel, left: float, top: int) -> Iterator[Markup]:
     common = _common_prefix(scope)
     for child in scope.children.values():
-        width = sum(_share(row, side) for row in child.rows())
+        width = panel.zoom * sum(panel.share(row) for row in child.rows())
         if width >= _NARROWEST:
-            yield _cell(child, child.name.removeprefix(common), side, css, left, width, top)
-            yield from _cells(child, side, css, left, top + _ROW)
+            yield _cell(child, child.name.removeprefix(common), panel, (left, width), top)
+            yield from _cells(child, panel, left, top + _ROW)
         left += width
 
 
 def _common_prefix(scope: _Scope) -> str:
-    """What the names of all layers side by side begin with, up to a separator: it tells them nothing apart."""
+    """What the names of all layers side by side begin with, up to an underscore: it tells them nothing apart."""
     names = [child.name for child in scope.children.values() if not child.name.startswith(("(", _RUNTIME))]
     if len(names) < 2:
         return ""
-    common = os.path.commonprefix(names)
-    return common[: max(common.rfind(mark) for mark in "_.") + 1]
+    first, last = min(names), max(names)
+    same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: first.rfind("_", 0, same) + 1]
 
 
-def _cell(scope: _Scope, name: str, side: str, css: str, left: float, width: float, y: int) -> Markup:
-    kind = (
-        "rest"
-        if scope.row is not None and scope.row.name == REST
-        else ("scope" if scope.children else "layer")
-    )
-    label = "between the layers" if kind == "rest" else printable(name)
+def _cell(scope: _Scope, name: str, panel: _Panel, span: tuple[float, float], y: int) -> Markup:
+    left, width = span
+    label = printable(name)
     texts = []
     for shown, pixels in _WIDTHS:
         characters = int(width * pixels / _ADVANCE) - 1
         if characters >= min(_SHORTEST_LABEL, len(label)):
-            texts.append(tag("text", shorten(label, characters), x="5", y="16", class_=f"cell {shown}"))
+            texts.append(tag("text", _cut(label, characters), x="5", y="16", class_=f"cell {shown}"))
+    kind = "scope" if scope.children else "layer"
     return tag(
         "svg",
-        tag("title", _title(scope, side, width)),
-        tag("rect", x="0", y="0", width="100%", height=_ROW - 1, class_=f"{kind} {css}"),
+        tag("title", _title(scope, panel.side)),
+        tag("rect", x="0", y="0", width="100%", height=_ROW - 1, class_=f"{kind} {panel.css}"),
         *texts,
         x=percent(left),
         y=y,
@@ -194,14 +205,21 @@ def _cell(scope: _Scope, name: str, side: str, css: str, left: float, width: flo
     )
 
 
-def _title(scope: _Scope, side: str, width: float) -> str:
+def _cut(label: str, characters: int) -> str:
+    """Of a long label both ends tell; of a few letters only the first are readable."""
+    if characters >= _BOTH_ENDS or len(label) <= characters:
+        return shorten(label, characters)
+    return f"{label[: characters - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _title(scope: _Scope, side: str) -> str:
     part: LayerShare | None = None if scope.row is None else getattr(scope.row, side)
     if scope.row is None or part is None:
         rows = [row for row in scope.rows() if getattr(row, side) is not None]
         energy = sum(getattr(row, side).mj.value for row in rows)
-        return (
-            f"{printable(scope.name)}: {joules(energy)}, {share(width, 2)} of the {side}, {len(rows)} layers"
-        )
+        width = sum(_share(row, side) for row in rows)
+        text = f"{printable(scope.name)}: {joules(energy)}, {share(width, 2)} of the {side}"
+        return f"{text}, {len(rows)} layers, {ATTRIBUTED}"
     kind = f" ({printable(scope.row.op_type)})" if scope.row.op_type else ""
     ends = f"[{number(part.share.low * 100, 2)}, {number(part.share.high * 100, 2)}]"
     return (
