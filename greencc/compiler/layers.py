@@ -14,9 +14,10 @@ from greencc.core.report import LayerError, LayerTime
 from greencc.passes.quantize_int8 import dequantized_name
 from greencc.verify.layers import LayerPair, layer_errors
 
-# What runtimes append or prepend to the names of nodes and values when they rewrite a graph.
+# What runtimes, and dynamic quantization here, append or prepend to the names of nodes and values they rewrite.
 _AFFIX = re.compile(
-    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused)$"
+    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused"
+    r"|_(?:MatMul|Conv)Integer|_Cast|_scales|_rescale)$"
 )
 _MAX_WALK = 8
 # One at a time: a large model has tens of megabytes of activations for each, in both models.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.core.meter import Grade
 from greencc.core.report import (
@@ -20,7 +20,6 @@ from greencc.report.figures import (
     MISSING,
     Row,
     co2_text,
-    joules,
     joules_interval,
     measured,
     number,
@@ -67,7 +66,7 @@ def layer_rows(found: LayerEnergies, most: int) -> list[LayerRow]:
     others = [row for row in found.rows if row.name != REST and id(row) not in chosen]
     rows = [_row(item) for item in top]
     if others:
-        rows.append(_others(others, found))
+        rows.append(_others(others))
     return rows + [_row(item) for item in found.rows if item.name == REST]
 
 
@@ -187,14 +186,28 @@ def _row(item: LayerEnergy) -> LayerRow:
     )
 
 
-def _others(rows: Sequence[LayerEnergy], found: LayerEnergies) -> LayerRow:
-    """Sums have no interval of their own: those of the layers are not independent."""
+def _others(rows: Sequence[LayerEnergy]) -> LayerRow:
+    """Sums of the rest. Their ends are sums too: wider than need be, where layers share a cause."""
     cells = []
-    for side, total in (("baseline", found.baseline_mj), ("artifact", found.artifact_mj)):
-        parts = [part for row in rows if (part := getattr(row, side)) is not None]
-        value = sum(part.mj.value for part in parts)
-        cells += [joules(value), share(value / total.value, 2)] if parts else [MISSING, MISSING]
+    for side in ("baseline", "artifact"):
+        part = _sum([part for row in rows if (part := getattr(row, side)) is not None])
+        cells += [_energy_cell(part), _share_cell(part)]
     return LayerRow(f"{len(rows)} other layer" + ("s" if len(rows) > 1 else ""), "", *cells)
+
+
+def _sum(parts: Sequence[LayerShare]) -> LayerShare | None:
+    if not parts:
+        return None
+    shares, energies = [part.share for part in parts], [part.mj for part in parts]
+    share_sum, energy_sum = (
+        Interval(
+            sum(item.value for item in items),
+            sum(item.low for item in items),
+            sum(item.high for item in items),
+        )
+        for items in (shares, energies)
+    )
+    return LayerShare(replace(share_sum, high=min(1.0, share_sum.high)), energy_sum)
 
 
 def _energy_cell(part: LayerShare | None) -> str:

@@ -74,7 +74,7 @@ def flame_map(found: LayerEnergies) -> Markup:
         bar = {"y": top + 24, "height": _BAR, "rx": "1.5"}
         parts += [
             tag("text", label, x="0", y=top + 14, class_=f"label {css}"),
-            tag("text", _total(total, found), x="100%", y=top + 14, text_anchor="end", class_="value"),
+            tag("text", _total(total, found), x="100%", y=top + 14, text_anchor="end", class_="value total"),
             tag("rect", x="0", width="100%", class_="groove", **bar),
             tag("rect", x="0", width=percent(layers * total.value / end), class_=f"area {css}", **bar),
         ]
