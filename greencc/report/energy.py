@@ -28,7 +28,7 @@ from greencc.report.figures import (
 )
 
 ATTRIBUTED = "attributed by model"
-_SCALES = ((1e9, " billion"), (1e6, " million"), (1e4, " thousand"))
+_SCALES = ((1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
 _NAMED = 3
 
 
@@ -46,7 +46,7 @@ class LayerRow:
 
 def grade_text(found: LayerEnergies | Carbon) -> str:
     """``estimated, grade D, CPU package + DRAM``: how the totals are known."""
-    return f"{word(found)}, grade {found.grade}, {found.boundary}"
+    return f"{word(found)}, grade {found.grade}, {printable(found.boundary)}"
 
 
 def word(found: LayerEnergies | Carbon) -> str:
@@ -106,7 +106,7 @@ def carbon_basis(found: Carbon) -> str:
     year = "" if grid.year is None else f", {grid.year}"
     text = (
         f"gross energy ({grade_text(found)}) at {number(grid.grams_per_kwh)} g CO2e/kWh "
-        f"({grid.place}{year}: {grid.source}); "
+        f"({printable(grid.place)}{year}: {printable(grid.source)}); "
     )
     if found.embodied is None:
         return f"{text}embodied emissions not included"
@@ -132,9 +132,9 @@ def compile_energy(info: CompileInfo, *, method: bool = True) -> str:
         return ""
     kind = "measured" if measured(energy) else "estimated"
     values = Interval(*(1e3 * value for value in (energy.value, energy.low, energy.high)))
-    known = f"grade {energy.grade}, {energy.boundary}"
+    known = f"grade {energy.grade}, {printable(energy.boundary)}"
     # The method begins with the word.
-    how = f"{known}; {energy.method}" if method else f"{kind}, {known}, gross, this run alone"
+    how = f"{known}; {printable(energy.method)}" if method else f"{kind}, {known}, gross, this run alone"
     return f"{joules_interval(values)}, {how}"
 
 
@@ -144,11 +144,11 @@ def break_even(info: CompileInfo) -> str:
     if found is None:
         return ""
     if found.inferences is None:
-        return found.reason
+        return printable(found.reason)
     count = found.inferences
     scale, unit = next(((scale, unit) for scale, unit in _SCALES if count.value >= scale), (1.0, ""))
     low, value, high = (number(item / scale, 2) for item in (count.low, count.value, count.high))
-    return f"pays for itself after {value}{unit} inferences [{low}, {high}] ({found.reason})"
+    return f"pays for itself after {value}{unit} inferences [{low}, {high}] ({printable(found.reason)})"
 
 
 def compile_note(report: Report, *, method: bool = True) -> str:

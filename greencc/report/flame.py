@@ -129,7 +129,7 @@ def _tree(found: LayerEnergies) -> _Scope:
 
 def _path(row: LayerEnergy) -> list[str]:
     if row.name.endswith(f", {_RUNTIME})"):
-        return [_RUNTIME, row.op_type]
+        return [_RUNTIME, row.name[1 : row.name.rfind(",")]]
     return [part for part in row.name.split("/") if part] or [row.name]
 
 

@@ -65,7 +65,10 @@ def times(*rows: tuple[str, float | None, float | None]) -> list[LayerTime]:
 
 
 def shared(
-    rows: Sequence[LayerTime], found: Measurement, before: ir.Model | None = None, after: ir.Model | None = None
+    rows: Sequence[LayerTime],
+    found: Measurement,
+    before: ir.Model | None = None,
+    after: ir.Model | None = None,
 ) -> LayerEnergies:
     result = layer_energies(model(), rows, (before, after), found, FEEDS, DEVICE)
     assert result is not None
@@ -81,7 +84,9 @@ def shares(found: LayerEnergies, side: str = "baseline") -> dict[str, float]:
 
 
 def test_time_that_no_layer_explains_is_a_row_of_its_own() -> None:
-    found = shared(times(("conv0", 200.0, 100.0), ("conv1", 300.0, 100.0)), measured(energy(10.0), energy(5.0)))
+    found = shared(
+        times(("conv0", 200.0, 100.0), ("conv1", 300.0, 100.0)), measured(energy(10.0), energy(5.0))
+    )
     assert shares(found) == pytest.approx({"conv0": 0.2, "conv1": 0.3, REST: 0.5})
     assert shares(found, "artifact") == pytest.approx({"conv0": 0.1, "conv1": 0.1, REST: 0.8})
     assert found.rows[-1].name == REST
@@ -93,7 +98,9 @@ def test_time_that_no_layer_explains_is_a_row_of_its_own() -> None:
 
 
 def test_a_profile_that_takes_longer_than_the_inference_is_scaled() -> None:
-    found = shared(times(("conv0", 500.0, 500.0), ("conv1", 1500.0, 1500.0)), measured(energy(1.0), energy(1.0)))
+    found = shared(
+        times(("conv0", 500.0, 500.0), ("conv1", 1500.0, 1500.0)), measured(energy(1.0), energy(1.0))
+    )
     assert shares(found) == pytest.approx({"conv0": 0.25, "conv1": 0.75, REST: 0.0})
 
 
@@ -157,7 +164,12 @@ def test_net_energy_lost_in_the_noise_gives_way_to_gross() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(None, energy(1.0)), (energy(1.0), None), (energy(-1.0, -0.5), energy(1.0, 2.0)), (energy(0.0), energy(1.0))],
+    [
+        (None, energy(1.0)),
+        (energy(1.0), None),
+        (energy(-1.0, -0.5), energy(1.0, 2.0)),
+        (energy(0.0), energy(1.0)),
+    ],
 )
 def test_nothing_to_share_out(before: Energy | None, after: Energy | None) -> None:
     rows = times(("conv0", 500.0, 500.0))
@@ -165,7 +177,9 @@ def test_nothing_to_share_out(before: Energy | None, after: Energy | None) -> No
 
 
 def test_without_times_there_is_nothing_to_share_by() -> None:
-    assert layer_energies(model(), [], (None, None), measured(energy(1.0), energy(1.0)), FEEDS, DEVICE) is None
+    assert (
+        layer_energies(model(), [], (None, None), measured(energy(1.0), energy(1.0)), FEEDS, DEVICE) is None
+    )
 
 
 def test_an_untouched_model_has_the_same_shares_twice() -> None:

@@ -51,7 +51,9 @@ def session(tmp_path: Path, window: Window | None) -> Session:
     return Session(CompileOptions(cache=False), CpuTarget(), tmp_path, window=window)
 
 
-def measured(before: Energy | None, after: Energy | None, ratio: Interval | None, clean: bool = True) -> Measurement:
+def measured(
+    before: Energy | None, after: Energy | None, ratio: Interval | None, clean: bool = True
+) -> Measurement:
     figures = [
         Figures(Latency(median, median, median, 10), energy, 1, None, None)
         for median, energy in ((20.0, before), (10.0, after))
@@ -104,7 +106,8 @@ def test_estimated_from_cpu_time_and_by_one_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "ratio", [Interval(1.02, 0.97, 1.08), Interval(1.0, 1.0, 1.0), Interval(0.8, 0.7, 0.9), Interval(1.5, 1.0, 2.0)]
+    "ratio",
+    [Interval(1.02, 0.97, 1.08), Interval(1.0, 1.0, 1.0), Interval(0.8, 0.7, 0.9), Interval(1.5, 1.0, 2.0)],
 )
 def test_an_interval_that_does_not_clear_zero_shows_nothing(tmp_path: Path, ratio: Interval) -> None:
     info = accounted(tmp_path, replace(METERED, ratio=replace(METERED.ratio, energy=ratio)), Counter())
@@ -112,12 +115,16 @@ def test_an_interval_that_does_not_clear_zero_shows_nothing(tmp_path: Path, rati
 
 
 def test_net_energy_that_may_be_below_zero_shows_nothing(tmp_path: Path) -> None:
-    found = measured(energy(1.0, -1.0, 3.0, gross=20.0), energy(0.5, -1.5, 2.5, gross=18.0), Interval(1.1, 1.05, 1.2))
+    found = measured(
+        energy(1.0, -1.0, 3.0, gross=20.0), energy(0.5, -1.5, 2.5, gross=18.0), Interval(1.1, 1.05, 1.2)
+    )
     assert repaid(accounted(tmp_path, found, Counter())).inferences is None
 
 
 def test_where_net_is_lost_the_saving_is_that_of_gross_energy(tmp_path: Path) -> None:
-    found = measured(energy(-1.0, -2.0, 0.0, gross=20.0), energy(-2.0, -3.0, -1.0, gross=10.0), Interval(2.0, 2.0, 2.0))
+    found = measured(
+        energy(-1.0, -2.0, 0.0, gross=20.0), energy(-2.0, -3.0, -1.0, gross=10.0), Interval(2.0, 2.0, 2.0)
+    )
     count = repaid(accounted(tmp_path, found, Counter())).inferences
     assert count is not None
     assert count.value == pytest.approx(1e5 / 10.0)

@@ -111,7 +111,10 @@ def test_contradictions(options: dict[str, float | str], message: str) -> None:
 
 def test_sci_is_energy_times_intensity_with_the_energys_interval() -> None:
     found = carbon_of(
-        energy(KWH, 0.5 * KWH, 2 * KWH), energy(0.1 * KWH, 0, KWH), (1.0, 1.0), CarbonOptions(grid_intensity=56.0)
+        energy(KWH, 0.5 * KWH, 2 * KWH),
+        energy(0.1 * KWH, 0, KWH),
+        (1.0, 1.0),
+        CarbonOptions(grid_intensity=56.0),
     )
     assert found is not None
     side = found.baseline_ug

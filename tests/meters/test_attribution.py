@@ -36,7 +36,7 @@ def test_operations_weigh_beside_time_and_widen_the_interval() -> None:
     # 82 mJ of static power each; 1e9 float MACs cost 1.69 to 4.6 mJ.
     first, second = layer_shares([work(0.01, macs=1e9), work(0.01)], POWER, 1.0)
     assert first.low < first.value < first.high
-    assert 0.5 < first.low
+    assert first.low > 0.5
     assert first.value + second.value == pytest.approx(1.0)
     assert first.low + second.high == pytest.approx(1.0)
 
@@ -54,7 +54,9 @@ def test_of_net_energy_idle_power_is_no_part() -> None:
     assert net.value / (1 - net.value) == pytest.approx(82 / 72 * gross.value / (1 - gross.value))
 
 
-@pytest.mark.parametrize("parts", [[], [work(0.0)], [work(-1.0)], [work(math.nan)], [work(1.0, moved=math.inf)]])
+@pytest.mark.parametrize(
+    "parts", [[], [work(0.0)], [work(-1.0)], [work(math.nan)], [work(1.0, moved=math.inf)]]
+)
 def test_nothing_to_share_out_by(parts: list[Workload]) -> None:
     with pytest.raises(UsageError, match="shared out"):
         layer_shares(parts, POWER, 1.0)
