@@ -25,11 +25,13 @@ from greencc.report.figures import (
     number,
     printable,
     share,
+    shorten,
 )
 
 ATTRIBUTED = "attributed by model"
 _SCALES = ((1e9, " billion"), (1e6, " million"), (1e3, " thousand"))
 _NAMED = 3
+_LONGEST = 48
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def layers_note(report: Report) -> str:
         ("artifact", "artifact", sorted(found.rows, key=lambda row: -_value(row.artifact))),
     ):
         top = [
-            f"{printable(row.name)} {share(part.share.value, 2)} [{_percents(part.share)}]"
+            f"{shorten(printable(row.name), _LONGEST)} {share(part.share.value, 2)} [{_percents(part.share)}]"
             for row in rows[:_NAMED]
             if (part := getattr(row, side)) is not None and part.share.value > 0
         ]
@@ -105,14 +107,14 @@ def carbon_basis(found: Carbon) -> str:
     grid = found.grid
     year = "" if grid.year is None else f", {grid.year}"
     text = (
-        f"gross energy ({grade_text(found)}) at {number(grid.grams_per_kwh)} g CO2e/kWh "
+        f"gross energy ({grade_text(found)}) at {grid.grams_per_kwh:g} g CO2e/kWh "
         f"({printable(grid.place)}{year}: {printable(grid.source)}); "
     )
     if found.embodied is None:
         return f"{text}embodied emissions not included"
     return (
-        f"{text}with the inference's share of {number(found.embodied.kg)} kg CO2e embodied in the device, "
-        f"over {number(found.embodied.lifetime_years)} years"
+        f"{text}with the inference's share of {found.embodied.kg:g} kg CO2e embodied in the device, "
+        f"over {found.embodied.lifetime_years:g} years"
     )
 
 
@@ -121,8 +123,8 @@ def carbon_note(report: Report) -> str:
     found = report.carbon
     if found is None:
         return ""
-    cells = [_co2_cell(side) for side in (found.baseline_ug, found.artifact_ug)]
-    return f"Carbon (SCI) per inference: {cells[0]} before, {cells[1]} after CO2e; {carbon_basis(found)}."
+    cells = [_co2_cell(side, " CO2e") for side in (found.baseline_ug, found.artifact_ug)]
+    return f"Carbon (SCI) per inference: {cells[0]} before, {cells[1]} after; {carbon_basis(found)}."
 
 
 def compile_energy(info: CompileInfo, *, method: bool = True) -> str:
@@ -222,5 +224,5 @@ def _percents(interval: Interval) -> str:
     return f"{number(interval.low * 100, 2)}, {number(interval.high * 100, 2)}"
 
 
-def _co2_cell(interval: Interval) -> str:
-    return f"{co2_text(interval.value)} [{co2_text(interval.low)}, {co2_text(interval.high)}]"
+def _co2_cell(interval: Interval, of: str = "") -> str:
+    return f"{co2_text(interval.value)}{of} [{co2_text(interval.low)}, {co2_text(interval.high)}]"

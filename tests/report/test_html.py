@@ -311,7 +311,7 @@ def test_break_even_is_only_claimed_where_it_is_shown(full_report: Report) -> No
 def test_carbon_names_its_grid_year_and_source(full_report: Report) -> None:
     page = render_html(full_report)
     for word in (
-        "56.0 g CO2e/kWh",
+        "56 g CO2e/kWh",
         "France (FR), 2023",
         "Our World in Data",
         "120 kg CO2e embodied",
