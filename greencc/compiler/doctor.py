@@ -34,15 +34,13 @@ def diagnose() -> list[Row]:
         rows += _target(kind())
     for meter in probe():
         what = "measures" if meter.grade.measured else "estimates"
-        rows.append(
-            Row(
-                "Energy meters",
-                meter.name,
-                "ok" if meter.ok else "missing",
-                f"{what} {meter.boundary}, grade {meter.grade.name} ({meter.grade.value})",
-                meter.reason,
-            )
-        )
+        detail = f"{what} {meter.boundary}, grade {meter.grade.name} ({meter.grade.value})"
+        if meter.ok:
+            rows.append(Row("Energy meters", meter.name, "ok", detail))
+        else:
+            # One line: what is missing on most machines should not fill the screen.
+            reason = f"{meter.boundary}, grade {meter.grade.name}: {meter.reason}"
+            rows.append(Row("Energy meters", meter.name, "missing", reason))
     for extra, module, purpose in _EXTRAS:
         there = importlib.util.find_spec(module) is not None
         fix = None if there else f"pip install 'greencc[{extra}]'"

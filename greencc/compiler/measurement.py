@@ -29,6 +29,7 @@ from greencc.measure.memory import peak_memory
 from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
 from greencc.meters import available_meters
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
+from greencc.meters.sampling import Sampler
 
 PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 # A compile's own energy window is short; `greencc measure` runs the whole protocol.
@@ -160,13 +161,19 @@ def _energy(
 def _measured_energy(
     session: Session, pair: tuple[Variant, Variant], feeds: Sequence[Feeds], protocol: EnergyProtocol
 ) -> EnergyComparison | None:
-    for meter in available_meters():
+    for sensor in available_meters():
         try:
-            result = measure_energy(
-                pair[0].engine, pair[1].engine, feeds, meter, protocol, confidence=session.options.confidence
-            )
+            with Sampler(sensor) as meter:
+                result = measure_energy(
+                    pair[0].engine,
+                    pair[1].engine,
+                    feeds,
+                    meter,
+                    protocol,
+                    confidence=session.options.confidence,
+                )
         except UnavailableError as error:
-            session.warn(f"the {meter.name} meter failed: {error.message}")
+            session.warn(f"the {sensor.name} meter failed: {error.message}")
             continue
         return result.comparison
     return None

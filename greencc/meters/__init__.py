@@ -5,15 +5,11 @@ Adding a meter is a file and a line in `METERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from greencc.core.meter import Grade, Meter
+from greencc.core.meter import Grade, Meter, PowerMeter
+from greencc.meters.known import METERS, Covers, Known, Sources
 from greencc.meters.model import MODEL_BOUNDARY
-from greencc.meters.rapl import SYSFS, RaplMeter
-
-METERS: tuple[Callable[[Path], Meter], ...] = (RaplMeter,)
 
 
 @dataclass(frozen=True)
@@ -27,23 +23,34 @@ class MeterProbe:
     reason: str | None
 
 
-def available_meters(root: Path = SYSFS) -> list[Meter]:
-    """Meters that give a reading on this machine, best grade first."""
-    meters = [make(root) for make in METERS]
+def available_meters(processor: str = "cpu", sources: Sources | None = None) -> list[Meter | PowerMeter]:
+    """Meters that give a reading on this machine and see what runs on `processor`, the best first.
+
+    They are of different boundaries: use one, do not add them up. Power meters are to be watched by a
+    `greencc.meters.sampling.Sampler`, which is a `Meter`; counters may be.
+
+    Args:
+        processor: ``cpu`` or ``gpu``: a CPU package's meter says nothing of a GPU, and the other way round.
+        sources: Where to look; default this machine.
+    """
+    at = sources or Sources()
+    meters = [known.open(at) for known in METERS if known.covers.fits(processor)]
     working = [meter for meter in meters if meter.missing() is None]
     return sorted(working, key=lambda meter: meter.grade.name)
 
 
-def probe(root: Path = SYSFS) -> list[MeterProbe]:
+def probe(sources: Sources | None = None) -> list[MeterProbe]:
     """Every meter greencc knows, whether it works here, and the grade D model at the end."""
+    at = sources or Sources()
     rows = []
-    for make in METERS:
-        meter = make(root)
+    for known in METERS:
+        meter = known.open(at)
         reason = meter.missing()
-        boundary = meter.boundary if reason is None else "CPU package"
-        rows.append(MeterProbe(meter.name, meter.grade, boundary, reason is None, reason))
+        boundary = meter.boundary if reason is None else known.boundary
+        name = meter.name if reason is None else known.name
+        rows.append(MeterProbe(name, meter.grade, boundary, reason is None, reason))
     rows.append(MeterProbe("model", Grade.D, MODEL_BOUNDARY, True, None))
     return rows
 
 
-__all__ = ["METERS", "MeterProbe", "available_meters", "probe"]
+__all__ = ["METERS", "Covers", "Known", "MeterProbe", "Sources", "available_meters", "probe"]

@@ -27,7 +27,8 @@ from typing import TypeVar
 from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Grade
 from greencc.core.report import Energy, Interval
-from greencc.meters.rapl import SYSFS, design_power_watts
+from greencc.meters._reading import SYSFS
+from greencc.meters.rapl import design_power_watts
 
 T = TypeVar("T")
 

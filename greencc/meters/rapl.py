@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from greencc.core.errors import UnavailableError
+from greencc.core.machine import read_text
 from greencc.core.meter import Grade, Reading
+from greencc.meters._reading import SYSFS
 
-SYSFS = Path("/sys")
 _FOLDER = "class/powercap"
 _MICROJOULES = 1e-6
 _PROBE_SECONDS = 0.5
@@ -41,11 +42,19 @@ PERMISSION_HINT = (
 
 @dataclass(frozen=True)
 class Domain:
-    """One counter: its name (``package-0``, ``package-0/dram``), folder and the value at which it wraps, in uJ."""
+    """One counter.
+
+    Attributes:
+        name: ``package-0`` or ``package-0/dram``.
+        folder: Its powercap zone.
+        range_uj: The value at which it wraps.
+        limit_watts: More than it draws, to know when it may have wrapped unseen.
+    """
 
     name: str
     folder: Path
     range_uj: int
+    limit_watts: float
 
     @property
     def is_package(self) -> bool:
@@ -80,6 +89,7 @@ class RaplMeter:
     sleep: Callable[[float], None] = time.sleep
     _domains: tuple[Domain, ...] | None = field(default=None, init=False, repr=False)
     _counters: dict[str, _Counter] = field(default_factory=dict, init=False, repr=False)
+    _epoch: int = field(default=0, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -116,7 +126,7 @@ class RaplMeter:
         return None
 
     def read(self) -> Reading:
-        """Cumulative joules of each domain since the first reading.
+        """Cumulative joules of each domain since the first reading of this epoch.
 
         Raises:
             UnavailableError: A counter cannot be read, is stuck, went back, or was not read for too long.
@@ -127,7 +137,7 @@ class RaplMeter:
         now = self.clock()
         for domain in self._active():
             self._advance(domain, values[domain.name], now)
-        return Reading(now, {name: counter.joules for name, counter in self._counters.items()})
+        return Reading(now, {name: counter.joules for name, counter in self._counters.items()}, self._epoch)
 
     def _active(self) -> tuple[Domain, ...]:
         return find_domains(self.root) if self._domains is None else self._domains
@@ -163,16 +173,20 @@ class RaplMeter:
         try:
             step = _step(domain, counter, raw, now)
         except UnavailableError:
-            # The next reading starts afresh: what happened in between is unknown.
-            self._counters.clear()
+            self._restart()
             raise
         if raw != counter.raw:
             counter.moved_at = now
         elif domain.is_package and now - counter.moved_at >= _STUCK_AFTER_SECONDS:
-            self._counters.clear()
+            self._restart()
             raise UnavailableError(f"the RAPL counter of {domain.name} is stuck at {raw} uJ")
         counter.raw, counter.seconds = raw, now
         counter.joules += step
+
+    def _restart(self) -> None:
+        """The next reading starts afresh, in a new epoch: what happened in between is unknown."""
+        self._counters.clear()
+        self._epoch += 1
 
 
 def _step(domain: Domain, counter: _Counter, raw: int, now: float) -> float:
@@ -187,8 +201,7 @@ def _step(domain: Domain, counter: _Counter, raw: int, now: float) -> float:
                 "which a wrap does not explain",
                 hint="the counter was reset (suspend, firmware); measure again",
             )
-    limit = package_watts(domain.folder) or (_PACKAGE_WATTS if domain.is_package else _DRAM_WATTS)
-    if elapsed * limit * _TURBO > domain.range_uj * _MICROJOULES:
+    if elapsed * domain.limit_watts * _TURBO > domain.range_uj * _MICROJOULES:
         raise UnavailableError(
             f"the RAPL counter of {domain.name} was not read for {elapsed:.0f} s and may have wrapped more than once",
             hint="read it more often",
@@ -212,13 +225,15 @@ def find_domains(root: Path) -> tuple[Domain, ...]:
         name = _text(package / "name")
         if not name.startswith("package-"):
             continue
-        found[name] = Domain(name, package, _range(package, name))
+        if name in found:
+            raise UnavailableError(f"two RAPL packages are called {name}: {found[name].folder} and {package}")
+        found[name] = _domain(name, package, _PACKAGE_WATTS)
         parts = sorted(
             {*folder.glob(f"{package.name}:*"), *package.glob(f"{package.name}:*")}, key=lambda p: p.name
         )
         for part in parts:
             if _text(part / "name") == "dram":
-                found.setdefault(f"{name}/dram", Domain(f"{name}/dram", part, _range(part, f"{name}/dram")))
+                found.setdefault(f"{name}/dram", _domain(f"{name}/dram", part, _DRAM_WATTS))
     return tuple(found[name] for name in sorted(found))
 
 
@@ -239,11 +254,11 @@ def design_power_watts(root: Path = SYSFS) -> float | None:
     return sum(known) if known and len(known) == len(watts) else None
 
 
-def _range(folder: Path, name: str) -> int:
+def _domain(name: str, folder: Path, assumed_watts: float) -> Domain:
     text = _text(folder / "max_energy_range_uj")
     if not text.isdigit() or int(text) == 0:
         raise UnavailableError(f"the RAPL domain {name} has no usable max_energy_range_uj: {text!r}")
-    return int(text)
+    return Domain(name, folder, int(text), package_watts(folder) or assumed_watts)
 
 
 def _read_counter(domain: Domain) -> int:
@@ -261,7 +276,4 @@ def _read_counter(domain: Domain) -> int:
 
 def _text(path: Path) -> str:
     """A small file's text, empty where it cannot be read."""
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
+    return read_text(path) or ""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Grade, Meter, Reading
+from greencc.core.meter import Grade, Meter, PowerMeter, Reading
 from greencc.core.progress import Progress
 from greencc.core.report import Energy
 from greencc.meters import available_meters
 from greencc.meters.busy import BusyTime, estimate_busy
 from greencc.meters.model import DevicePower, OperationCounts, Workload, estimate
+from greencc.meters.sampling import Sampler, is_counter
 
 T = TypeVar("T")
 
@@ -48,15 +50,21 @@ class Spent:
 class Window:
     """A stretch of time whose energy is wanted. `tick` now and then lets a meter see that its counter wraps."""
 
-    def __init__(self, meters: Callable[[], list[Meter]] = available_meters) -> None:
+    def __init__(self, meters: Callable[[], list[Meter | PowerMeter]] = available_meters) -> None:
         self._meter: Meter | None = None
         self._first: Reading | None = None
-        for meter in meters():
+        self._stop: Callable[[], object] | None = None
+        for sensor in meters():
+            meter = sensor if is_counter(sensor) else Sampler(sensor)
             try:
                 self._first = meter.read()
             except UnavailableError:
                 continue
             self._meter = meter
+            if isinstance(meter, Sampler):
+                meter.start()
+                # Also where the work fails and nobody closes the window.
+                self._stop = weakref.finalize(self, meter.stop)
             break
         self._start = time.perf_counter()
         self._cpu = _cpu_seconds()
@@ -105,11 +113,13 @@ class Window:
         return Spent(seconds, estimate_busy(busy, power)), busy
 
     def _metered(self, seconds: float) -> Energy | None:
-        last, meter = self.tick(), self._meter
-        # Readings of different epochs do not subtract.
-        if last is None or meter is None or self._first is None or last.epoch != self._first.epoch:
+        last, meter, first = self.tick(), self._meter, self._first
+        if self._stop is not None:
+            self._stop()
+        # Across epochs the energy is not known.
+        if last is None or meter is None or first is None or last.epoch != first.epoch:
             return None
-        joules = sum(last.joules[name] - self._first.joules[name] for name in self._first.joules)
+        joules = sum(last.joules[name] - first.joules[name] for name in first.joules)
         slack = joules * min(1.0, meter.period_s / max(seconds, 1e-9))
         method = f"measured with {meter.name}, gross, everything on the machine"
         return Energy(

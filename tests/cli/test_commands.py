@@ -482,6 +482,10 @@ def test_doctor(greencc):
     rows = json.loads(greencc("doctor", "--json").out)
     assert {row["status"] for row in rows} <= {"ok", "missing", "note"}
     assert any(row["name"] == "cpu" and row["status"] == "ok" for row in rows)
+    meters = {row["name"]: row for row in rows if row["group"] == "Energy meters"}
+    assert {"jetson", "hwmon", "model"} <= set(meters)
+    for row in meters.values():
+        assert re.search(r"grade [A-D]\b", row["detail"])
 
 
 # The Python API.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache
 from greencc.core.describe import input_specs
 from greencc.core.errors import ExitCode, InputError, LimitError, UnavailableError, UsageError
-from greencc.core.meter import Grade, Reading
+from greencc.core.meter import Grade, PowerSample, Reading
 from greencc.core.model import load_model
 from greencc.core.report import Accuracy
 from greencc.meters.model import OperationCounts, device_power
@@ -191,6 +195,43 @@ def test_energy_is_metered_where_a_meter_works() -> None:
     assert spent.energy.value == 20.0
     assert spent.energy.grade == "B"
     assert "measured" in spent.text()
+
+
+class Sensor:
+    """A power sensor of 5 W."""
+
+    name, grade, boundary, period_s = "sensor", Grade.B, "board", 0.01
+
+    def sample(self) -> PowerSample:
+        return PowerSample(time.monotonic(), {"rail": 5.0})
+
+
+def test_a_power_sensor_is_watched_until_the_window_is_closed() -> None:
+    before = set(threading.enumerate())
+    window = Window(lambda: [Sensor()])
+    (watching,) = set(threading.enumerate()) - before
+    spent = window.close(None, device_power({}), 1.0)
+    assert not watching.is_alive()
+    assert spent.energy is not None
+    assert (spent.energy.grade, spent.energy.boundary) == ("B", "board")
+    assert 0.0 < spent.energy.value < 5.0 * (spent.seconds + 0.1)
+
+
+def test_a_window_that_nobody_closes_stops_watching() -> None:
+    before = set(threading.enumerate())
+    window = Window(lambda: [Sensor()])
+    (watching,) = set(threading.enumerate()) - before
+    del window
+    gc.collect()
+    assert not watching.is_alive()
+
+
+def test_energy_across_a_reset_is_not_known() -> None:
+    counter = Counter()
+    window = Window(lambda: [counter])
+    read = counter.read
+    counter.read = lambda: replace(read(), epoch=1)
+    assert window.close(None, device_power({}), 1.0).energy is None
 
 
 @pytest.mark.parametrize("meters", [[], [Counter(broken=True)]])
