@@ -78,16 +78,15 @@ def layers_note(report: Report) -> str:
     if found is None:
         return ""
     parts = []
-    for name, side, rows in (
-        ("baseline", "baseline", sorted(found.rows, key=lambda row: -_value(row.baseline))),
-        ("artifact", "artifact", sorted(found.rows, key=lambda row: -_value(row.artifact))),
-    ):
-        top = [
+    for side in ("baseline", "artifact"):
+        known = [(row, part) for row in found.rows if (part := _part(row, side)) is not None]
+        top = sorted(known, key=lambda item: -item[1].share.value)[:_NAMED]
+        named = [
             f"{shorten(printable(row.name), _LONGEST)} {share(part.share.value, 2)} [{_percents(part.share)}]"
-            for row in rows[:_NAMED]
-            if (part := getattr(row, side)) is not None and part.share.value > 0
+            for row, part in top
+            if part.share.value > 0
         ]
-        parts.append(f"{name}: {', '.join(top)}")
+        parts.append(f"{side}: {', '.join(named)}")
     return f"Energy by layer, {ATTRIBUTED} (total {grade_text(found)}): {'; '.join(parts)}."
 
 
@@ -168,6 +167,10 @@ def notes(report: Report) -> list[str]:
     return [text for text in texts if text]
 
 
+def _part(row: LayerEnergy, side: str) -> LayerShare | None:
+    return row.baseline if side == "baseline" else row.artifact
+
+
 def _weight(row: LayerEnergy) -> float:
     return -max(_value(row.baseline), _value(row.artifact))
 
@@ -192,7 +195,7 @@ def _others(rows: Sequence[LayerEnergy]) -> LayerRow:
     """Sums of the rest. Their ends are sums too: wider than need be, where layers share a cause."""
     cells = []
     for side in ("baseline", "artifact"):
-        part = _sum([part for row in rows if (part := getattr(row, side)) is not None])
+        part = _sum([part for row in rows if (part := _part(row, side)) is not None])
         cells += [_energy_cell(part), _share_cell(part)]
     return LayerRow(f"{len(rows)} other layer" + ("s" if len(rows) > 1 else ""), "", *cells)
 

@@ -26,7 +26,8 @@ _LEVELS = 4
 _NARROWEST = 0.001
 # Pixels that labels are cut for, by the class that shows them; SVG cannot measure text.
 _WIDTHS = (("wide", 640), ("narrow", 290))
-_ADVANCE = 7.0
+_ADVANCE = 6.6
+_PADDING = 8
 _SHORTEST_LABEL = 4
 _BOTH_ENDS = 14
 _RUNTIME = "by the runtime"
@@ -188,7 +189,7 @@ def _cell(scope: _Scope, name: str, panel: _Panel, span: tuple[float, float], y:
     label = printable(name)
     texts = []
     for shown, pixels in _WIDTHS:
-        characters = int(width * pixels / _ADVANCE) - 1
+        characters = int((width * pixels - _PADDING) / _ADVANCE)
         if characters >= min(_SHORTEST_LABEL, len(label)):
             texts.append(tag("text", _cut(label, characters), x="5", y="16", class_=f"cell {shown}"))
     kind = "scope" if scope.children else "layer"
