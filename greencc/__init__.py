@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from greencc.compiler import CompileOptions, Effort, Precision
     from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError
     from greencc.core.report import Report
+    from greencc.measure.carbon import CarbonOptions
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Bundle": "greencc.bundle",
+    "CarbonOptions": "greencc.measure.carbon",
     "CompileOptions": "greencc.compiler",
     "Effort": "greencc.compiler",
     "GreenccError": "greencc.core.errors",
@@ -44,6 +46,7 @@ _WHERE = {
 
 __all__ = [
     "Bundle",
+    "CarbonOptions",
     "CompileOptions",
     "Effort",
     "GreenccError",

@@ -13,6 +13,7 @@ from greencc.compiler.options import QuantizedFormat
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
+from greencc.measure.carbon import CarbonOptions
 
 E = TypeVar("E", bound=Enum)
 
@@ -40,6 +41,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     format: QuantizedFormat | str = QuantizedFormat.QDQ,  # noqa: A002 - as the option is called
     search_seconds: float = 300.0,
     cache: bool = True,
+    carbon: CarbonOptions | None = None,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -68,6 +70,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         format=_choice(QuantizedFormat, format),
         search_seconds=search_seconds,
         cache=cache,
+        carbon=carbon or CarbonOptions(),
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 

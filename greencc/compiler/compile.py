@@ -16,13 +16,15 @@ from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder, recipe_precision
+from greencc.compiler.layer_energy import layer_energies
 from greencc.compiler.layers import layer_times, quantization_errors
-from greencc.compiler.measurement import Measurement, Variant, measure_variants, unchanged
+from greencc.compiler.measurement import Measurement, Variant, measure_variants, operation_counts, unchanged
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
+from greencc.compiler.spending import account
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device
@@ -33,7 +35,18 @@ from greencc.core.model import digest, load_model
 from greencc.core.pass_list import parse_passes
 from greencc.core.progress import Progress, silent
 from greencc.core.recipe import dump_recipe
-from greencc.core.report import Accuracy, Budget, LayerError, LayerTime, ModelInfo, Report
+from greencc.core.report import (
+    Accuracy,
+    Budget,
+    CompileInfo,
+    LayerEnergies,
+    LayerError,
+    LayerTime,
+    ModelInfo,
+    Report,
+)
+from greencc.measure.carbon import carbon_of
+from greencc.meters.window import Window
 from greencc.passes import PASSES
 from greencc.report import with_verdict
 from greencc.report.figures import change_text
@@ -63,6 +76,7 @@ def compile_model(
     Raises:
         GreenccError: See `greencc.core.errors` for the kinds and their exit codes. Nothing is left half-written.
     """
+    window = Window()
     options = options or CompileOptions()
     final = output or Path(f"{model.stem}.greencc")
     _check_output(final, force)
@@ -73,7 +87,7 @@ def compile_model(
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
         scratch.mkdir()
-        session = Session(options, target, scratch, progress)
+        session = Session(options, target, scratch, progress, window=window)
         try:
             _compile(session, model, work)
         except GreenccError as error:
@@ -128,15 +142,17 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         choice = choose(session, builder, baseline, original, splits, feeds)
         held = certify(session, choice, baseline, splits)
         final = _measure(session, path, source, baseline, held, feeds)
-        times, errors = _layers(session, path, source, final.form, splits, feeds[0])
+        layers = _layers(session, path, source, final, splits, feeds[0])
     finally:
         baseline.close()
         if choice is not None:
             choice.close()
     if session.cache.problem is not None:
         session.warn(f"nothing was kept for the next compile: {session.cache.problem}")
-    report = _report(session, path, source, splits, choice, final, times, errors)
     artifact = place(session.target, final.form, path, work / "artifact")
+    counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
+    spent = account(session, final.device, final.measured, (counts[0], counts[1]))
+    report = _report(session, path, source, splits, choice, final, layers, spent)
     shutil.rmtree(session.scratch)
     write_bundle(
         work,
@@ -220,8 +236,8 @@ def _report(
     splits: Splits,
     choice: Choice,
     final: _Final,
-    times: tuple[LayerTime, ...],
-    errors: tuple[LayerError, ...],
+    layers: _Layers,
+    spent: CompileInfo,
 ) -> Report:
     device, measured, accuracy = final.device, final.measured, final.accuracy
     # The original meets any limit by definition; anything else must be shown to.
@@ -245,11 +261,18 @@ def _report(
             candidates=choice.candidates(final.contender),
             passes=tuple(final.form.records),
             calibration=splits.info if final.form.fitted else None,
-            layers=times,
-            layer_errors=errors,
+            layers=layers.times,
+            layer_errors=layers.errors,
             layer_choices=choice.layers if final.form.float_model is not None else (),
             warnings=tuple(session.warnings),
-            compile=session.compile_info(),
+            compile=spent,
+            layer_energy=layers.energy,
+            carbon=carbon_of(
+                measured.baseline.energy_mj,
+                measured.artifact.energy_mj,
+                (measured.baseline.latency_ms.median, measured.artifact.latency_ms.median),
+                session.options.carbon,
+            ),
         )
     )
 
@@ -265,30 +288,37 @@ def _feeds(splits: Splits, batch: int | None) -> list[Feeds]:
     return found
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """What is known by layer; empty or None where it is not."""
+
+    times: tuple[LayerTime, ...] = ()
+    errors: tuple[LayerError, ...] = ()
+    energy: LayerEnergies | None = None
+
+
 def _layers(
-    session: Session,
-    path: Path,
-    source: ir.Model,
-    form: Form,
-    splits: Splits,
-    feeds: Feeds,
-) -> tuple[tuple[LayerTime, ...], tuple[LayerError, ...]]:
-    """Times and errors by layer: worth having, not worth failing a compile for."""
+    session: Session, path: Path, source: ir.Model, final: _Final, splits: Splits, feeds: Feeds
+) -> _Layers:
+    """Times, energies and errors by layer: worth having, not worth failing a compile for."""
+    form = final.form
+    times: tuple[LayerTime, ...] = ()
+    energy: LayerEnergies | None = None
+    errors: tuple[LayerError, ...] = ()
     with session.phase("profiling"):
         try:
             before = session.target.profile(path, feeds, PROFILE_RUNS)
             after = session.target.profile(form.artifact, feeds, PROFILE_RUNS)
             times = layer_times(source, before, after)
+            energy = layer_energies(source, times, (source, form.model), final.measured, feeds, final.device)
         except GreenccError as error:
             session.warn(f"the layers were not profiled: {error.message}")
-            times = ()
-        errors: tuple[LayerError, ...] = ()
         if form.float_model is not None:
             try:
                 errors = quantization_errors(session.target, form.float_model, form.qdq, splits.planning)
             except GreenccError as error:
                 session.warn(f"the error by layer was not computed: {error.message}")
-    return times, errors
+    return _Layers(times, errors, energy)
 
 
 def _precision(form: Form) -> str:

@@ -14,9 +14,10 @@ from greencc.core.report import LayerError, LayerTime
 from greencc.passes.quantize_int8 import dequantized_name
 from greencc.verify.layers import LayerPair, layer_errors
 
-# What runtimes append or prepend to the names of nodes and values when they rewrite a graph.
+# What runtimes, and dynamic quantization here, append or prepend to the names of nodes and values they rewrite.
 _AFFIX = re.compile(
-    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused)$"
+    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused"
+    r"|_(?:MatMul|Conv)Integer|_Cast|_scales|_rescale)$"
 )
 _MAX_WALK = 8
 # One at a time: a large model has tens of megabytes of activations for each, in both models.
@@ -100,11 +101,19 @@ def layer_times(
     layers = [LayerTime(name, origins.op_type(name), before.get(name), after.get(name)) for name in names]
     for op_type in sorted({*extra_before, *extra_after}):
         layers.append(
-            LayerTime(
-                f"({op_type}, by the runtime)", op_type, extra_before.get(op_type), extra_after.get(op_type)
-            )
+            LayerTime(runtime_layer(op_type), op_type, extra_before.get(op_type), extra_after.get(op_type))
         )
     return tuple(layers)
+
+
+def layer_of(origins: Origins, name: str, op_type: str) -> str:
+    """The name of the layer (`LayerTime.name`) that a node of a built graph counts to."""
+    origin = None if op_type in ("QuantizeLinear", "DequantizeLinear") else origins.find(name)
+    return runtime_layer(op_type) if origin is None else origin
+
+
+def runtime_layer(op_type: str) -> str:
+    return f"({op_type}, by the runtime)"
 
 
 def _by_origin(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from greencc.core.errors import UsageError
+from greencc.measure.carbon import CarbonOptions
 
 MAX_SEARCH_SECONDS = 86_400
 
@@ -76,6 +77,7 @@ class CompileOptions:
         format: How static INT8 is written.
         search_seconds: Longest time spent on finding which layers must stay in float.
         cache: Keep statistics, rounding decisions and error tables for later compiles and after an interruption.
+        carbon: The grid and the device that the report's carbon figures are for.
     """
 
     target: str = "cpu"
@@ -96,6 +98,7 @@ class CompileOptions:
     format: QuantizedFormat = QuantizedFormat.QDQ
     search_seconds: float = 300.0
     cache: bool = True
+    carbon: CarbonOptions = field(default_factory=CarbonOptions)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:

@@ -16,6 +16,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
+from greencc.meters.window import Window, ticking
 from greencc.targets import make_target
 
 
@@ -35,7 +36,8 @@ class Deadline:
 class Session:
     """State shared by the phases of one compile.
 
-    `scratch` is removed, and `engines` are closed, when the compile ends.
+    `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
+    wanted.
     """
 
     options: CompileOptions
@@ -47,8 +49,11 @@ class Session:
     started: float = field(default_factory=time.perf_counter)
     cache: Cache = field(init=False)
     engines: list[Engine] = field(default_factory=list)
+    window: Window | None = None
 
     def __post_init__(self) -> None:
+        if self.window is not None:
+            self.progress = ticking(self.progress, self.window)
         self.cache = Cache(default_folder() if self.options.cache else None)
 
     @contextmanager

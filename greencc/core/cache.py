@@ -76,12 +76,15 @@ class Cache:
         folder: Where the files lie.
         limit: Total bytes of the files; the least recently used go first.
         problem: Why nothing could be kept, or None.
+        hits: How many entries that earlier runs left were of use.
     """
 
     folder: Path | None = None
     limit: int = LIMIT_BYTES
     problem: str | None = None
+    hits: int = 0
     _written: int = field(default=0, repr=False)
+    _known: set[tuple[str, str]] = field(default_factory=set, repr=False)
     _memory: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
 
     def get(self, kind: str, key: str) -> dict[str, Array] | None:
@@ -101,9 +104,12 @@ class Cache:
             return None
         try:
             with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+                found = {name: archive[name] for name in archive.files}
         except (ValueError, OSError, zipfile.BadZipFile):
             return None
+        self.hits += (kind, key) not in self._known
+        self._known.add((kind, key))
+        return found
 
     def put(self, kind: str, key: str, arrays: Mapping[str, Array]) -> None:
         """Keep an entry."""
@@ -124,6 +130,7 @@ class Cache:
         except InputError as error:
             self.problem = error.message
             return
+        self._known.add((kind, key))
         # Looking at all files takes time, and a little too much does no harm.
         self._written += len(payload)
         if self._written > self.limit // 64:

@@ -24,7 +24,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy per inference in millijoules.
+    """Energy per inference in millijoules (where a name says so, of something else in joules).
 
     Measured figures (grades A and B) are net of the idle power, with the `gross` beside them; estimated ones (C and D)
     are gross, and `gross` is None. `method` says so in words.
@@ -37,6 +37,39 @@ class Energy:
     boundary: str
     method: str
     gross: float | None = None
+
+
+@dataclass(frozen=True)
+class GridIntensity:
+    """Grams of CO2 equivalent per kWh, of which grid, in which year (None: as the user gave it), and who says so."""
+
+    grams_per_kwh: float
+    place: str
+    year: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Embodied:
+    """Emissions of making the device, in kg of CO2 equivalent, and the years that it serves."""
+
+    kg: float
+    lifetime_years: float
+
+
+@dataclass(frozen=True)
+class Carbon:
+    """SCI (ISO/IEC 21031:2024) in micrograms of CO2 equivalent per inference, of the gross energy.
+
+    The intervals are those of the energy, whose `grade` and `boundary` it has. `embodied` None: not included.
+    """
+
+    baseline_ug: Interval
+    artifact_ug: Interval
+    grid: GridIntensity
+    embodied: Embodied | None
+    grade: str
+    boundary: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +200,46 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
+class LayerShare:
+    """A layer's part of the energy of one inference, as a model attributes it; nobody has measured the layer.
+
+    `share` is of the total, over the corners of the model's coefficients. `mj` is that share of the total energy; its
+    interval also has the total's own uncertainty in it.
+    """
+
+    share: Interval
+    mj: Interval
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """One layer before and after; None where it is not there: fused away, or added by the compile."""
+
+    name: str
+    op_type: str
+    baseline: LayerShare | None
+    artifact: LayerShare | None
+
+
+@dataclass(frozen=True)
+class LayerEnergies:
+    """Energy by layer, attributed by model. The values of all `rows` sum to those of the totals, in millijoules.
+
+    The last row is what no layer explains (`REST`): the runtime's own work, and waiting.
+    """
+
+    baseline_mj: Interval
+    artifact_mj: Interval
+    grade: str
+    boundary: str
+    method: str
+    rows: tuple[LayerEnergy, ...]
+
+
+REST = "(between the layers, by the runtime)"
+
+
+@dataclass(frozen=True)
 class LayerError:
     """SQNR in dB of one activation of the artifact against the float model, clipped to [-50, 150]."""
 
@@ -220,10 +293,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class BreakEven:
+    """After how many inferences the energy that they save equals that of the compile; None: no saving shown."""
+
+    inferences: Interval | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class CompileInfo:
+    """What the compile took. `energy_j` is in joules, gross, of this run alone: what a cache brought is not in it."""
+
     seconds: float
     peak_rss_mb: float | None
     phases: dict[str, float] = field(default_factory=dict)
+    energy_j: Energy | None = None
+    break_even: BreakEven | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +337,8 @@ class Report:
     warnings: tuple[str, ...]
     compile: CompileInfo
     layer_choices: tuple[LayerChoice, ...] = ()
+    layer_energy: LayerEnergies | None = None
+    carbon: Carbon | None = None
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

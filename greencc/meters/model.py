@@ -19,15 +19,18 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Grade
 from greencc.core.report import Energy, Interval
 from greencc.meters._reading import SYSFS
 from greencc.meters.rapl import design_power_watts
+
+T = TypeVar("T")
 
 MODEL_BOUNDARY = "CPU package + DRAM (estimated)"
 
@@ -179,7 +182,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Draw:
     """One choice of all coefficients."""
 
     watts: float
@@ -189,6 +192,17 @@ class _Draw:
     dram: float
     sram: float
     dram_share: float
+
+    def millijoules(self, workload: Workload, load: float, *, net: bool = False) -> float:
+        """Of one workload; `net` leaves the idle power out. The time may be 0."""
+        return _millijoules(
+            workload, replace(self, idle=0.0, watts=self.watts * (1.0 - self.idle)) if net else self, load
+        )
+
+
+def over_coefficients(power: DevicePower, figure: Callable[[Draw], T]) -> tuple[T, list[T]]:
+    """`figure` with the central coefficients, and at every corner of their ranges."""
+    return figure(_central(power)), [figure(draw) for draw in _corners(power)]
 
 
 def device_power(facts: Mapping[str, str], tdp_watts: float | None = None, root: Path = SYSFS) -> DevicePower:
@@ -290,12 +304,12 @@ def estimate_pair(
     return EnergyComparison(first, second, Interval(value, min(value, *ratios), max(value, *ratios)))
 
 
-def _ratio(baseline: Workload, artifact: Workload, draw: _Draw, load: float, speedup: float) -> float:
+def _ratio(baseline: Workload, artifact: Workload, draw: Draw, load: float, speedup: float) -> float:
     timed = Workload(artifact.counts, baseline.seconds / speedup)
     return _millijoules(baseline, draw, load) / _millijoules(timed, draw, load)
 
 
-def _millijoules(workload: Workload, draw: _Draw, load: float) -> float:
+def _millijoules(workload: Workload, draw: Draw, load: float) -> float:
     watts = draw.watts * (draw.idle + (1.0 - draw.idle) * draw.shared * load**3)
     macs = sum(
         count * _picojoules(dtype, draw.process)
@@ -329,7 +343,7 @@ def _bounds_note(counts: OperationCounts) -> str:
 
 
 def _ranges(power: DevicePower) -> tuple[Range, ...]:
-    """In the order of `_Draw`'s fields."""
+    """In the order of `Draw`'s fields."""
     return (
         power.watts,
         IDLE_SHARE,
@@ -341,18 +355,18 @@ def _ranges(power: DevicePower) -> tuple[Range, ...]:
     )
 
 
-def _corners(power: DevicePower) -> Iterator[_Draw]:
+def _corners(power: DevicePower) -> Iterator[Draw]:
     for ends in itertools.product(
         *(
             (item.low, item.central, item.high) if item is PROCESS else (item.low, item.high)
             for item in _ranges(power)
         )
     ):
-        yield _Draw(*ends)
+        yield Draw(*ends)
 
 
-def _central(power: DevicePower) -> _Draw:
-    return _Draw(*(item.central for item in _ranges(power)))
+def _central(power: DevicePower) -> Draw:
+    return Draw(*(item.central for item in _ranges(power)))
 
 
 def _around(watts: float) -> Range:

@@ -33,9 +33,10 @@ from greencc.core.passes import Context, Finding, Pass
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Budget, Candidate, PassRecord, Report
 from greencc.meters.model import device_power, load_of
+from greencc.meters.window import Spent, Window
 from greencc.recover._inputs import compressed_graph, recipe_text
 from greencc.recover._judged import compare, refuse_result
-from greencc.recover._spent import Spent, Window, training_work
+from greencc.recover._work import training_work
 from greencc.recover.evaluator import Evaluator
 from greencc.recover.options import RecoverOptions
 from greencc.report import with_verdict

@@ -11,7 +11,9 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
+from greencc.report import energy
 from greencc.report import figures as show
+from greencc.report.flame import flame_map
 from greencc.report.svg import bars, latency_plot, sqnr_plot
 from greencc.report.verdict import judge
 
@@ -83,6 +85,12 @@ def render_html(report: Report) -> str:
         layers=layers,
         others=others,
         total=_total(report.layers),
+        flame=None if report.layer_energy is None else flame_map(report.layer_energy),
+        energies=() if report.layer_energy is None else energy.layer_rows(report.layer_energy, _TOP_LAYERS),
+        carbon=None if report.carbon is None else energy.carbon_row(report.carbon),
+        compile_energy=energy.compile_energy(report.compile),
+        break_even=energy.break_even(report.compile),
+        grade_text=energy.grade_text,
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],

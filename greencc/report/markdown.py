@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
+from greencc.report import energy
 from greencc.report.figures import (
     MISSING,
     bytes_text,
@@ -40,6 +41,8 @@ def render_markdown(report: Report) -> str:
         *_section("Forms considered", _candidates(report)),
         *_section("Passes", _passes(report.passes)),
         *_section("Slowest layers", _layers(report)),
+        *_section("Energy by layer, attributed by model", _energies(report)),
+        *_section("Carbon and break-even", _bullets(text for text in _spending(report) if text)),
         *_section("Layers with the largest error", _errors(report)),
         *_section("Provenance", _provenance(report)),
     ]
@@ -138,6 +141,23 @@ def _layers(report: Report) -> str:
         for item in slowest[:_SLOWEST]
     ]
     return _table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
+
+
+def _energies(report: Report) -> str:
+    found = report.layer_energy
+    if found is None:
+        return ""
+    rows = [
+        (row.name, row.op_type, row.baseline, row.baseline_share, row.artifact, row.artifact_share)
+        for row in energy.layer_rows(found, _SLOWEST)
+    ]
+    note = escape(f"Totals: {energy.grade_text(found)}. {found.method[:1].upper()}{found.method[1:]}.")
+    header = ("Layer", "Operator", "Baseline", "Share", "Artifact", "Share")
+    return f"{_table(header, rows, right=(2, 3, 4, 5))}\n\n{note}"
+
+
+def _spending(report: Report) -> tuple[str, str]:
+    return energy.carbon_note(report), energy.compile_note(report)
 
 
 def _kept(report: Report) -> str:

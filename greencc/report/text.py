@@ -10,16 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from greencc.core.report import Figures, Ratio, Report
+from greencc.report.energy import notes
 from greencc.report.figures import Row, capitalized, figure_rows, measured_rows, printable
 from greencc.report.verdict import judge
 
 
 def summary(report: Report) -> RenderableType:
-    """Verdict, table of baseline / artifact / ratio, and warnings."""
+    """Verdict, table of baseline / artifact / ratio, what is known of energy and carbon, and warnings."""
     verdict = judge(report)
     parts: list[RenderableType] = [Text(verdict.headline, style="bold"), Text(), figures_table(report)]
     sentences = " ".join(verdict.details)
     parts += [Text(), Text(sentences)]
+    found = notes(report)
+    for note in found:
+        parts += [Text(), Text(note)]
+    if found and report.warnings:
+        parts.append(Text())
     for warning in report.warnings:
         parts.append(_warning(warning))
     return Group(*parts)

@@ -357,6 +357,61 @@ def test_report_in_all_formats(bundle, greencc):
         assert Path(f"new/r.{form}").read_text() == (bundle / f"report.{form}").read_text()
 
 
+def test_a_compile_tells_carbon_energy_by_layer_and_its_own_energy(digits, greencc, brief):
+    carbon = ("--country", "fr", "--embodied", "120", "--lifetime", "4")
+    outcome = greencc(*INT8, *carbon, "-o", "x.greencc")
+    assert outcome.code == ExitCode.OK, outcome.err
+    report = api.load("x.greencc").report
+    for word in (
+        "attributed by model",
+        "Carbon (SCI)",
+        "France (FR)",
+        "2023",
+        "This compile took",
+        "Break-even",
+    ):
+        assert word in flat(outcome.out)
+    assert report.carbon.grid.grams_per_kwh == 56.0
+    assert report.carbon.embodied.kg == 120.0
+    assert report.compile.energy_j.grade in "ABD"
+    assert report.compile.energy_j.low < report.compile.energy_j.value < report.compile.energy_j.high
+    found = report.layer_energy
+    for side, energy in (("baseline", report.baseline.energy_mj), ("artifact", report.artifact.energy_mj)):
+        total = sum(part.mj.value for row in found.rows if (part := getattr(row, side)) is not None)
+        assert total == pytest.approx(energy.value, rel=1e-4)  # report.json has six digits
+
+
+def test_report_with_another_grid(bundle, greencc):
+    before = (bundle / "report.json").read_bytes()
+    outcome = greencc("report", bundle, "--format", "json", "--grid-intensity", "100g")
+    carbon = parse_report(outcome.out).carbon
+    assert (carbon.grid.grams_per_kwh, carbon.grid.place) == (100.0, "as given")
+    default = api.load(bundle).report.carbon
+    assert default.grid.place == "world average"
+    assert default.baseline_ug.value == pytest.approx(4.8 * carbon.baseline_ug.value, rel=1e-4)
+    assert "Germany (DE)" in flat(greencc("report", bundle, "--country", "DE").out)
+    assert (bundle / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--country", "UK"), "did you mean 'GB'"),
+        (("--grid-intensity", "-3"), "-3 g/kWh"),
+        (("--grid-intensity", "nan"), "nan g/kWh"),
+        (("--grid-intensity", "56", "--country", "FR"), "exclude each other"),
+        (("--embodied", "120"), "--lifetime"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compile", "report"])
+def test_carbon_options_that_are_wrong(digits, greencc, command, arguments, words):
+    """They are found out before the model or the bundle is looked for."""
+    outcome = greencc(command, "none", *arguments)
+    assert outcome.code == ExitCode.USAGE
+    assert words in flat(outcome.err)
+    assert "Traceback" not in outcome.err
+
+
 def test_measure_prints_json(bundle, greencc, brief):
     arguments = ("measure", bundle, "-b", "model.onnx", "-i", "eval.npz", "--effort", "quick")
     outcome = greencc(*arguments, "--json")

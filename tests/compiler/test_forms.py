@@ -93,6 +93,8 @@ def test_scaled_products_are_found_under_the_name_that_fusion_gives_them() -> No
     model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 17}), ir_version=8)
     assert Origins(model).find("/L.0/MatMul/MatMulScaleFusion/") == "/L.0/MatMul"
     assert Origins(model).find("elsewhere/MatMulScaleFusion/") is None
+    assert Origins(model).find("/L.0/MatMul_MatMulInteger") == "/L.0/MatMul"
+    assert Origins(model).find("/L.0/MatMul_rescale") == "/L.0/MatMul"
 
 
 def test_integer_operators_leave_no_constant_behind(bench: Bench) -> None:

@@ -100,3 +100,14 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("GREENCC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_folder() == tmp_path / "xdg" / "greencc"
+
+
+def test_hits_are_entries_that_earlier_runs_left(cache: Cache) -> None:
+    cache.put("a", "k", {"x": np.ones(2)})
+    assert cache.get("a", "k") is not None
+    assert cache.hits == 0
+    later = Cache(cache.folder)
+    for _ in range(3):
+        assert later.get("a", "k") is not None
+    assert later.get("a", "other") is None
+    assert later.hits == 1

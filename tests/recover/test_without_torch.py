@@ -25,12 +25,13 @@ from greencc.core.meter import Grade, PowerSample, Reading
 from greencc.core.model import load_model
 from greencc.core.report import Accuracy
 from greencc.meters.model import OperationCounts, device_power
+from greencc.meters.window import Window
 from greencc.recover import Optimizer, RecoverOptions
 from greencc.recover import _checkpoint as checkpoint
 from greencc.recover._judged import Judged, refuse_result
 from greencc.recover._samples import steps_per_epoch, training_batches
-from greencc.recover._spent import Window, training_work
 from greencc.recover._teacher import matching, open_teacher, shared_values
+from greencc.recover._work import training_work
 from greencc.recover.evaluator import Evaluator
 from greencc.targets import CpuTarget
 from greencc.torch_graph import require_torch

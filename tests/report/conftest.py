@@ -9,17 +9,25 @@ import pytest
 
 from greencc.core.passes import Finding
 from greencc.core.report import (
+    REST,
     Accuracy,
+    BreakEven,
     Budget,
     CalibrationInfo,
     Candidate,
+    Carbon,
     CompileInfo,
+    Embodied,
     Energy,
     Figures,
+    GridIntensity,
     Interval,
     Latency,
     LayerChoice,
+    LayerEnergies,
+    LayerEnergy,
     LayerError,
+    LayerShare,
     LayerTime,
     ModelInfo,
     OutputError,
@@ -67,6 +75,45 @@ def _layers() -> tuple[tuple[LayerTime, ...], tuple[LayerError, ...]]:
     errors[41] = LayerError(errors[41].name, "Conv", 15.2)
     errors.append(LayerError("<script>alert(1)</script>", "Softmax", 17.9))
     return tuple(times), tuple(errors)
+
+
+def _rounded(*values: float) -> Interval:
+    """To the digits of report.json."""
+    return Interval(*(float(f"{value:.6g}") for value in values))
+
+
+def _energies(layers: tuple[LayerTime, ...]) -> LayerEnergies:
+    """By time; 5 % lie between the layers."""
+
+    def share(us: float | None, total_us: float, total_mj: float) -> LayerShare | None:
+        if us is None:
+            return None
+        part = 0.95 * us / total_us
+        mj = part * total_mj
+        return LayerShare(_rounded(part, 0.9 * part, 1.1 * part), _rounded(mj, 0.7 * mj, 1.5 * mj))
+
+    sums = (sum(row.baseline_us or 0.0 for row in layers), sum(row.artifact_us or 0.0 for row in layers))
+    rows = [
+        LayerEnergy(
+            row.name,
+            row.op_type,
+            share(row.baseline_us, sums[0], 402.0),
+            share(row.artifact_us, sums[1], 214.0),
+        )
+        for row in layers
+    ]
+    rest = [
+        LayerShare(Interval(0.05, 0.04, 0.06), _rounded(0.05 * mj, 0.03 * mj, 0.08 * mj))
+        for mj in (402.0, 214.0)
+    ]
+    return LayerEnergies(
+        Interval(402.0, 310.0, 520.0),
+        Interval(214.0, 170.0, 280.0),
+        "D",
+        "package (model)",
+        "attributed by model from profiled times, counted operations and bytes; the totals are estimated, gross",
+        (*rows, LayerEnergy(REST, "", rest[0], rest[1])),
+    )
 
 
 def full() -> Report:
@@ -219,7 +266,28 @@ def full() -> Report:
             LayerChoice("/body", "Conv", "int8", "", 1.2e-5, 120.0, 0.4),
         ),
         compile=CompileInfo(
-            21.4, 412.7, {"loading": 0.2, "calibration": 3.1, "measuring": 12.9, "verifying": 5.2}
+            21.4,
+            412.7,
+            {"loading": 0.2, "calibration": 3.1, "measuring": 12.9, "verifying": 5.2},
+            Energy(
+                512.0,
+                240.0,
+                980.0,
+                "D",
+                "package (model)",
+                "estimated, gross: 38 s of CPU time in 21.4 s on 2 cores x power law; this run alone: "
+                "3 results of earlier runs came from the cache",
+            ),
+            BreakEven(Interval(2723.0, 1980.0, 4110.0), "estimated, grade D: both sides by the same model"),
+        ),
+        layer_energy=_energies(layers),
+        carbon=Carbon(
+            baseline_ug=Interval(6.25, 4.82, 8.09),
+            artifact_ug=Interval(3.33, 2.64, 4.36),
+            grid=GridIntensity(56.0, "France (FR)", 2023, "Our World in Data"),
+            embodied=Embodied(120.0, 4.0),
+            grade="D",
+            boundary="package (model)",
         ),
     )
     return with_verdict(report)

@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 
-from greencc.core.report import Budget, Interval, Latency, LayerError, Report
+from greencc.core.report import (
+    REST,
+    Budget,
+    Interval,
+    Latency,
+    LayerEnergies,
+    LayerEnergy,
+    LayerError,
+    LayerShare,
+    Report,
+)
 from greencc.report import judge, render_html
+from greencc.report.flame import flame_map
 from greencc.report.svg import latency_plot, sqnr_plot, ticks
 
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -78,6 +89,20 @@ def test_hostile_names_are_text(full_report: Report) -> None:
         versions={evil: evil},
         layers=tuple(replace(layer, name=evil, op_type=evil) for layer in full_report.layers),
         layer_errors=tuple(replace(layer, name=evil, op_type=evil) for layer in full_report.layer_errors),
+        layer_energy=replace(
+            full_report.layer_energy,  # type: ignore[type-var]
+            boundary=evil,
+            method=evil,
+            rows=tuple(
+                replace(row, name=row.name if row.name == REST else f"{evil}/{index}", op_type=evil)
+                for index, row in enumerate(full_report.layer_energy.rows)  # type: ignore[union-attr]
+            ),
+        ),
+        carbon=replace(
+            full_report.carbon,  # type: ignore[type-var]
+            boundary=evil,
+            grid=replace(full_report.carbon.grid, place=evil, source=evil),  # type: ignore[union-attr]
+        ),
         candidates=tuple(replace(item, name=evil, reason=evil) for item in full_report.candidates),
         passes=tuple(
             replace(
@@ -109,11 +134,11 @@ def test_hostile_names_are_text(full_report: Report) -> None:
 def test_plots_have_titles_and_tables_have_captions(full_report: Report) -> None:
     page = render_html(full_report)
     plots = re.findall(r'<svg class="plot"[^>]*><title>[^<]+</title><desc>[^<]+</desc>', page)
-    assert len(plots) == page.count('class="plot"') == 2
+    assert len(plots) == page.count('class="plot"') == 3
     for plot in plots:
         assert 'role="img"' in plot
         assert 'aria-label="' in plot
-    assert page.count("<table") == page.count("<caption") == 5
+    assert page.count("<table") == page.count("<caption") == 7
 
 
 def test_verdict_comes_first(full_report: Report) -> None:
@@ -182,3 +207,116 @@ def test_findings_of_passes_that_were_asked_for_are_open(full_report: Report) ->
     many = replace(full_report.passes[3], findings=full_report.passes[3].findings * 20)
     crowded = replace(full_report, passes=(many,), budget=Budget({"passes": "quantize"}, met=True))
     assert "<details open>" not in render_html(crowded)
+
+
+def _map(*rows: tuple[str, float, float], rest: tuple[float, float] = (0.0, 0.0)) -> str:
+    """A flame map of layers with these shares before and after, of 100 and of 25 mJ."""
+
+    def part(share: float, total: float) -> LayerShare:
+        return LayerShare(
+            Interval(share, share, share), Interval(share * total, share * total, share * total)
+        )
+
+    layers = [
+        LayerEnergy(name, "Conv", part(old, 100.0), part(new, 25.0))
+        for name, old, new in (*rows, (REST, *rest))
+    ]
+    totals = [Interval(total, 0.5 * total, 2 * total) for total in (100.0, 25.0)]
+    return str(
+        flame_map(LayerEnergies(totals[0], totals[1], "D", "package", "attributed by model", tuple(layers)))
+    )
+
+
+def _cells(svg: str) -> list[tuple[float, float, float, str]]:
+    """Left edge and width in percent, top, and title of each cell."""
+    found = re.findall(r'<svg x="([\d.]+)%" y="(\d+)" width="([\d.]+)%"[^>]*><title>([^<]*)', _reordered(svg))
+    return [(float(x), float(width), float(y), title) for x, y, width, title in found]
+
+
+def _reordered(svg: str) -> str:
+    """Attributes in the order in which `_cells` looks for them."""
+    return re.sub(
+        r'<svg x="([^"]*)" y="([^"]*)" width="([^"]*)" height="[^"]*" overflow="hidden">',
+        r'<svg x="\1" y="\2" width="\3">',
+        svg,
+    )
+
+
+def test_flame_map_fills_the_width_and_groups_by_scope() -> None:
+    svg = _map(("/a/b/conv1", 0.2, 0.3), ("/a/b/conv2", 0.2, 0.1), ("/c", 0.4, 0.4), rest=(0.2, 0.2))
+    cells = _cells(svg)
+    rows = sorted({top for _, _, top, _ in cells})
+    assert len(rows) == 4  # Two levels of each variant.
+    for top, widths in ((rows[0], [50.0, 50.0]), (rows[1], [25.0, 25.0]), (rows[3], [37.5, 12.5])):
+        assert [width for _, width, y, _ in cells if y == top] == pytest.approx(widths)
+    # "a" has a single child: one cell for both.
+    assert cells[0][3] == "a/b: 40.0 mJ, 40 % of the baseline, 2 layers, attributed by model"
+    assert "/a/b/conv1 (Conv): 20.0 mJ" in cells[1][3]
+    assert "attributed by model" in cells[1][3]
+    # The bars are on one scale: 80 % of 100 mJ, and 80 % of 25 mJ.
+    assert 'width="80.00%"' in svg
+    assert 'width="20.00%"' in svg
+    assert "100 mJ [50.0 mJ, 200 mJ], estimated (D)" in svg
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["conv"],
+        ["/", "//", ""],
+        ["/a", "/a/b", "/a/b/c"],
+        ["/" + "/".join("abcdefghij") + "/x", "/a/b/c/d/e/f/y", "/a/z"],
+        ["(Cast, by the runtime)", "(Reorder, by the runtime)", "plain"],
+        [f"/scope{index % 7}/layer_{index}/Conv" for index in range(300)],
+    ],
+)
+def test_flame_map_keeps_every_layer_inside(names: list[str]) -> None:
+    each = 1.0 / len(names)
+    svg = _map(*((name, each, 0.5 * each) for name in names), rest=(0.0, 0.5))
+    check(f"<html>{svg}</html>")
+    cells = _cells(svg)
+    assert all(left >= 0.0 and left + width <= 100.01 for left, width, _, _ in cells)
+    for name in names:
+        assert sum(f"{name} (Conv):" in title for _, _, _, title in cells) >= 2
+    height = float(re.search(r'<svg class="plot"[^>]* height="(\d+)"', svg)[1])  # type: ignore[index]
+    assert all(top + 23 <= height for _, _, top, _ in cells)
+
+
+def test_flame_map_of_nothing_but_the_rest() -> None:
+    svg = _map(("a", 0.0, 0.0), rest=(1.0, 1.0))
+    assert _cells(svg) == []
+    assert svg.count('class="rest') == 2
+
+
+def test_small_layers_are_left_out_of_the_map_and_counted_in_the_table(full_report: Report) -> None:
+    page = render_html(full_report)
+    assert "other layers" in page
+    assert "Energy by layer" in page
+    assert page.count("attributed by model") > 50
+
+
+def test_break_even_is_only_claimed_where_it_is_shown(full_report: Report) -> None:
+    assert "pays for itself after 2.7 thousand inferences [2.0, 4.1]" in re.sub(
+        r"\xa0", " ", render_html(full_report)
+    )
+    info = replace(
+        full_report.compile,
+        break_even=replace(full_report.compile.break_even, inferences=None, reason="no saving shown"),  # type: ignore[type-var]
+    )
+    page = render_html(replace(full_report, compile=info))
+    assert "pays for itself" not in page
+    assert "Break-even</strong>: no saving shown" in page
+
+
+def test_carbon_names_its_grid_year_and_source(full_report: Report) -> None:
+    page = render_html(full_report)
+    for word in (
+        "56 g CO2e/kWh",
+        "France (FR), 2023",
+        "Our World in Data",
+        "120 kg CO2e embodied",
+        "grade D",
+    ):
+        assert word in page
+    bare = replace(full_report, carbon=replace(full_report.carbon, embodied=None))  # type: ignore[type-var]
+    assert "embodied emissions not included" in render_html(bare)

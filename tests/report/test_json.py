@@ -15,7 +15,7 @@ import pytest
 
 from greencc.core.errors import InputError
 from greencc.core.report import Interval, Report
-from greencc.report import dump_report, load_report, parse_report
+from greencc.report import dump_report, load_report, parse_report, render_markdown
 
 
 @pytest.mark.parametrize("name", ["full", "minimal"])
@@ -48,7 +48,24 @@ def test_stable_keys(full_report: Report) -> None:
     assert set(data["budget"]) == {"asked", "met"}
     assert {"name", "options", "changed", "error", "findings", "seconds"} <= set(data["passes"][0])
     assert {"source", "digest", "n"} <= set(data["calibration"])
-    assert {"seconds", "peak_rss_mb"} <= set(data["compile"])
+    assert {"seconds", "peak_rss_mb", "energy_j", "break_even"} <= set(data["compile"])
+    assert set(data["compile"]["break_even"]) == {"inferences", "reason"}
+    assert {"baseline_mj", "artifact_mj", "grade", "boundary", "method", "rows"} == set(data["layer_energy"])
+    assert {"name", "op_type", "baseline", "artifact"} == set(data["layer_energy"]["rows"][0])
+    assert {"share", "mj"} == set(data["layer_energy"]["rows"][0]["baseline"])
+    assert {"baseline_ug", "artifact_ug", "grid", "embodied", "grade", "boundary"} == set(data["carbon"])
+    assert {"grams_per_kwh", "place", "year", "source"} == set(data["carbon"]["grid"])
+
+
+def test_reports_from_before_there_was_energy_by_layer_are_read(full_report: Report) -> None:
+    data = json.loads(dump_report(full_report))
+    for key in ("layer_energy", "carbon"):
+        del data[key]
+    for key in ("energy_j", "break_even"):
+        del data["compile"][key]
+    old = parse_report(json.dumps(data))
+    assert (old.layer_energy, old.carbon, old.compile.energy_j) == (None, None, None)
+    assert "Energy by layer" not in render_markdown(old)
 
 
 def test_counts_come_back_and_may_be_missing(full_report: Report) -> None:

@@ -38,6 +38,23 @@ def test_names_cannot_style_the_terminal(full_report: Report) -> None:
     with console.capture() as captured:
         console.print(summary(report))
     assert "[red]loud[/red]" in captured.get()
+    evil = "\x1b[31mescape"
+    carbon, layers, energy = report.carbon, report.layer_energy, report.compile.energy_j
+    assert carbon is not None
+    assert layers is not None
+    assert energy is not None
+    report = replace(
+        report,
+        carbon=replace(carbon, boundary=evil, grid=replace(carbon.grid, place=evil, source=evil)),
+        layer_energy=replace(
+            layers,
+            boundary=evil,
+            rows=(*(replace(row, name=evil) for row in layers.rows[:-1]), layers.rows[-1]),
+        ),
+        compile=replace(report.compile, energy_j=replace(energy, boundary=evil, method=evil)),
+    )
+    with console.capture() as captured:
+        console.print(summary(report))
     assert "\x1b" not in captured.get()
 
 

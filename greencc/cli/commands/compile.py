@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from greencc.cli.carbon import carbon_options, chosen
 from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
 
 
@@ -62,6 +63,7 @@ from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
     show_default=True,
     help="Longest time spent on finding the layers that must stay in float.",
 )
+@carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder [default: MODEL.greencc]."
@@ -89,6 +91,10 @@ def command(
     seed: int,
     fmt: str,
     search_time: float,
+    grid_intensity: float | None,
+    country: str | None,
+    embodied: float | None,
+    lifetime: float | None,
     no_cache: bool,
     output: Path | None,
     force: bool,
@@ -124,6 +130,7 @@ def command(
         format=QuantizedFormat(fmt),
         search_seconds=search_time,
         cache=not no_cache,
+        carbon=chosen(grid_intensity, country, embodied, lifetime),
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)
