@@ -58,7 +58,8 @@ _SELECTING = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split"
 INTEGER_OPERATORS = frozenset(
     {
         "Conv", "MatMul", "Gemm", "ConvTranspose", "Add", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool",
-        "Concat", "Resize", "Relu", "Clip", "LeakyRelu", "Pad", "Transpose", "Split", "Slice", "HardSwish", "HardSigmoid",
+        "Concat", "Resize", "Relu", "Clip", "LeakyRelu", "Pad", "Transpose", "Split", "Slice", "HardSwish",
+        "HardSigmoid",
     }
 )  # fmt: skip
 _FLOATS = {"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2}
