@@ -55,7 +55,6 @@ class GraphMaker:
         op_type: str,
         data: Sequence[ir.Value],
         weight: tuple[int, ...] | None = None,
-        *,
         attributes: dict[str, Any] | None = None,
     ) -> ir.Value:
         """Append an operator, its weight as the last input; with ``int8`` between quantizers.

@@ -143,7 +143,7 @@ class DeviceProfile:
 
     def operation_joules(self, dtype: str) -> Range:
         """Joules per operation of a costed type."""
-        return self.joules_per_operation.get(dtype) or self.joules_per_operation["float32"]
+        return self.joules_per_operation.get(dtype, self.joules_per_operation["float32"])
 
     def level_for(self, size: float) -> int:
         """Index of the fastest level that holds `size` bytes."""

@@ -118,21 +118,22 @@ class _Table:
             raise self.fail(key, "is missing")
         return self._positive(key, value)
 
-    def _positive(self, key: str, value: Any) -> float:
+    def _positive(self, key: str, value: Any, zero: bool = False) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, "is not a number")
-        if not (0.0 < value <= _LARGEST and math.isfinite(value)):
-            raise self.fail(key, f"is {value}: expected a finite number above 0")
+        if not (math.isfinite(value) and (0.0 < value <= _LARGEST or (zero and value == 0.0))):
+            raise self.fail(key, f"is {value}: expected a finite number {'from' if zero else 'above'} 0")
         return float(value)
 
-    def range(self, key: str) -> Range:
+    def range(self, key: str, *, zero: bool = False) -> Range:
+        """Low, central and high; `zero`: a fit may have found that a coefficient is 0."""
         value = self.data.get(key)
         if value is None:
             raise self.fail(key, "is missing")
         values = value if isinstance(value, list) else [value] * 3
         if len(values) != 3:
             raise self.fail(key, "is not a number or a list [low, central, high]")
-        low, central, high = (self._positive(key, item) for item in values)
+        low, central, high = (self._positive(key, item, zero) for item in values)
         if not low <= central <= high:
             raise self.fail(key, f"is {[low, central, high]}: expected low <= central <= high")
         return Range(low, central, high)
@@ -189,9 +190,9 @@ def _profile(table: _Table) -> DeviceProfile:
         kernel_seconds=scaled(overhead.range("us_per_kernel"), 1e-6),
         run_seconds=scaled(overhead.range("us_per_run"), 1e-6),
         idle_watts=power.range("idle_w"),
-        busy_watts=power.range("busy_w"),
+        busy_watts=power.range("busy_w", zero=True),
         joules_per_operation={
-            dtype: scaled(per_operation.range(dtype), 1e-12) for dtype in per_operation.data
+            dtype: scaled(per_operation.range(dtype, zero=True), 1e-12) for dtype in per_operation.data
         },
         modes=_modes(table),
         calibration=calibration,
@@ -239,7 +240,7 @@ def _levels(table: _Table) -> tuple[MemoryLevel, ...]:
                 entry.text("name", _MODE),
                 size,
                 scaled(entry.range("gb_per_s"), 1e9),
-                scaled(entry.range("pj_per_byte"), 1e-12),
+                scaled(entry.range("pj_per_byte", zero=True), 1e-12),
             )
         )
     if not levels:

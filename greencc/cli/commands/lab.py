@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from greencc.lab.calibrate import Calibrated
 
 
 @click.group("lab")
@@ -59,3 +65,73 @@ def devices(as_json: bool) -> None:
         table.add_row(Text(entry.name), profile.grade.name, modes, detail)
     stdout().print(table)
     stdout().print(f"Your own profiles go into {user_folder()}", style="dim", markup=False, soft_wrap=True)
+
+
+@command.command("calibrate")
+@click.option("--target", "-t", default="cpu", show_default=True, help="What runs the benchmarks.")
+@click.option("--meter", help="A meter of 'greencc doctor', or 'none' [default: the best one that works].")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The profile [default: among your own profiles]."
+)
+@click.option("--quick", is_flag=True, help="Shorter runs: a rougher fit.")
+def calibrate(target: str, meter: str | None, output: Path | None, quick: bool) -> None:
+    """Run the benchmark suite on this machine and fit its device profile.
+
+    With a meter the energy coefficients are fitted (grade C), without one the times alone. An
+    interrupted run goes on where it was. 'greencc estimate --device local' uses the result.
+    """
+    from greencc.cli.console import progress_bars, stderr
+    from greencc.lab.calibrate import calibrate as run
+    from greencc.lab.calibrate import chosen_meter
+
+    with progress_bars() as progress:
+        done = run(target=target, meter=chosen_meter(meter), output=output, quick=quick, progress=progress)
+    _print(done)
+    for warning in done.warnings:
+        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _print(done: Calibrated) -> None:
+    from rich.table import Table
+
+    from greencc.cli.console import stdout
+
+    console, profile, times = stdout(), done.profile, done.times
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Type", "Work"):
+        table.add_column(heading)
+    for heading in ("GOP/s", "pJ per operation"):
+        table.add_column(heading, justify="right")
+    for dtype, rates in profile.rates.items():
+        energy = profile.operation_joules(dtype).central * 1e12
+        for work, rate in rates.items():
+            table.add_row(dtype, work.value, f"{rate.central / 1e9:,.4g}", f"{energy:.3g}")
+    console.print(table)
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Memory")
+    for heading in ("kB", "GB/s", "pJ per byte"):
+        table.add_column(heading, justify="right")
+    for level in profile.levels:
+        size = "" if level.bytes is None else f"{level.bytes / 1e3:,.0f}"
+        speed, energy = level.bytes_per_second.central / 1e9, level.joules_per_byte.central * 1e12
+        table.add_row(level.name, size, f"{speed:,.4g}", f"{energy:.3g}")
+    console.print(table)
+    console.print()
+    console.print(
+        f"Overhead: {times.kernel_seconds * 1e6:.3g} µs per kernel, {times.run_seconds * 1e6:.3g} µs per run. "
+        f"Latency of a benchmark left out of the fit: {times.error.mape:.1%} off on average, "
+        f"95 % within a factor of {times.error.factor:.2f}."
+    )
+    if done.energies is None:
+        console.print(
+            "Energy: no meter, so its coefficients are those of the uncalibrated model (estimated, grade D); "
+            f"{profile.boundary}."
+        )
+    else:
+        error = done.energies.error
+        console.print(
+            f"Energy: fitted (grade C), {profile.busy_watts.central:.3g} W while busy; left out of the fit "
+            f"{error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}; {profile.boundary}."
+        )
+    console.print(f"Profile: {done.path}", markup=False, soft_wrap=True)
