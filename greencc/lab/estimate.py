@@ -14,7 +14,7 @@ from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.kernels import Kernels, in_precision, kernels_of
 from greencc.core.model import load_model
 from greencc.meters.device import DeviceProfile, PowerMode
-from greencc.meters.device_store import LOCAL, find_profile
+from greencc.meters.device_store import LOCAL, calibrated_profile, find_profile
 from greencc.meters.roofline import Estimate, estimate
 from greencc.targets import make_target
 
@@ -27,6 +27,7 @@ class EstimatePrecision(Enum):
     INT8 = "int8"
 
 
+_MOST = 1024
 _DTYPES = {
     EstimatePrecision.FP32: "FLOAT",
     EstimatePrecision.FP16: "FLOAT16",
@@ -81,7 +82,8 @@ def estimate_model(path: Path, options: EstimateOptions) -> ModelEstimate:
         InputError: The model, the bundle or the profile is broken, or a size does not fit.
         UsageError: An unknown device, mode or dimension; options that do not fit the model or the device.
     """
-    device = find_profile(options.device, fingerprint=_fingerprint(options.device))
+    _check(options)
+    device = _device(options)
     mode = device.mode(options.mode)
     model = _model(path)
     _check_sizes(model, options)
@@ -110,11 +112,22 @@ def estimate_model(path: Path, options: EstimateOptions) -> ModelEstimate:
     )
 
 
-def _fingerprint(device: str) -> str | None:
-    """Of this machine, where it is asked for."""
-    if device != LOCAL:
-        return None
-    return make_target("cpu").device().fingerprint
+def _check(options: EstimateOptions) -> None:
+    for flag, value in (("--batch", options.batch), ("--threads", options.threads)):
+        if value is not None and not 1 <= value <= _MOST:
+            raise UsageError(f"{flag} {value}: expected 1 to {_MOST}")
+
+
+def _device(options: EstimateOptions) -> DeviceProfile:
+    """The profile; for this machine the one that was calibrated with as many threads, if there is one."""
+    if options.device != LOCAL:
+        return find_profile(options.device)
+    if options.threads is not None:
+        fingerprint = make_target(f"cpu:threads={options.threads}").device().fingerprint
+        found = calibrated_profile(fingerprint)
+        if found is not None:
+            return found
+    return find_profile(LOCAL, fingerprint=make_target("cpu").device().fingerprint)
 
 
 def _model(path: Path) -> ir.Model:
@@ -152,8 +165,6 @@ def _check_sizes(model: ir.Model, options: EstimateOptions) -> None:
             raise UsageError(f"the model has no dynamic dimension {name!r}", hint=hint)
         if size < 1:
             raise UsageError(f"--size {name}={size}: expected a whole number above 0")
-    if options.batch < 1:
-        raise UsageError(f"--batch {options.batch}: expected a whole number above 0")
     firsts = [value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)]
     if options.batch > 1 and firsts and all(isinstance(dim, int) for dim in firsts):
         raise UsageError(
