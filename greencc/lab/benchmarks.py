@@ -124,7 +124,7 @@ def _layer_norm(shape: tuple[int, int]) -> tuple[ir.Model, Feeds]:
 
 
 def _products(dtype: str, int8: Int8Support | None) -> Iterator[Benchmark]:
-    for rows, inner, repeat in ((16, 128, 8), (32, 256, 6), (64, 384, 4), (128, 512, 2), (256, 1024, 1)):
+    for rows, inner, repeat in ((16, 128, 8), (32, 256, 6), (64, 384, 4), (128, 512, 2), (192, 768, 1)):
         yield Benchmark(
             f"matmul-{dtype}-{rows}x{inner}x{inner}",
             partial(_matmuls, dtype, int8, rows, inner, repeat),
