@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx_ir as ir
+
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
@@ -86,7 +88,7 @@ def run_suite(
         model, feeds = benchmark.make()
         kernels = kernels_of(model)
         if benchmark.name not in found:
-            with _engine(bench.target, benchmark) as engine:
+            with _engine(bench.target, model) as engine:
                 found[benchmark.name] = observe(bench, benchmark.name, engine, feeds)
             journal.write(found)
         rows.append((found[benchmark.name], kernels))
@@ -95,10 +97,9 @@ def run_suite(
 
 
 @contextmanager
-def _engine(target: Target, benchmark: Benchmark) -> Iterator[Engine]:
+def _engine(target: Target, model: ir.Model) -> Iterator[Engine]:
     """The benchmark as a deployment would run it."""
     with tempfile.TemporaryDirectory(prefix="greencc-calibrate-") as folder:
-        model, _ = benchmark.make()
         engine = target.open(target.build(target.lower(model), Path(folder)))
         try:
             yield engine
