@@ -78,10 +78,11 @@ def run_suite(
     """Run what the journal does not have yet; idle windows before and after.
 
     Raises:
-        UnavailableError: The meter fails on every attempt of several benchmarks.
+        UnavailableError: The meter failed in an idle window, or in every attempt of a benchmark.
         InputError: The journal cannot be written.
     """
-    found = journal.read()
+    # What was disturbed is worth another try.
+    found = {name: row for name, row in journal.read().items() if not row.disturbed}
     idle = _idle_watts(bench)
     rows = []
     for benchmark in progress(benchmarks, label="Calibrating", total=len(benchmarks)):
