@@ -1,6 +1,7 @@
 """Estimates from shipped profiles against latencies that others have published: they lie within the interval.
 
-* Jetson Nano, FP16, TensorRT, batch 1: torch2trt, docs/benchmarks/jetson_nano.md (ResNet-18 11.4 ms, ResNet-34 20.2 ms).
+* Jetson Nano, FP16, TensorRT, batch 1: torch2trt, docs/benchmarks/jetson_nano.md (ResNet-18 11.4 ms,
+  ResNet-34 20.2 ms).
 * Raspberry Pi 5, MobileNetV2, ExecuTorch with XNNPACK: Arm's course "ExecuTorch on Arm" (FP32 10.89 ms, INT8 4.01 ms).
 """
 
