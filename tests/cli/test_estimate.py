@@ -15,7 +15,7 @@ from greencc.lab.observations import Observation
 from greencc.meters.device import Calibration
 from greencc.meters.device_file import dump_profile
 from greencc.targets import CpuTarget
-from tests.meters.conftest import make_device
+from tests.meters.bench_device import make_device
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from greencc.core.kernels import Work
 from greencc.core.meter import Grade
 from greencc.meters.device import DeviceProfile, MemoryLevel, PowerMode
@@ -49,8 +47,3 @@ def make_device(**changes: Any) -> DeviceProfile:
         modes=(PowerMode("MAX", None), PowerMode("3W", 3.0, 0.5, 1.0)),
     )
     return replace(device, **changes)
-
-
-@pytest.fixture
-def device() -> DeviceProfile:
-    return make_device()
