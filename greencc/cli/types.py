@@ -41,8 +41,47 @@ class Seconds(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Rate(click.ParamType[float]):
+    """A rate such as ``30/s``, ``120/min`` or plainly ``30`` (per second)."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        number, _, unit = str(value).strip().partition("/")
+        seconds = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}.get(unit)
+        try:
+            rate = float(number) / (seconds or 0.0)
+        except (ValueError, ZeroDivisionError):
+            rate = 0.0
+        if not 0.0 < rate < float("inf"):
+            self.fail(f"{value!r} is no rate: write 30/s or 120/min", param, ctx)
+        return rate
+
+
+class Size(click.ParamType[tuple[str, int]]):
+    """The size of a named dimension, such as ``sequence=64``."""
+
+    name = "name=number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).rpartition("=")
+        if not name or not number.isdecimal() or not 0 < int(number) <= 2**31:
+            self.fail(f"{value!r} is no size: write sequence=64", param, ctx)
+        return name, int(number)
+
+
+RATE = Rate()
+SIZE = Size()
 SHARE = Share()
 SECONDS = Seconds()
+ESTIMATE_PRECISIONS = ("fp32", "fp16", "int8")
+"""Values of greencc.lab.estimate.EstimatePrecision, repeated like those below."""
 FORMATS = ("qdq", "qoperator")
 """Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")
