@@ -241,8 +241,6 @@ class _Campaign:
                 problem = f"{self.meter.name} is stuck: it shows the same power at rest and under load"
             elif len(self.rounds) >= 2:
                 comparison = summarise(self.rounds, idle, self.meter, self.protocol, self.confidence)
-                warnings = [*comparison.warnings, *warnings]
-                comparison = replace(comparison, warnings=())
             else:
                 problem = problem or self._too_few()
         return EnergyResult(

@@ -93,7 +93,7 @@ def _unofficial(name: str, what: str) -> str:
     return f"windows as in {name} ({what}), not an MLPerf result"
 
 
-QUICK = EnergyProtocol("quick", 2.0, 0.5, 3, 0.05, 20.0, periods=10, warm_up_seconds=0.0, clears_gate=False)
+QUICK = EnergyProtocol("quick", 4.0, 0.5, 4, 0.05, 20.0, periods=10, warm_up_seconds=0.0, clears_gate=False)
 DEFAULT = EnergyProtocol("default", 30.0, 10.0, 5, 0.02, 600.0)
 # EEMBC's runner takes the median of five loops of at least 10 s, of everything the board draws (Banbury et al., 2021).
 MLPERF_TINY = EnergyProtocol(
