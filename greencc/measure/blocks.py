@@ -203,7 +203,13 @@ class Windows:
         try:
             before = None if self._meter is None else self._meter.read()
             driven = drive(
-                engine, self._feeds, seconds, load, clock=self._bench.clock, sleep=self._bench.sleep, first=first
+                engine,
+                self._feeds,
+                seconds,
+                load,
+                clock=self._bench.clock,
+                sleep=self._bench.sleep,
+                first=first,
             )
             after = None if self._meter is None else self._meter.read()
         except UnavailableError as error:

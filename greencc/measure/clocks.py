@@ -1,4 +1,4 @@
-"""Whether time ran evenly: a suspended machine and a clock that was set show as differences between the system's clocks.
+"""Whether time ran evenly: a suspended machine and a clock that was set show as differences between clocks.
 
 Linux counts three times: CLOCK_MONOTONIC stands still while the machine is suspended, CLOCK_BOOTTIME goes on, and
 CLOCK_REALTIME can be set. (`clock_gettime(2)`.)

@@ -86,7 +86,7 @@ def measure_energy(
         confidence: Of the intervals.
         bench: The machine; default this one.
 
-    A meter that fails in mid-run does not raise: what was measured is in the result, whose `problem` says what happened.
+    A meter that fails in mid-run does not raise: what was measured is in the result, and `problem` says what happened.
 
     Raises:
         UsageError: There is no input, the meter is a model, or the time limit is too short for two rounds.
@@ -98,13 +98,7 @@ def measure_energy(
         raise UsageError(
             f"{meter.name} (grade {meter.grade.name}) estimates; energy is measured with grade A or B"
         )
-    period = 0.0 if meter is None else meter.period_s
-    if (shortest := protocol.shortest(period)) > protocol.limit_seconds:
-        raise UsageError(
-            f"two rounds of the {protocol.title} take {shortest:.0f} s, more than the limit of "
-            f"{protocol.limit_seconds:.0f} s",
-            hint="a longer --limit, or --protocol quick",
-        )
+    protocol.check_limit(0.0 if meter is None else meter.period_s)
     campaign = _Campaign((baseline, artifact), feeds, meter, protocol, load, confidence, bench or Bench())
     return campaign.run()
 
@@ -296,10 +290,9 @@ class _Campaign:
 
     def _flat(self) -> bool:
         """Whether the meter shows one and the same power for idle and for both loads."""
+        windows: list[Block | IdlePart] = [*self.idle_parts, *self.blocks]
         powers = [
-            part.joules / part.seconds
-            for part in [*self.idle_parts, *self.blocks]
-            if part.joules is not None and part.seconds > 0.0
+            part.joules / part.seconds for part in windows if part.joules is not None and part.seconds > 0.0
         ]
         if not self.idle_parts or len(powers) < 2 * IDLE_PARTS:
             return False

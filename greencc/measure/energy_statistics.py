@@ -7,7 +7,9 @@ Per round, over its blocks of a variant (`E` joules, `t` seconds, `n` inferences
 
 The expanded uncertainty adds the terms in quadrature, each expanded by Student's t at its own degrees of freedom. (The
 effective degrees of freedom of Welch and Satterthwaite, GUM G.4, came out too narrow on the simulated campaigns: a
-systematic term as large as the spread of three rounds makes nine degrees of freedom out of two.) The ratio comes from the rounds' log-ratios, in which the meter's gain and a linear drift cancel.
+systematic term as large as the spread of three rounds makes nine degrees of freedom out of two.)
+
+The ratio comes from the rounds' log-ratios, in which the meter's gain and a linear drift cancel.
 
 Measuring ends when the spread is small enough, which would favour rounds whose spread is small by chance. Stein's
 two-stage procedure ("A two-sample test for a linear hypothesis whose power is independent of the variance", Annals of
@@ -143,7 +145,10 @@ class _Side:
         if idle is None:
             return self.gross()
         return [
-            (_total(blocks) - sum(idle.at(block.begin + block.seconds / 2.0) * block.seconds for block in blocks))
+            (
+                _total(blocks)
+                - sum(idle.at(block.begin + block.seconds / 2.0) * block.seconds for block in blocks)
+            )
             / _count(blocks)
             for blocks in self.rounds
         ]
@@ -176,7 +181,11 @@ class _Side:
             systematic += idle.terms(self.seconds_per_inference())
         half = _half(values, protocol.rounds, systematic, confidence)
         value = statistics.median(values) if protocol.median else mean
-        gain = "" if meter.uncertainty is not None else "; the gain error of the meter is not published and not in it"
+        gain = (
+            ""
+            if meter.uncertainty is not None
+            else "; the gain error of the meter is not published and not in it"
+        )
         against = f"net of {idle.watts:.3g} W idle" if idle is not None else "gross, idle is not subtracted"
         return Energy(
             value=value * 1e3,
@@ -192,29 +201,28 @@ class _Side:
         )
 
 
-def _ratio(
-    first: _Side, second: _Side, idle: IdlePower | None, stage: int, confidence: float
-) -> Interval:
+def _ratio(first: _Side, second: _Side, idle: IdlePower | None, stage: int, confidence: float) -> Interval:
     pairs = list(zip(first.values(idle), second.values(idle), strict=True))
     logs = [math.log(a / b) for a, b in pairs]
     systematic: list[Uncertainty] = []
     if idle is not None:
         # What the error of the idle power, common to all rounds, does to the ratio: d log(A/B) / d P_idle.
-        slopes = [side.seconds_per_inference() / statistics.fmean(side.values(idle)) for side in (first, second)]
+        slopes = [
+            side.seconds_per_inference() / statistics.fmean(side.values(idle)) for side in (first, second)
+        ]
         systematic += idle.terms(abs(slopes[0] - slopes[1]))
     half = _half(logs, stage, systematic, confidence)
     mean = statistics.fmean(logs)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(min(mean + half, 700.0)))
 
 
-def _half(
-    values: Sequence[float], stage: int, systematic: Sequence[Uncertainty], confidence: float
-) -> float:
+def _half(values: Sequence[float], stage: int, systematic: Sequence[Uncertainty], confidence: float) -> float:
     """Expanded uncertainty of the mean: the wider of Stein's, from the first `stage` values, and the ordinary one."""
     root = math.sqrt(len(values))
     stages = [values, values[:stage]] if 2 <= stage < len(values) else [values]
     return max(
-        _expanded([(statistics.stdev(part) / root, len(part) - 1.0), *systematic], confidence) for part in stages
+        _expanded([(statistics.stdev(part) / root, len(part) - 1.0), *systematic], confidence)
+        for part in stages
     )
 
 

@@ -15,7 +15,8 @@ IDLE_PARTS = 5
 class EnergyProtocol:
     """How energy is measured.
 
-    A *round* is one comparison: A B B A where `mirrored` (a linear drift cancels within it), otherwise A B and B A by turns.
+    A *round* is one comparison: A B B A where `mirrored` (a linear drift cancels within it), otherwise A B and
+    B A by turns.
 
     Attributes:
         name: As asked for.
@@ -50,7 +51,9 @@ class EnergyProtocol:
         if self.rounds < 2:
             raise UsageError(f"the {self.name} protocol has {self.rounds} rounds; an interval takes two")
         if self.target is not None and not 0.0 < self.target < 1.0:
-            raise UsageError(f"a half-width of {self.target:.3g} cannot be reached", hint="such as --until 2%")
+            raise UsageError(
+                f"a half-width of {self.target:.3g} cannot be reached", hint="such as --until 2%"
+            )
         if not (math.isfinite(self.limit_seconds) and self.limit_seconds > 0.0):
             raise UsageError(f"the time limit is {self.limit_seconds:g} s", hint="such as --limit 10m")
 
@@ -74,6 +77,19 @@ class EnergyProtocol:
     def shortest(self, period_s: float) -> float:
         """Seconds that idle windows and two rounds take, the least that gives an interval."""
         return 2 * self.idle_length(period_s) + 4 * self.per_variant * self.block_length(period_s)
+
+    def check_limit(self, period_s: float) -> None:
+        """Make sure that an interval is possible within the time limit.
+
+        Raises:
+            UsageError: It is not.
+        """
+        if (shortest := self.shortest(period_s)) > self.limit_seconds:
+            raise UsageError(
+                f"two rounds of the {self.name} protocol take {shortest:.0f} s, more than the limit of "
+                f"{self.limit_seconds:g} s",
+                hint="a longer --limit, or --protocol quick",
+            )
 
     def adapted(self, *, target: float | None = None, limit_seconds: float | None = None) -> EnergyProtocol:
         """The protocol with another target or time limit; None leaves what there is.

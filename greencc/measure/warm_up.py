@@ -25,7 +25,13 @@ class WarmUp:
 
 
 def warm_up(
-    engines: Sequence[Engine], feeds: Sequence[Feeds], load: Load, bench: Bench, *, window: float, limit: float
+    engines: Sequence[Engine],
+    feeds: Sequence[Feeds],
+    load: Load,
+    bench: Bench,
+    *,
+    window: float,
+    limit: float,
 ) -> WarmUp:
     """Run the engines by turns.
 
@@ -54,7 +60,9 @@ def warm_up(
             if elapsed - seen[0][0] >= window and moved < STEADY_KELVIN:
                 return WarmUp(elapsed, f"the temperature moved {moved:.1f} K in {window:.0f} s", steady=True)
             if elapsed >= limit:
-                return WarmUp(elapsed, f"the temperature still moved {moved:.1f} K after {elapsed:.0f} s", steady=False)
+                return WarmUp(
+                    elapsed, f"the temperature still moved {moved:.1f} K after {elapsed:.0f} s", steady=False
+                )
         drive(
             engines[number % len(engines)], feeds, _SLICE_SECONDS, load, clock=bench.clock, sleep=bench.sleep
         )
