@@ -119,8 +119,8 @@ def measure_artifact(
     """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings.
 
     `protocol`, `rate` (requests per second; None: flat out), `poisson`, `until` (a relative half-width),
-    `limit_seconds` and `meter` are the options of `greencc measure`. The result's `campaign` has the blocks, the trace and
-    what was discarded; its `result.problem` is not None where energy could not be measured, or only in part.
+    `limit_seconds` and `meter` are the options of `greencc measure`. The result's `campaign` has the blocks, the trace
+    and what was discarded; its `result.problem` is not None where energy could not be measured, or only in part.
 
     Raises:
         GreenccError: A problem you can act on; its subclass and `exit_code` say which kind.
