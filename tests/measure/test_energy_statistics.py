@@ -128,7 +128,8 @@ def test_stopping_when_the_spread_is_small_does_not_make_claims(make_meter: Make
         claims += not ratio.low <= 1.0 <= ratio.high
     assert claims / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
     # The same with the ordinary interval, many times: well above 5 %.
-    logs = rng.normal(0.0, 0.02, size=(20_000, most))
+    most = 60
+    logs = rng.normal(0.0, 0.03, size=(20_000, most))
     open_, naive = np.ones(len(logs), bool), 0
     for count in range(DEFAULT.rounds, most + 1):
         part = logs[:, :count]
