@@ -133,6 +133,9 @@ def _campaign(campaign: Campaign) -> dict[str, Any]:
         "load": describe_load(campaign.plan.load),
         "meter": None if campaign.meter is None else asdict(campaign.meter),
         "complete": result.problem is None,
+        "clears_gate": campaign.plan.protocol.clears_gate
+        and result.comparison is not None
+        and not result.problem,
         "problem": result.problem,
         "stopped": result.stopped,
         "rounds": result.rounds,

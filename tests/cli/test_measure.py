@@ -15,6 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from greencc.compiler import measurement
+from greencc.compiler.options import Effort
 from greencc.core.errors import ExitCode, UnavailableError
 from greencc.core.meter import Grade, Meter, Reading
 from greencc.measure import protocols
@@ -60,6 +62,7 @@ def meter(brief: None, monkeypatch: pytest.MonkeyPatch) -> BenchMeter:
     module = types.ModuleType("greencc.meters.opening")
     monkeypatch.setattr(module, "open_meter", open_meter, raising=False)
     monkeypatch.setitem(sys.modules, "greencc.meters.opening", module)
+    monkeypatch.setitem(measurement.PROFILES, Effort.STANDARD, measurement.PROFILES[Effort.QUICK])
     monkeypatch.setattr(SystemLoad, "others_seconds", lambda self: None)
     monkeypatch.setattr(SystemThermal, "look", lambda self: ThermalState())
     short = [
