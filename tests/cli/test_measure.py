@@ -176,6 +176,17 @@ def test_a_model_is_no_meter(meter: BenchMeter, digits: Path, refused: Run) -> N
     refused(WITH_METER, ExitCode.USAGE, "bench (grade C) estimates")
 
 
+def test_a_meter_too_slow_for_the_protocol_is_left_out(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter.period_s = 5.0
+    monkeypatch.setattr(measurement, "available_meters", lambda: (meter,))
+    outcome = greencc(*QUICK)
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert "bench updates every 5 s, too seldom for the quick protocol" in " ".join(outcome.err.split())
+    assert "Energy, estimated" in outcome.out
+
+
 def test_without_a_meter_there_is_no_trace(meter: BenchMeter, digits: Path, greencc: Run) -> None:
     outcome = greencc(*QUICK, "--save", "out", "--plot")
     assert outcome.code == ExitCode.OK, outcome.err
