@@ -150,7 +150,8 @@ def test_a_meter_that_dies_leaves_what_was_measured(
         in " ".join(outcome.err.split())
     )
     campaign = json.loads(Path("out/measurement.json").read_text())["campaign"]
-    assert (campaign["complete"], campaign["stopped"]) == (False, "the meter failed")
+    assert not campaign["complete"]
+    assert campaign["stopped"].startswith("the meter failed")
     assert 2 <= campaign["rounds"] < 30
     assert campaign["discarded"]["a reading failed"] == 3
 
