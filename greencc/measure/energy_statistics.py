@@ -6,8 +6,8 @@ Per round, over its blocks of a variant (`E` joules, `t` seconds, `n` inferences
     u^2   = max(s_0, s)^2 / N + (t/n)^2 u_idle^2 + (u_gain net)^2 + (period / (sqrt(6) t_block) gross)^2
 
 The expanded uncertainty adds the terms in quadrature, each expanded by Student's t at its own degrees of freedom. (The
-effective degrees of freedom of Welch and Satterthwaite, GUM G.4, came out too narrow on the simulated campaigns: a
-systematic term as large as the spread of three rounds makes eight degrees of freedom out of two.)
+effective degrees of freedom of Welch and Satterthwaite, GUM G.4, promise too much with few rounds: a systematic term as
+large as the spread of three rounds makes eight degrees of freedom out of two.)
 
 The ratio comes from the rounds' log-ratios, in which the meter's gain and a linear drift cancel.
 
