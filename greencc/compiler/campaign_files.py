@@ -191,7 +191,7 @@ def _block_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
         for key in ("latency_ms", "service_ms"):
             for name, value in (row.pop(key) or {}).items():
                 row[f"{key.removesuffix('_ms')}_{name}_ms"] = value
-        yield {**row, **{f"joules {name}": value for name, value in domains.items()}}
+        yield {**row, **{f"{name}.joules": value for name, value in domains.items()}}
 
 
 def _windows(campaign: Campaign) -> list[Block | IdlePart]:
@@ -210,7 +210,7 @@ def _trace_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
             "seconds": point.seconds - campaign.result.began,
             "epoch": point.epoch,
             "block": _label(windows[index]) if inside else "",
-            **{f"joules {name}": value for name, value in point.joules.items()},
+            **{f"{name}.joules": value for name, value in point.joules.items()},
             **_watts(point),
         }
 
@@ -222,7 +222,7 @@ def _label(window: Block | IdlePart) -> str:
 
 
 def _watts(point: TracePoint) -> dict[str, float | None]:
-    return {f"watts {name}": None if point.watts is None else point.watts[name] for name in point.joules}
+    return {f"{name}.watts": None if point.watts is None else point.watts[name] for name in point.joules}
 
 
 def _write_trace(folder: Path, campaign: Campaign, form: TraceFormat) -> None:

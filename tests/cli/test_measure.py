@@ -111,13 +111,13 @@ def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Pat
     with Path("out/blocks.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == len(campaign["blocks"])
-    gross = [1e3 * float(row["joules rail"]) / int(row["inferences"]) for row in rows]
+    gross = [1e3 * float(row["rail.joules"]) / int(row["inferences"]) for row in rows]
     energy = data["artifact"]["energy_mj"]
     assert min(gross) <= energy["gross"] <= max(gross)
     assert energy["low"] <= energy["value"] <= energy["high"]
     with Path("out/trace.csv").open() as stream:
         trace = list(csv.DictReader(stream))
-    assert list(trace[0]) == ["seconds", "epoch", "block", "joules rail", "watts rail"]
+    assert list(trace[0]) == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
     assert {"idle before", "idle after", "baseline 0", "artifact 1"} <= {row["block"] for row in trace}
     times = [float(row["seconds"]) for row in trace]
     assert times == sorted(times)
@@ -222,5 +222,5 @@ def test_parquet(meter: BenchMeter, digits: Path, greencc: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert greencc(*WITH_METER, "--save", "out", "--trace-format", "parquet").code == ExitCode.OK
     table = parquet.read_table("out/trace.parquet")
-    assert table.column_names == ["seconds", "epoch", "block", "joules rail", "watts rail"]
+    assert table.column_names == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
     assert table.num_rows > 5
