@@ -42,22 +42,19 @@ class Seconds(click.ParamType[float]):
 
 
 class Rate(click.ParamType[float]):
-    """A rate such as ``30/s``, ``120/min`` or plainly ``30`` (per second)."""
+    """Requests per time such as ``30/s`` or ``1800/min``."""
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        number, _, unit = str(value).strip().partition("/")
-        seconds = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}.get(unit)
+        from greencc.compiler.options import parse_rate
+
         try:
-            rate = float(number) / (seconds or 0.0)
-        except (ValueError, ZeroDivisionError):
-            rate = 0.0
-        if not 0.0 < rate < float("inf"):
-            self.fail(f"{value!r} is no rate: write 30/s or 120/min", param, ctx)
-        return rate
+            return parse_rate(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Size(click.ParamType[tuple[str, int]]):
@@ -82,6 +79,10 @@ SHARE = Share()
 SECONDS = Seconds()
 ESTIMATE_PRECISIONS = ("fp32", "fp16", "int8")
 """Values of greencc.lab.estimate.EstimatePrecision, repeated like those below."""
+PROTOCOLS = ("default", "quick", "mlperf-tiny", "mlperf-power")
+"""Names of greencc.measure.protocols.PROTOCOLS, repeated like those below."""
+TRACE_FORMATS = ("csv", "parquet")
+"""Values of greencc.compiler.campaign_files.TraceFormat, likewise."""
 FORMATS = ("qdq", "qoperator")
 """Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")
