@@ -9,7 +9,7 @@ import numpy as np
 
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Engine
-from greencc.core.errors import UnavailableError, UsageError
+from greencc.core.errors import UsageError
 from greencc.core.meter import Meter, PowerMeter
 from greencc.measure.blocks import Bench, Block, Discard
 from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
@@ -18,6 +18,7 @@ from greencc.measure.profiles import QUICK as QUICK_PROFILE
 from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
+from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
 _COSTLY_SHARE = 0.01
@@ -72,7 +73,7 @@ def make_plan(
         raise UsageError("random arrivals take a rate", hint="such as --rate 30/s --poisson")
     arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
     found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
-    opened = None if meter is None else open_spec(meter)
+    opened = None if meter is None else open_working_meter(meter)
     found.check_limit(0.0 if opened is None else opened.period_s)
     return MeasurePlan(found, Load(arrivals, rate), opened)
 
@@ -287,18 +288,3 @@ def percentiles(values: Array) -> Percentiles:
     """Of some milliseconds, at least one."""
     found = np.percentile(values.astype(np.float64), (50.0, 95.0, 99.0, 99.9))
     return Percentiles(*(float(value) for value in found))
-
-
-def open_spec(spec: str) -> Meter | PowerMeter:
-    """Open the meter that was asked for by name.
-
-    Raises:
-        UsageError: The spec is malformed.
-        UnavailableError: It gives no reading.
-    """
-    from greencc.meters.opening import open_meter
-
-    meter: Meter | PowerMeter = open_meter(spec)
-    if reason := meter.missing():
-        raise UnavailableError(f"the meter {spec} gives no reading: {reason}", hint="see 'greencc doctor'")
-    return meter

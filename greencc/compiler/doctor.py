@@ -13,7 +13,13 @@ from greencc.targets import TARGETS
 
 Status = Literal["ok", "missing", "note"]
 
-_EXTRAS = (("images", "PIL", "folders of images as calibration and evaluation data"),)
+_EXTRAS = (
+    ("images", "PIL", "folders of images as calibration and evaluation data"),
+    ("finetune", "torch", "'greencc recover', and scores from gradients for pruning"),
+    ("mqtt", "paho", "energy meters behind an MQTT broker"),
+    ("parquet", "pyarrow", "traces of 'greencc measure' as Parquet"),
+    ("zeus", "zeus", "a cross-check of energy meters with Zeus"),
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from greencc import __version__
 from greencc.core import machine
 from greencc.core.cache import cache_key
 from greencc.core.engine import Device
-from greencc.core.errors import InputError, UnavailableError, UsageError, did_you_mean
+from greencc.core.errors import InputError, UnavailableError
 from greencc.core.files import atomic_file
 from greencc.core.meter import Meter, PowerMeter
 from greencc.core.progress import Progress, silent
@@ -24,10 +24,11 @@ from greencc.lab.fit import EnergyFit, Sample, TimeFit, fit_energies, fit_times
 from greencc.lab.fitted import Setup, blank_profile, fitted_profile, local_name
 from greencc.lab.observations import Journal
 from greencc.lab.runner import QUICK, STANDARD, Bench, BenchmarkRun, RunOptions, run_suite
-from greencc.meters import available_meters, probe
+from greencc.meters import available_meters
 from greencc.meters.device import DeviceProfile
 from greencc.meters.device_file import dump_profile, read_profile
 from greencc.meters.device_store import user_folder
+from greencc.meters.opening import open_working_meter
 from greencc.meters.roofline import demands
 from greencc.meters.sampling import Sampler
 from greencc.targets import make_target
@@ -90,27 +91,18 @@ def calibrate(
         return calibrate_on(Bench(made, options, sampler), setup, path, progress)
 
 
-def chosen_meter(name: str | None) -> Meter | PowerMeter | None:
-    """The meter of that name, the best one that works (None), or no meter (``none``, or none works).
+def chosen_meter(spec: str | None) -> Meter | PowerMeter | None:
+    """The meter of that spec, the best one that works (None), or no meter (``none``, or none works).
 
     Raises:
-        UsageError: There is no meter of that name.
+        UsageError: There is no such meter.
         UnavailableError: It gives no reading.
     """
-    if name == "none":
+    if spec == "none":
         return None
-    working = available_meters()
-    if name is None:
-        return working[0] if working else None
-    for meter in working:
-        if meter.name == name:
-            return meter
-    rows = {row.name: row for row in probe() if row.grade.measured}
-    if name in rows:
-        raise UnavailableError(
-            f"the {name} meter gives no reading: {rows[name].reason}", hint="see 'greencc doctor'"
-        )
-    raise UsageError(f"no meter {name!r}", hint=did_you_mean(name, [*rows, "none"]))
+    if spec is None:
+        return next(iter(available_meters()), None)
+    return open_working_meter(spec)
 
 
 def check_replaceable(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from greencc.core.errors import UsageError, did_you_mean
+from greencc.core.errors import UnavailableError, UsageError, did_you_mean
 from greencc.core.meter import Grade, Meter, PowerMeter
 from greencc.meters._digest import Login
 from greencc.meters._external import Facts
@@ -119,6 +119,22 @@ def open_meter(
             raise UsageError(f"{kind}: nothing follows", hint=f"expected {_KINDS[kind].example}")
         return _KINDS[kind].open(_split(kind, rest), environ)
     return _on_device(kind, rest if colon else None, sources or Sources())
+
+
+def open_working_meter(spec: str) -> Meter | PowerMeter:
+    """`open_meter`, of a meter that gives a reading now.
+
+    Raises:
+        UsageError, InputError: As `open_meter`.
+        UnavailableError: It gives no reading.
+    """
+    meter = open_meter(spec)
+    if reason := meter.missing():
+        # The meter's name, not its spec, which may hold a password.
+        raise UnavailableError(
+            f"the {meter.name} meter gives no reading: {reason}", hint="see 'greencc doctor'"
+        )
+    return meter
 
 
 def _on_device(kind: str, part: str | None, at: Sources) -> _AnyMeter:

@@ -69,7 +69,9 @@ def devices(as_json: bool) -> None:
 
 @command.command("calibrate")
 @click.option("--target", "-t", default="cpu", show_default=True, help="What runs the benchmarks.")
-@click.option("--meter", help="A meter of 'greencc doctor', or 'none' [default: the best one that works].")
+@click.option(
+    "--meter", metavar="SPEC", help="A meter, as for 'measure', or 'none' [default: the best one that works]."
+)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The profile [default: among your own profiles]."
 )
