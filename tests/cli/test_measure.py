@@ -6,7 +6,6 @@ import csv
 import json
 import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from greencc.core.meter import Grade, Meter, Reading
 from greencc.measure import protocols
 from greencc.measure.load import SystemLoad
 from greencc.measure.thermal import SystemThermal, ThermalState
+from greencc.meters import opening
 
 Run = Callable[..., Any]
 
@@ -59,9 +59,7 @@ def meter(brief: None, monkeypatch: pytest.MonkeyPatch) -> BenchMeter:
         assert spec == "bench"
         return found
 
-    module = types.ModuleType("greencc.meters.opening")
-    monkeypatch.setattr(module, "open_meter", open_meter, raising=False)
-    monkeypatch.setitem(sys.modules, "greencc.meters.opening", module)
+    monkeypatch.setattr(opening, "open_meter", open_meter)
     monkeypatch.setitem(measurement.PROFILES, Effort.STANDARD, measurement.PROFILES[Effort.QUICK])
     monkeypatch.setattr(SystemLoad, "others_seconds", lambda self: None)
     monkeypatch.setattr(SystemThermal, "look", lambda self: ThermalState())
@@ -169,7 +167,7 @@ def test_a_meter_that_dies_at_once_gives_an_estimate(meter: BenchMeter, digits: 
 
 def test_a_meter_that_gives_no_reading(meter: BenchMeter, digits: Path, greencc: Run, refused: Run) -> None:
     meter.reason = "no permission"
-    refused(WITH_METER, ExitCode.UNAVAILABLE, "the meter bench gives no reading: no permission", "doctor")
+    refused(WITH_METER, ExitCode.UNAVAILABLE, "the bench meter gives no reading: no permission", "doctor")
 
 
 def test_a_model_is_no_meter(meter: BenchMeter, digits: Path, refused: Run) -> None:
