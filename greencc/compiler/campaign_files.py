@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from greencc.core.errors import InputError, UnavailableError
 from greencc.core.files import atomic_folder
 from greencc.core.meter import Grade
 from greencc.measure.blocks import Block, IdlePart
+from greencc.measure.carbon import CarbonOptions
 from greencc.meters.sampling import TracePoint
 from greencc.report.trace_plot import Span, trace_plot
 
@@ -41,22 +42,27 @@ class SaveOptions:
         format: Of the trace.
         plot: Draw it as well.
         overwrite: Replace the folder.
+        carbon: What carbon figures are for.
     """
 
     folder: Path
     format: TraceFormat = TraceFormat.CSV
     plot: bool = False
     overwrite: bool = False
+    carbon: CarbonOptions = field(default_factory=CarbonOptions)
 
 
-def measurement_json(measured: Measurement, warnings: Sequence[str]) -> dict[str, Any]:
+def measurement_json(
+    measured: Measurement, warnings: Sequence[str], carbon: CarbonOptions | None = None
+) -> dict[str, Any]:
     """The measurement as plain data, with one row per block; docs/energy.md lists the keys."""
-    campaign = measured.campaign
+    campaign, emitted = measured.campaign, measured.carbon(carbon or CarbonOptions())
     return {
         "schema": SCHEMA,
         "baseline": asdict(measured.baseline),
         "artifact": asdict(measured.artifact),
         "ratio": asdict(measured.ratio),
+        "carbon": None if emitted is None else asdict(emitted),
         "conditions": measured.conditions,
         "campaign": None if campaign is None else _campaign(campaign),
         "warnings": list(warnings),
@@ -87,7 +93,7 @@ def save(measured: Measurement, warnings: Sequence[str], options: SaveOptions) -
     """
     campaign = measured.campaign
     with atomic_folder(options.folder, overwrite=options.overwrite) as work:
-        data = json.dumps(measurement_json(measured, warnings), indent=2, allow_nan=False)
+        data = json.dumps(measurement_json(measured, warnings, options.carbon), indent=2, allow_nan=False)
         (work / "measurement.json").write_text(f"{data}\n", encoding="utf-8")
         if campaign is not None:
             _write_csv(work / "blocks.csv", _block_rows(campaign))

@@ -45,7 +45,6 @@ from greencc.core.report import (
     ModelInfo,
     Report,
 )
-from greencc.measure.carbon import carbon_of
 from greencc.meters.window import Window
 from greencc.passes import PASSES
 from greencc.report import with_verdict
@@ -267,12 +266,7 @@ def _report(
             warnings=tuple(session.warnings),
             compile=spent,
             layer_energy=layers.energy,
-            carbon=carbon_of(
-                measured.baseline.energy_mj,
-                measured.artifact.energy_mj,
-                (measured.baseline.latency_ms.median, measured.artifact.latency_ms.median),
-                session.options.carbon,
-            ),
+            carbon=measured.carbon(session.options.carbon),
         )
     )
 

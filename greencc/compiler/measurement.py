@@ -20,8 +20,9 @@ from greencc.core.errors import InputError
 from greencc.core.graph import attribute_int, constant_tensor
 from greencc.core.kernels import kernels_of
 from greencc.core.meter import EnergyComparison, Grade
-from greencc.core.report import Figures, Interval, Latency, Ratio
+from greencc.core.report import Carbon, Figures, Interval, Latency, Ratio
 from greencc.core.shapes import bind_dims
+from greencc.measure.carbon import CarbonOptions, carbon_of
 from greencc.measure.conditions import record_conditions
 from greencc.measure.latency import measure_latency
 from greencc.measure.memory import peak_memory
@@ -69,6 +70,11 @@ class Measurement:
     ratio: Ratio
     conditions: dict[str, Any]
     campaign: Campaign | None = None
+
+    def carbon(self, options: CarbonOptions) -> Carbon | None:
+        """SCI per inference of both variants, or None where their energy is not known."""
+        latencies = (self.baseline.latency_ms.median, self.artifact.latency_ms.median)
+        return carbon_of(self.baseline.energy_mj, self.artifact.energy_mj, latencies, options)
 
 
 def measure_variants(

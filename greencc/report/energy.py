@@ -117,9 +117,8 @@ def carbon_basis(found: Carbon) -> str:
     )
 
 
-def carbon_note(report: Report) -> str:
+def carbon_note(found: Carbon | None) -> str:
     """One sentence, or an empty text."""
-    found = report.carbon
     if found is None:
         return ""
     cells = [_co2_cell(side, " CO2e") for side in (found.baseline_ug, found.artifact_ug)]
@@ -163,7 +162,7 @@ def compile_note(report: Report, *, method: bool = True) -> str:
 
 def notes(report: Report) -> list[str]:
     """The sentences that there is something to say in, for a terminal."""
-    texts = (layers_note(report), carbon_note(report), compile_note(report, method=False))
+    texts = (layers_note(report), carbon_note(report.carbon), compile_note(report, method=False))
     return [text for text in texts if text]
 
 

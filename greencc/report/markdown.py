@@ -157,7 +157,7 @@ def _energies(report: Report) -> str:
 
 
 def _spending(report: Report) -> tuple[str, str]:
-    return energy.carbon_note(report), energy.compile_note(report)
+    return energy.carbon_note(report.carbon), energy.compile_note(report)
 
 
 def _kept(report: Report) -> str:

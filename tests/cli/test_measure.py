@@ -125,6 +125,17 @@ def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Pat
     assert [shaded.count(kind) for kind in ("idle", "baseline", "artifact")] == [11, 5, 5]
 
 
+def test_carbon_follows_the_energy(meter: BenchMeter, digits: Path, greencc: Run) -> None:
+    outcome = greencc(*WITH_METER, "--grid-intensity", "100g", "--save", "out")
+    assert "Carbon (SCI) per inference" in outcome.out
+    assert "embodied emissions not included" in " ".join(outcome.out.split())
+    data = json.loads(Path("out/measurement.json").read_text())
+    # Gross millijoules times 100 g/kWh: 3.6e9 mJ to a kWh.
+    gross = data["artifact"]["energy_mj"]["gross"]
+    assert data["carbon"]["artifact_ug"]["value"] == pytest.approx(gross * 100e6 / 3.6e9)
+    assert (data["carbon"]["grade"], data["carbon"]["boundary"]) == ("A", "test rail")
+
+
 def test_it_is_saved_once(meter: BenchMeter, digits: Path, greencc: Run, refused: Run) -> None:
     assert greencc(*WITH_METER, "--save", "out").code == ExitCode.OK
     refused((*WITH_METER, "--save", "out"), ExitCode.BAD_INPUT, "out exists already", "--force")

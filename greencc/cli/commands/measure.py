@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from greencc.cli.carbon import carbon_options, chosen
 from greencc.cli.types import PROTOCOLS, RATE, SECONDS, SHARE, TRACE_FORMATS
 
 if TYPE_CHECKING:
     from greencc.compiler.campaign import Campaign
     from greencc.compiler.measurement import Measurement
+    from greencc.measure.carbon import CarbonOptions
 
 
 @click.command("measure")
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     "--trace-format", type=click.Choice(TRACE_FORMATS), default="csv", show_default=True, help="Of the trace."
 )
 @click.option("--force", is_flag=True, help="Replace DIR.")
+@carbon_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     subject: Path,
@@ -74,6 +77,10 @@ def command(
     plot: bool,
     trace_format: str,
     force: bool,
+    grid_intensity: float | None,
+    country: str | None,
+    embodied: float | None,
+    lifetime: float | None,
     as_json: bool,
 ) -> int:
     """Measure ARTIFACT (a bundle or an ONNX model) in turns with a baseline: latency, energy, memory.
@@ -94,9 +101,9 @@ def command(
             raise InputError(f"{path} does not exist", hint="give an ONNX model or a bundle folder")
     if save is None and (plot or force):
         raise UsageError(f"{'--plot' if plot else '--force'} needs a folder", hint="add --save DIR")
-    options = None
+    options, carbon = None, chosen(grid_intensity, country, embodied, lifetime)
     if save is not None:
-        options = files.SaveOptions(save, files.TraceFormat(trace_format), plot, force)
+        options = files.SaveOptions(save, files.TraceFormat(trace_format), plot, force, carbon)
         files.check_writable(options)
     plan = make_plan(protocol, rate=rate, poisson=poisson, until=until, limit_seconds=limit, meter=meter)
     with progress_bars() as progress:
@@ -112,16 +119,23 @@ def command(
         )
     names = files.save(found, warnings, options) if options is not None else []
     if as_json:
-        click.echo(json.dumps(files.measurement_json(found, warnings), indent=2))
+        click.echo(json.dumps(files.measurement_json(found, warnings, carbon), indent=2))
     else:
-        _print(found, warnings, save, names)
+        _print(found, warnings, save, names, carbon)
     failed = found.campaign is not None and found.campaign.result.problem is not None
     return int(ExitCode.UNAVAILABLE if failed else ExitCode.OK)
 
 
-def _print(found: Measurement, warnings: tuple[str, ...], folder: Path | None, names: list[str]) -> None:
+def _print(
+    found: Measurement,
+    warnings: tuple[str, ...],
+    folder: Path | None,
+    names: list[str],
+    carbon: CarbonOptions,
+) -> None:
     from greencc.cli.console import stderr, stdout
     from greencc.report import measurement_table
+    from greencc.report.energy import carbon_note
 
     clean = found.conditions.get("clean") is not False
     out = stdout()
@@ -129,6 +143,8 @@ def _print(found: Measurement, warnings: tuple[str, ...], folder: Path | None, n
     energy = found.artifact.energy_mj
     if energy is not None:
         out.print(f"Energy: {energy.method}. Boundary: {energy.boundary}.", markup=False)
+    if note := carbon_note(found.carbon(carbon)):
+        out.print(note, markup=False)
     campaign = found.campaign
     if campaign is not None:
         _print_load(campaign)
