@@ -54,7 +54,7 @@ _LABEL = "Repairing"
 _MIN_ROWS = 4096
 _MIN_SAMPLES = 16
 # Of the largest value of the original for the samples run at once.
-_RUN_BYTES = 32 << 20
+_RUN_BYTES = 16 << 20
 # Of the values kept of both models, so that a pass need not start at the inputs.
 _KEPT_BYTES = 96 << 20
 
@@ -116,8 +116,6 @@ def refit(
     Raises:
         InputError: There is no calibration data, or it or an activation holds NaN or infinity.
     """
-    # Scores and factors leave many freed matrices behind, and the repair needs large ones.
-    give_back()
     repair = _Repair(original, compressed, ctx, options or RefitOptions())
     return repair.run(layers)
 
@@ -154,6 +152,8 @@ class _Repair:
         for index, stage in enumerate(self.ctx.progress(stages, label=_LABEL, total=len(stages))):
             tasks = [task for item in stage if (task := self._task(item, nodes[item.item.node])) is not None]
             waiting = [step.item for later in stages[index:] for step in later]
+            # What came before, scores or the last pass, leaves freed matrices that new ones do not fit into.
+            give_back()
             for task, collector in zip(tasks, self._collect(tasks, waiting), strict=True):
                 if not self._repair(task, collector):
                     return self.findings
