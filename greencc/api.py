@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from greencc.bundle import Bundle, load
 from greencc.compiler import CompileOptions, Effort, Precision, check, compile_model
+from greencc.compiler.campaign import make_plan
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.options import QuantizedFormat
 from greencc.core.errors import UsageError, did_you_mean
@@ -106,18 +107,33 @@ def measure_artifact(
     data: str | Path | None = None,
     preprocess: str | Path | None = None,
     target: str = "cpu",
-    effort: Effort | str = Effort.STANDARD,
+    protocol: str = "default",
+    rate: float | None = None,
+    poisson: bool = False,
+    until: float | None = None,
+    limit_seconds: float | None = None,
+    meter: str | None = None,
     confidence: float = 0.95,
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
-    """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings."""
+    """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings.
+
+    `protocol`, `rate` (requests per second; None: flat out), `poisson`, `until` (a relative half-width),
+    `limit_seconds` and `meter` are the options of `greencc measure`. The result's `campaign` has the blocks, the trace
+    and what was discarded; its `result.problem` is not None where energy could not be measured, or only in part.
+
+    Raises:
+        GreenccError: A problem you can act on; its subclass and `exit_code` say which kind.
+    """
     return check.measure(
         Path(subject),
         baseline=_path(baseline),
         data=data,
         preprocess=_path(preprocess),
         target=target,
-        effort=_choice(Effort, effort),
+        plan=make_plan(
+            protocol, rate=rate, poisson=poisson, until=until, limit_seconds=limit_seconds, meter=meter
+        ),
         confidence=confidence,
         progress=progress,
     )

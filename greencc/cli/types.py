@@ -41,8 +41,29 @@ class Seconds(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Rate(click.ParamType[float]):
+    """Requests per time such as ``30/s`` or ``1800/min``."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        from greencc.compiler.options import parse_rate
+
+        try:
+            return parse_rate(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 SHARE = Share()
 SECONDS = Seconds()
+RATE = Rate()
+PROTOCOLS = ("default", "quick", "mlperf-tiny", "mlperf-power")
+"""Names of greencc.measure.protocols.PROTOCOLS, repeated like those below."""
+TRACE_FORMATS = ("csv", "parquet")
+"""Values of greencc.compiler.campaign_files.TraceFormat, likewise."""
 FORMATS = ("qdq", "qoperator")
 """Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from greencc.bundle import Bundle, load
 from greencc.calibration import open_data, synthetic
+from greencc.compiler.campaign import MeasurePlan
 from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
@@ -20,10 +21,8 @@ from greencc.core.errors import InputError
 from greencc.core.model import load_model
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
-from greencc.measure.energy import FULL, QUICK, STANDARD
+from greencc.measure.protocols import QUICK
 from greencc.verify.compare import compare
-
-_PROTOCOLS = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 
 
 def verify_accuracy(
@@ -79,7 +78,7 @@ def measure(
     data: str | Path | None = None,
     preprocess: Path | None = None,
     target: str = "cpu",
-    effort: Effort = Effort.STANDARD,
+    plan: MeasurePlan | None = None,
     confidence: float = 0.95,
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
@@ -91,13 +90,15 @@ def measure(
         data: Real inputs; default synthetic ones, with a warning.
         preprocess: TOML preprocessing spec for image folders.
         target: Where to run; a bundle brings its own.
-        effort: How long.
+        plan: Protocol, load and meter; default: the default protocol, flat out, the best meter.
         confidence: Of the intervals.
         progress: Shows how far it is.
 
     Returns:
         The measurement and the warnings that go with it.
     """
+    plan = plan or MeasurePlan()
+    effort = Effort.QUICK if plan.protocol.name == QUICK.name else Effort.STANDARD
     options = replace(CompileOptions(), effort=effort, confidence=confidence, target=target)
     with tempfile.TemporaryDirectory(prefix="greencc-measure-") as scratch:
         session = Session(options, available_target(target), Path(scratch), progress)
@@ -119,9 +120,7 @@ def measure(
             if not feeds:
                 raise InputError(f"there is no whole batch of {size} samples to measure with")
             with session.phase("measuring"):
-                found = measure_variants(
-                    session, session.target.device(), reference, candidate, feeds, _PROTOCOLS[effort]
-                )
+                found = measure_variants(session, session.target.device(), reference, candidate, feeds, plan)
         finally:
             candidate.engine.close()
             reference.engine.close()

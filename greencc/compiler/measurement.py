@@ -10,33 +10,32 @@ from typing import Any
 
 import onnx_ir as ir
 
+from greencc.compiler.campaign import Campaign, MeasurePlan, run_campaign, run_load
 from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.describe import NodeCost, describe, nodes_cost
 from greencc.core.engine import Device, Engine
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import InputError
 from greencc.core.graph import attribute_int, constant_tensor
 from greencc.core.meter import EnergyComparison
 from greencc.core.report import Figures, Interval, Latency, Ratio
 from greencc.core.shapes import bind_dims
 from greencc.measure.conditions import record_conditions
-from greencc.measure.energy import FULL as FULL_PROTOCOL
-from greencc.measure.energy import QUICK as QUICK_PROTOCOL
-from greencc.measure.energy import EnergyProtocol, measure_energy
 from greencc.measure.latency import measure_latency
 from greencc.measure.memory import peak_memory
 from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
+from greencc.measure.protocols import DEFAULT as DEFAULT_PROTOCOL
+from greencc.measure.protocols import QUICK as QUICK_PROTOCOL
 from greencc.meters import available_meters
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
-from greencc.meters.sampling import Sampler
 
 PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 # A compile's own energy window is short; `greencc measure` runs the whole protocol.
-PROTOCOLS: dict[Effort, EnergyProtocol] = {
-    Effort.QUICK: QUICK_PROTOCOL,
-    Effort.STANDARD: QUICK_PROTOCOL,
-    Effort.FULL: FULL_PROTOCOL,
+PLANS: dict[Effort, MeasurePlan] = {
+    Effort.QUICK: MeasurePlan(QUICK_PROTOCOL, drive=False),
+    Effort.STANDARD: MeasurePlan(QUICK_PROTOCOL, drive=False),
+    Effort.FULL: MeasurePlan(DEFAULT_PROTOCOL, drive=False),
 }
 
 
@@ -56,12 +55,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Both variants' figures, how they compare and under which conditions."""
+    """Both variants' figures, how they compare and under which conditions.
+
+    `campaign` is what the energy comes from: blocks, trace, latencies under load; None: there is no meter, and no load
+    was asked for.
+    """
 
     baseline: Figures
     artifact: Figures
     ratio: Ratio
     conditions: dict[str, Any]
+    campaign: Campaign | None = None
 
 
 def measure_variants(
@@ -70,9 +74,13 @@ def measure_variants(
     baseline: Variant,
     artifact: Variant,
     feeds: Sequence[Feeds],
-    protocol: EnergyProtocol | None = None,
+    plan: MeasurePlan | None = None,
 ) -> Measurement:
-    """Measure both variants in turns on the same inputs; what cannot be measured is None, with a warning."""
+    """Measure both variants in turns on the same inputs; what cannot be measured is None, with a warning.
+
+    `plan` says how energy is measured, and under which load; default: as the session's effort has it.
+    """
+    plan = plan or PLANS[session.options.effort]
     effort = session.options.effort
     confidence = session.options.confidence
     threads = int(device.facts.get("threads", "1"))
@@ -87,9 +95,7 @@ def measure_variants(
     for warning in timing.warnings:
         session.warn(warning)
     speedup = timing.ratios[0]
-    energy = _energy(
-        session, device, (baseline, artifact), timing.latencies, speedup, feeds, protocol or PROTOCOLS[effort]
-    )
+    energy, campaign = _energy(session, device, (baseline, artifact), timing.latencies, speedup, feeds, plan)
     sizes = (baseline.size_bytes, artifact.size_bytes)
     counts = [model_counts(variant.model) for variant in (baseline, artifact)]
     figures = [
@@ -110,6 +116,8 @@ def measure_variants(
     facts["rounds"] = timing.rounds
     facts["rounds_discarded"] = timing.discarded
     facts["clean"] = timing.clean
+    if campaign is not None:
+        facts.update(campaign.facts())
     return Measurement(
         baseline=figures[0],
         artifact=figures[1],
@@ -119,6 +127,7 @@ def measure_variants(
             size=Interval(smaller, smaller, smaller),
         ),
         conditions=facts,
+        campaign=campaign,
     )
 
 
@@ -147,36 +156,33 @@ def _energy(
     latencies: Sequence[Latency],
     speedup: Interval,
     feeds: Sequence[Feeds],
-    protocol: EnergyProtocol,
-) -> EnergyComparison | None:
+    plan: MeasurePlan,
+) -> tuple[EnergyComparison | None, Campaign | None]:
     """Measured where a meter works, otherwise estimated; None where neither is possible."""
-    found = _measured_energy(session, pair, feeds, protocol)
+    campaign = _campaign(session, (pair[0].engine, pair[1].engine), feeds, plan)
+    found = None if campaign is None else campaign.result.comparison
     if found is None:
         found = _estimated_energy(session, device, pair, latencies, speedup, feeds)
-    for warning in found.warnings if found is not None else ():
+        for warning in found.warnings if found is not None else ():
+            session.warn(warning)
+    for warning in campaign.warnings() if campaign is not None else ():
         session.warn(warning)
-    return found
+    return found, campaign
 
 
-def _measured_energy(
-    session: Session, pair: tuple[Variant, Variant], feeds: Sequence[Feeds], protocol: EnergyProtocol
-) -> EnergyComparison | None:
-    for sensor in available_meters():
-        try:
-            with Sampler(sensor) as meter:
-                result = measure_energy(
-                    pair[0].engine,
-                    pair[1].engine,
-                    feeds,
-                    meter,
-                    protocol,
-                    confidence=session.options.confidence,
-                )
-        except UnavailableError as error:
-            session.warn(f"the {sensor.name} meter failed: {error.message}")
-            continue
-        return result.comparison
-    return None
+def _campaign(
+    session: Session, engines: tuple[Engine, Engine], feeds: Sequence[Feeds], plan: MeasurePlan
+) -> Campaign | None:
+    """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
+    campaign: Campaign | None = None
+    for meter in available_meters() if plan.meter is None else [plan.meter]:
+        campaign = run_campaign(engines, feeds, meter, plan, confidence=session.options.confidence)
+        if campaign.result.comparison is not None:
+            return campaign
+        session.warn(f"energy was not measured with {meter.name}: {campaign.result.problem}")
+    if campaign is None and plan.drive:
+        return run_load(engines, feeds, plan)
+    return campaign
 
 
 def _estimated_energy(

@@ -199,3 +199,19 @@ def parse_seconds(text: str) -> float:
     if match is None or (match[2] or "s") not in _UNITS:
         raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m or 1h")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/\s*([a-z]+))?")
+
+
+def parse_rate(text: str) -> float:
+    """Parse ``30/s``, ``1800/min`` or ``30`` into requests per second.
+
+    Raises:
+        UsageError: It is not a rate above 0.
+    """
+    match = _RATE.fullmatch(text.strip().lower())
+    unit = (match[2] or "s") if match else ""
+    if match is None or unit not in _UNITS or float(match[1]) == 0.0:
+        raise UsageError(f"{text!r} is not a rate of requests", hint="write 30/s or 1800/min")
+    return float(match[1]) / _UNITS[unit]

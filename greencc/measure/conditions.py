@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 
 from greencc.core import machine
+from greencc.measure.thermal import hottest
 
 _BUSY_PROCESS_PERCENT = 20.0
 _SAMPLE_SECONDS = 0.3
 _HOT_CELSIUS = 85.0
-_THERMAL_ZONES = "sys/class/thermal"
 _POWER_SUPPLIES = "sys/class/power_supply"
 
 
@@ -118,18 +118,13 @@ def _load(root: Path, facts: dict[str, str], warnings: list[str]) -> None:
 
 
 def _temperature(root: Path, facts: dict[str, str], warnings: list[str]) -> None:
-    readings = [
-        int(text)
-        for path in sorted((root / _THERMAL_ZONES).glob("thermal_zone*/temp"))
-        if (text := machine.read_text(path)) and text.lstrip("-").isdigit()
-    ]
-    if not readings:
+    celsius = hottest(root)
+    if celsius is None:
         facts["temperature_c"] = "unknown"
         return
-    hottest = max(readings) / 1e3
-    facts["temperature_c"] = f"{hottest:.0f}"
-    if hottest >= _HOT_CELSIUS:
-        warnings.append(f"the machine is at {hottest:.0f} degrees Celsius and may throttle")
+    facts["temperature_c"] = f"{celsius:.0f}"
+    if celsius >= _HOT_CELSIUS:
+        warnings.append(f"the machine is at {celsius:.0f} degrees Celsius and may throttle")
 
 
 def _power_source(root: Path, facts: dict[str, str], warnings: list[str]) -> None:

@@ -1,84 +1,35 @@
-"""Energy per inference from a cumulative meter: idle windows and interleaved blocks.
+"""Energy per inference from a cumulative meter: warm-up, idle windows and interleaved blocks.
 
-Protocol (docs/energy.md): an idle window before and after, blocks of baseline and artifact in the order A B B A, each
-lasting at least `max(block_seconds, 100 meter periods)`. Per block of `n` inferences in `t` seconds that took `E` J:
-
-    gross = E / n            net = (E - P_idle * t) / n
-    u^2   = s^2 / N + (t/n)^2 * s_idle^2 + (u_cal * net)^2 + (period / t * gross)^2
-
-with `N` blocks, `s` their standard deviation, and `s_idle` the standard error of the idle power. The ratio comes from
-the paired log-ratios of neighbouring blocks with a t-interval, so the meter's gain cancels.
+The protocol is in `greencc.measure.protocols`, what makes a block worthless in `greencc.measure.blocks`, the figures
+in `greencc.measure.energy_statistics`; docs/methodology.md describes the whole and what it achieves on simulated
+campaigns with known truth.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
-from greencc.core.errors import UnavailableError, UsageError
-from greencc.core.meter import EnergyComparison, Meter, Reading
-from greencc.core.report import Energy, Interval
-from greencc.measure.intervals import half_width, ratio_interval, t_quantile
-from greencc.measure.load import LoadProbe, SystemLoad, others_share
+from greencc.core.errors import UsageError
+from greencc.core.meter import EnergyComparison, Meter
+from greencc.measure.blocks import Bench, Block, Discard, IdlePart, Windows
+from greencc.measure.energy_statistics import IdlePower, Round, idle_power, summarise
+from greencc.measure.intervals import half_width
+from greencc.measure.loadgen import FLAT_OUT, Load
+from greencc.measure.protocols import DEFAULT, IDLE_PARTS, EnergyProtocol
+from greencc.measure.warm_up import WarmUp, warm_up
 
-_PERIODS_PER_BLOCK = 100
-_IDLE_PARTS = 5
-_BUSY_SHARE = 0.1
+IDLE_BEFORE, IDLE_AFTER = "idle before", "idle after"
+BASELINE, ARTIFACT = "baseline", "artifact"
+# So many rounds in a row lost to the meter, and it is given up.
 _MAX_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class EnergyProtocol:
-    """How energy is measured.
-
-    Attributes:
-        name: Stands in the method of every figure.
-        idle_seconds: Length of each of the two idle windows.
-        block_seconds: Shortest block.
-        pairs: Pairs of blocks before the stopping rule is looked at.
-        target: Stop when the ratio's relative half-width is at most this.
-        limit_seconds: Stop after this time in any case.
-        calibration: Relative standard uncertainty of the meter's gain; 0 where the vendor publishes none.
-        clears_gate: Whether a result may decide a pass/fail gate; quick ones never may.
-    """
-
-    name: str
-    idle_seconds: float
-    block_seconds: float
-    pairs: int
-    target: float
-    limit_seconds: float
-    calibration: float = 0.0
-    clears_gate: bool = True
-
-
-QUICK = EnergyProtocol("quick", 2.0, 0.5, 5, 0.05, 20.0, clears_gate=False)
-STANDARD = EnergyProtocol("standard", 30.0, 10.0, 10, 0.02, 600.0)
-FULL = EnergyProtocol("full", 60.0, 20.0, 20, 0.01, 1800.0)
-
-PROTOCOLS: tuple[EnergyProtocol, ...] = (QUICK, STANDARD, FULL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """One measured block: joules, seconds and inferences."""
-
-    joules: float
-    seconds: float
-    count: int
-
-
-@dataclass(frozen=True)
-class IdlePower:
-    """Watts of the idle machine and the standard error of that mean."""
-
-    watts: float
-    error: float
+_PAUSE_SECONDS = 1.0
+_WARM_UP_SHARE = 0.25
+_SAME_POWER = 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,243 +37,263 @@ class EnergyResult:
     """What a measurement gave.
 
     Attributes:
-        comparison: The figures (net, with gross beside them).
-        idle_watts: Mean over both idle windows.
-        pairs: Pairs of blocks used.
-        discarded: Pairs left out: a failed reading, or another busy process.
+        comparison: The figures; None without a meter, or where too little was measured.
+        idle: Idle power; None where it was not measured.
+        idle_parts: All parts of the idle windows.
+        blocks: All blocks, the discarded ones too.
+        rounds: Rounds that count.
+        discarded: Blocks and idle parts that do not count, by reason.
         stopped: Why measuring ended.
+        problem: Why the figures are missing or rest on part of the measurement; None: all went well.
+        warnings: What a reader must know besides those of the comparison.
+        warm_up: How the machine was warmed up; None: by whoever came before.
+        began: Monotonic seconds.
     """
 
-    comparison: EnergyComparison
-    idle_watts: float
-    pairs: int
-    discarded: int
+    comparison: EnergyComparison | None
+    idle: IdlePower | None
+    idle_parts: tuple[IdlePart, ...]
+    blocks: tuple[Block, ...]
+    rounds: int
+    discarded: Mapping[str, int]
     stopped: str
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What the parts of a measurement share."""
-
-    meter: Meter
-    protocol: EnergyProtocol
-    feeds: Sequence[Feeds]
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    load: LoadProbe
+    problem: str | None
+    warnings: tuple[str, ...]
+    warm_up: WarmUp | None
+    began: float
 
 
 def measure_energy(
     baseline: Engine,
     artifact: Engine,
     feeds: Sequence[Feeds],
-    meter: Meter,
-    protocol: EnergyProtocol = STANDARD,
+    meter: Meter | None,
+    protocol: EnergyProtocol = DEFAULT,
     *,
+    load: Load = FLAT_OUT,
     confidence: float = 0.95,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-    load: LoadProbe | None = None,
+    bench: Bench | None = None,
 ) -> EnergyResult:
-    """Measure both engines, already warmed up, with a working meter.
+    """Measure both engines by turns.
 
     Args:
         baseline: The model as given.
         artifact: What was built.
-        feeds: Inputs of one inference each, cycled identically in every block.
-        meter: A grade A or B meter whose `missing()` is None.
+        feeds: Inputs of one inference each, cycled identically in every block of a round.
+        meter: A grade A or B meter whose `missing()` is None; None: there is none, and only the load is measured.
         protocol: How long and how often.
+        load: How the engines are driven.
         confidence: Of the intervals.
-        clock: Monotonic seconds.
-        sleep: Idles.
-        load: Tells how busy the rest of the machine is; default: this machine.
+        bench: The machine; default this one.
+
+    A meter that fails in mid-run does not raise: what was measured is in the result, and `problem` says what happened.
 
     Raises:
-        UsageError: There is no input, or the meter is a model.
-        UnavailableError: The meter fails again and again, or every pair was discarded.
+        UsageError: There is no input, the meter is a model, or the time limit is too short for two rounds.
+        InputError: An engine refuses an input.
     """
     if not feeds:
         raise UsageError("measuring energy takes at least one input")
-    if not meter.grade.measured:
+    if meter is not None and not meter.grade.measured:
         raise UsageError(
             f"{meter.name} (grade {meter.grade.name}) estimates; energy is measured with grade A or B"
         )
-    bench = _Bench(meter, protocol, feeds, clock, sleep, load or SystemLoad())
-    start = clock()
-    idle = _idle_powers(bench)
-    pairs: list[tuple[Block, Block]] = []
-    discarded = failures = 0
-    number = 0
-    while True:
-        pair, failure = _measure_pair(bench, baseline, artifact, swap=number % 2 == 1)
-        number += 1
-        if pair is None:
-            discarded += 1
-            failures = failures + 1 if failure else 0
-            if failures >= _MAX_FAILURES and failure is not None:
-                raise UnavailableError(
-                    f"{meter.name} failed {failures} times in a row: {failure}"
-                ) from failure
-        else:
-            failures = 0
-            pairs.append(pair)
-        stopped = _stop(bench, pairs, clock() - start, confidence)
-        if stopped is not None:
-            break
-    idle += _idle_powers(bench)
-    if len(pairs) < 2:
-        raise UnavailableError(
-            f"only {len(pairs)} of {number} pairs of blocks were undisturbed",
-            hint="stop other programs, or measure longer",
+    protocol.check_limit(0.0 if meter is None else meter.period_s)
+    campaign = _Campaign((baseline, artifact), feeds, meter, protocol, load, confidence, bench or Bench())
+    return campaign.run()
+
+
+class _Campaign:
+    """One measurement as it goes on."""
+
+    def __init__(
+        self,
+        engines: tuple[Engine, Engine],
+        feeds: Sequence[Feeds],
+        meter: Meter | None,
+        protocol: EnergyProtocol,
+        load: Load,
+        confidence: float,
+        bench: Bench,
+    ) -> None:
+        self.engines, self.feeds, self.meter, self.protocol = engines, feeds, meter, protocol
+        self.load, self.confidence, self.bench = load, confidence, bench
+        self.windows = Windows(meter, bench, feeds, load)
+        period = 0.0 if meter is None else meter.period_s
+        self.block_seconds = protocol.block_length(period)
+        self.idle_seconds = 0.0 if meter is None else protocol.idle_length(period)
+        self.blocks: list[Block] = []
+        self.idle_parts: list[IdlePart] = []
+        self.rounds: list[Round] = []
+        self.stride = 1
+        self.failure: str | None = None
+        self.began = bench.clock()
+
+    def run(self) -> EnergyResult:
+        warmed = self._warm_up()
+        self._measure_idle(IDLE_BEFORE)
+        stopped = self._measure_rounds()
+        if self.failure is None:
+            self._measure_idle(IDLE_AFTER)
+        return self._result(stopped, warmed)
+
+    def _warm_up(self) -> WarmUp | None:
+        window = self.protocol.warm_up_seconds
+        if window == 0.0:
+            return None
+        limit = max(0.0, self.protocol.limit_seconds - self.protocol.shortest(self._period))
+        return warm_up(
+            self.engines,
+            self.feeds,
+            self.load,
+            self.bench,
+            window=window,
+            limit=min(limit, max(window, _WARM_UP_SHARE * self.protocol.limit_seconds)),
         )
-    power = IdlePower(statistics.fmean(idle), statistics.stdev(idle) / math.sqrt(len(idle)))
-    comparison = summarise(pairs, power, meter, protocol, confidence)
-    return EnergyResult(comparison, power.watts, len(pairs), discarded, stopped)
 
+    @property
+    def _period(self) -> float:
+        return 0.0 if self.meter is None else self.meter.period_s
 
-def summarise(
-    pairs: Sequence[tuple[Block, Block]],
-    idle: IdlePower,
-    meter: Meter,
-    protocol: EnergyProtocol,
-    confidence: float = 0.95,
-) -> EnergyComparison:
-    """Figures and ratio of (baseline, artifact) block pairs; at least two."""
-    first = [pair[0] for pair in pairs]
-    second = [pair[1] for pair in pairs]
-    warnings: list[str] = []
-    nets = [[_net(block, idle) for block in blocks] for blocks in (first, second)]
-    if all(value > 0.0 for values in nets for value in values):
-        ratio = ratio_interval(nets[0], nets[1], confidence)
-        ratio = _widened(ratio, first, second, idle, confidence)
-    else:
-        ratio = ratio_interval(
-            [_gross(block) for block in first], [_gross(block) for block in second], confidence
+    def _measure_idle(self, which: str) -> None:
+        """An idle window in parts; those that were disturbed are measured again, at most once each on average."""
+        if self.idle_seconds == 0.0:
+            return
+        good = 0
+        for _ in range(2 * IDLE_PARTS):
+            part = self.windows.idle(which, self.idle_seconds / IDLE_PARTS)
+            self.idle_parts.append(part)
+            good += part.discarded is None
+            if good == IDLE_PARTS:
+                return
+            if part.discarded is not None and part.discarded.of_meter:
+                self.bench.sleep(_PAUSE_SECONDS)
+
+    def _measure_rounds(self) -> str:
+        """Measure until a reason to stop comes up."""
+        failures = number = 0
+        start = self.bench.clock()
+        while True:
+            blocks, whole = self._measure_round(number)
+            number += 1
+            self.blocks += blocks
+            if whole is not None:
+                failures = 0
+                self.rounds.append(whole)
+            else:
+                cause = next(block for block in blocks if block.discarded not in (None, Discard.COMPANION))
+                assert cause.discarded is not None
+                failures = failures + 1 if cause.discarded.of_meter else 0
+                if failures >= _MAX_FAILURES and self.meter is not None:
+                    self.failure = f"{self.meter.name} failed {failures} times in a row: {cause.note}"
+                    return "the meter failed"
+                if cause.discarded.of_meter:
+                    self.bench.sleep(_PAUSE_SECONDS)
+            if stopped := self._stop((self.bench.clock() - start) / number):
+                return stopped
+
+    def _measure_round(self, number: int) -> tuple[list[Block], Round | None]:
+        """The blocks of a round, and the round where all of them count. The first bad block ends it."""
+        order = (0, 1, 1, 0) if self.protocol.mirrored else (0, 1) if number % 2 == 0 else (1, 0)
+        blocks: list[Block] = []
+        for index in order:
+            name = (BASELINE, ARTIFACT)[index]
+            block = self.windows.block(
+                self.engines[index], name, number, self.block_seconds, number * self.stride
+            )
+            blocks.append(block)
+            if block.discarded is not None:
+                spared = [replace(each, discarded=Discard.COMPANION) for each in blocks[:-1]]
+                return [*spared, block], None
+        self.stride = max(self.stride, *(block.count for block in blocks))
+        sides = [tuple(block for block in blocks if block.variant == name) for name in (BASELINE, ARTIFACT)]
+        return blocks, Round(sides[0], sides[1])
+
+    def _stop(self, round_seconds: float) -> str | None:
+        """Why to stop, or None to go on; `round_seconds` is what a round takes."""
+        protocol, done = self.protocol, len(self.rounds)
+        if done >= protocol.rounds:
+            if protocol.target is None or self.meter is None:
+                return f"all {protocol.rounds} rounds are measured"
+            ratio = summarise(
+                self.rounds, idle_power(self.idle_parts), self.meter, protocol, self.confidence
+            ).ratio
+            if half_width(ratio) <= protocol.target:
+                return f"the ratio is known to {100 * protocol.target:g}%"
+        left = protocol.limit_seconds - (self.bench.clock() - self.began) - self.idle_seconds
+        # Two rounds are worth going over the limit for, by one round at most.
+        if left < round_seconds and (done >= 2 or left < 0.0):
+            return f"the time limit of {protocol.limit_seconds:g} s"
+        return None
+
+    def _result(self, stopped: str, warmed: WarmUp | None) -> EnergyResult:
+        idle = idle_power(self.idle_parts)
+        problem, warnings = self.failure, self._warnings(idle, warmed)
+        comparison: EnergyComparison | None = None
+        if self.meter is not None:
+            if self._flat():
+                problem = f"{self.meter.name} is stuck: it shows the same power at rest and under load"
+            elif len(self.rounds) >= 2:
+                comparison = summarise(self.rounds, idle, self.meter, self.protocol, self.confidence)
+            else:
+                problem = problem or self._too_few()
+        return EnergyResult(
+            comparison=comparison,
+            idle=idle,
+            idle_parts=tuple(self.idle_parts),
+            blocks=tuple(self.blocks),
+            rounds=len(self.rounds),
+            discarded=self._discarded(),
+            stopped=stopped,
+            problem=problem,
+            warnings=tuple(warnings),
+            warm_up=warmed,
+            began=self.began,
         )
-        warnings.append("the load is too small to tell from idle: the energy ratio is that of gross energy")
-    if not protocol.clears_gate:
-        warnings.append(f"energy was measured with the {protocol.name} protocol, which cannot clear a gate")
-    return EnergyComparison(
-        _energy(first, idle, meter, protocol, confidence),
-        _energy(second, idle, meter, protocol, confidence),
-        ratio,
-        tuple(warnings),
-    )
 
+    def _discarded(self) -> dict[str, int]:
+        windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
+        return dict(Counter(each.discarded.value for each in windows if each.discarded is not None))
 
-def _energy(
-    blocks: Sequence[Block], idle: IdlePower, meter: Meter, protocol: EnergyProtocol, confidence: float
-) -> Energy:
-    nets = [_net(block, idle) for block in blocks]
-    net, gross = statistics.fmean(nets), statistics.fmean(_gross(block) for block in blocks)
-    per_inference = statistics.fmean(block.seconds / block.count for block in blocks)
-    block_seconds = statistics.fmean(block.seconds for block in blocks)
-    variance = (
-        statistics.variance(nets) / len(nets)
-        + (per_inference * idle.error) ** 2
-        + (protocol.calibration * net) ** 2
-        + (meter.period_s / block_seconds * gross) ** 2
-    )
-    half = t_quantile(confidence, len(nets) - 1) * math.sqrt(variance)
-    return Energy(
-        value=net * 1e3,
-        low=(net - half) * 1e3,
-        high=(net + half) * 1e3,
-        grade=meter.grade.name,
-        boundary=meter.boundary,
-        method=(
-            f"measured with {meter.name}, net of {idle.watts:.3g} W idle, {protocol.name} protocol: "
-            f"{len(blocks)} blocks of {block_seconds:.3g} s"
-        ),
-        gross=gross * 1e3,
-    )
-
-
-def _widened(
-    ratio: Interval, first: Sequence[Block], second: Sequence[Block], idle: IdlePower, confidence: float
-) -> Interval:
-    """Add what the idle power's error does to the ratio of net energies: it is common to all pairs, so it stays."""
-    slopes = [
-        statistics.fmean(block.seconds / (block.joules - idle.watts * block.seconds) for block in blocks)
-        for blocks in (first, second)
-    ]
-    error = abs(slopes[0] - slopes[1]) * idle.error
-    half = math.hypot(half_width(ratio), t_quantile(confidence, len(first) - 1) * error)
-    return Interval(ratio.value, ratio.value * math.exp(-half), ratio.value * math.exp(half))
-
-
-def _gross(block: Block) -> float:
-    return block.joules / block.count
-
-
-def _net(block: Block, idle: IdlePower) -> float:
-    return (block.joules - idle.watts * block.seconds) / block.count
-
-
-def _idle_powers(bench: _Bench) -> list[float]:
-    """Watts of the parts of one idle window."""
-    powers = []
-    before = bench.meter.read()
-    for _ in range(_IDLE_PARTS):
-        bench.sleep(bench.protocol.idle_seconds / _IDLE_PARTS)
-        after = bench.meter.read()
-        powers.append(_joules(before, after) / (after.seconds - before.seconds))
-        before = after
-    return powers
-
-
-def _measure_pair(
-    bench: _Bench, baseline: Engine, artifact: Engine, *, swap: bool
-) -> tuple[tuple[Block, Block] | None, UnavailableError | None]:
-    """One block of each; None where a reading failed (with the failure) or the machine was busy."""
-    others, start = bench.load.others_seconds(), bench.clock()
-    try:
-        if swap:
-            second, first = _measure_block(bench, artifact), _measure_block(bench, baseline)
-        else:
-            first, second = _measure_block(bench, baseline), _measure_block(bench, artifact)
-    except UnavailableError as failure:
-        return None, failure
-    share = others_share(others, bench.load.others_seconds(), bench.clock() - start, bench.load.cpus)
-    if share is not None and share > _BUSY_SHARE:
-        return None, None
-    return (first, second), None
-
-
-def _measure_block(bench: _Bench, engine: Engine) -> Block:
-    length = max(bench.protocol.block_seconds, _PERIODS_PER_BLOCK * bench.meter.period_s)
-    before = bench.meter.read()
-    count = 0
-    while bench.clock() - before.seconds < length:
-        engine.run(bench.feeds[count % len(bench.feeds)])
-        count += 1
-    after = bench.meter.read()
-    return Block(_joules(before, after), after.seconds - before.seconds, count)
-
-
-def _joules(before: Reading, after: Reading) -> float:
-    """Energy between two readings, over the domains both have."""
-    if after.seconds <= before.seconds or set(before.joules) != set(after.joules):
-        raise UnavailableError(
-            "the meter's readings do not fit together: a domain came or went, or time stood still"
+    def _too_few(self) -> str:
+        counts = ", ".join(f"{reason}: {count}" for reason, count in self._discarded().items())
+        return (
+            f"only {len(self.rounds)} rounds of blocks were undisturbed within {self.protocol.limit_seconds:g} s"
+            f"{f' ({counts})' if counts else ''}"
         )
-    joules = sum(after.joules[name] - before.joules[name] for name in sorted(after.joules))
-    if not math.isfinite(joules) or joules < 0.0:
-        raise UnavailableError(f"the meter counted {joules} J")
-    return joules
 
+    def _warnings(self, idle: IdlePower | None, warmed: WarmUp | None) -> list[str]:
+        found: list[str] = []
+        if warmed is not None and not warmed.steady:
+            found.append(f"the machine did not get warm: {warmed.why}")
+        late = sum(block.late for block in self.blocks)
+        count = sum(block.count for block in self.blocks)
+        if late > 0.5 * count:
+            found.append(
+                f"the rate is too high: {late:,} of {count:,} requests started late; latencies grow with the time"
+            )
+        if self.meter is None:
+            return found
+        if self.block_seconds < 100 * self.meter.period_s:
+            periods = self.block_seconds / self.meter.period_s
+            found.append(
+                f"blocks of {self.block_seconds:g} s are {periods:.0f} periods of {self.meter.name}, "
+                "fewer than 100: where they begin and end moves the figures"
+            )
+        if self.idle_seconds > 0.0:
+            whole = {part.which for part in self.idle_parts if part.discarded is None}
+            if idle is None:
+                found.append("the idle power is not known: energy is gross")
+            elif len(whole) < 2:
+                found.append("idle power was measured on one side only: its drift is not known")
+        return found
 
-def _stop(
-    bench: _Bench, pairs: Sequence[tuple[Block, Block]], elapsed: float, confidence: float
-) -> str | None:
-    """Why to stop measuring, or None to go on."""
-    protocol = bench.protocol
-    if len(pairs) >= max(2, protocol.pairs):
-        gross = ratio_interval(
-            [_gross(pair[0]) for pair in pairs], [_gross(pair[1]) for pair in pairs], confidence
-        )
-        if half_width(gross) <= protocol.target:
-            return f"the ratio is known to {protocol.target:.0%}"
-    if elapsed >= protocol.limit_seconds:
-        return f"the time limit of {protocol.limit_seconds:g} s"
-    return None
+    def _flat(self) -> bool:
+        """Whether the meter shows one and the same power for idle and for both loads."""
+        windows: list[Block | IdlePart] = [*self.idle_parts, *self.blocks]
+        powers = [
+            part.joules / part.seconds for part in windows if part.joules is not None and part.seconds > 0.0
+        ]
+        if not self.idle_parts or len(powers) < 2 * IDLE_PARTS:
+            return False
+        return max(powers) - min(powers) <= _SAME_POWER * abs(statistics.fmean(powers))

@@ -11,8 +11,8 @@ from scipy.special import stdtrit
 from greencc.core.report import Interval
 
 
-def t_quantile(confidence: float, degrees: int) -> float:
-    """Two-sided quantile of Student's t; infinite without a degree of freedom."""
+def t_quantile(confidence: float, degrees: float) -> float:
+    """Two-sided quantile of Student's t, degrees of freedom need not be whole; infinite without any."""
     return float(stdtrit(degrees, 0.5 + confidence / 2.0)) if degrees > 0 else math.inf
 
 

@@ -11,6 +11,9 @@ import pytest
 from greencc.core.data import Array, Feeds, TensorSpec
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade, Reading
+from greencc.measure.blocks import Bench
+from greencc.measure.clocks import ClockReading
+from greencc.measure.thermal import ThermalState
 
 
 @dataclass
@@ -93,6 +96,8 @@ class FakeMeter:
     period_s: float = 0.001
     gain: float = 1.0
     failing: Callable[[int], bool] = lambda number: False
+    epoch: Callable[[float], int] = lambda now: 0
+    shown: Callable[[float, float], float] = lambda now, joules: joules
     readings: int = 0
     name: str = "fake"
     boundary: str = "test bench"
@@ -105,7 +110,33 @@ class FakeMeter:
         self.readings += 1
         if self.failing(self.readings):
             raise UnavailableError("the sensor hiccuped")
-        return Reading(self.time.now, {"total": self.gain * self.time.joules})
+        joules = self.shown(self.time.now, self.gain * self.time.joules)
+        return Reading(self.time.now, {"total": joules}, self.epoch(self.time.now))
+
+
+@dataclass
+class FakeClocks:
+    """Clocks that agree, but for `asleep` and `set_by` seconds, as functions of the time."""
+
+    time: FakeTime
+    asleep: Callable[[float], float] = lambda now: 0.0
+    set_by: Callable[[float], float] = lambda now: 0.0
+
+    def look(self) -> ClockReading:
+        now = self.time.now
+        boottime = now + self.asleep(now)
+        return ClockReading(now, boottime, 1.7e9 + boottime + self.set_by(now))
+
+
+@dataclass
+class FakeThermal:
+    """Shows `state` as a function of the time."""
+
+    time: FakeTime
+    state: Callable[[float], ThermalState] = lambda now: ThermalState()
+
+    def look(self) -> ThermalState:
+        return self.state(self.time.now)
 
 
 @pytest.fixture
@@ -125,6 +156,28 @@ def make_engine(fake_time: FakeTime) -> Callable[..., FakeEngine]:
 def make_load(fake_time: FakeTime) -> Callable[..., FakeLoad]:
     def make(share: Callable[[float], float | None] | float | None = 0.0) -> FakeLoad:
         return FakeLoad(fake_time, share if callable(share) else lambda now: share)
+
+    return make
+
+
+@pytest.fixture
+def make_bench(fake_time: FakeTime) -> Callable[..., Bench]:
+    """A machine on fake time; options replace its parts."""
+
+    def make(
+        *,
+        others: FakeLoad | None = None,
+        asleep: Callable[[float], float] = lambda now: 0.0,
+        set_by: Callable[[float], float] = lambda now: 0.0,
+        thermal: Callable[[float], ThermalState] = lambda now: ThermalState(),
+    ) -> Bench:
+        return Bench(
+            clock=fake_time.seconds,
+            sleep=fake_time.sleep,
+            others=others or FakeLoad(fake_time, lambda now: 0.0),
+            clocks=FakeClocks(fake_time, asleep, set_by),
+            thermal=FakeThermal(fake_time, thermal),
+        )
 
     return make
 

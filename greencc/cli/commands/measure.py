@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from greencc.cli.types import EFFORTS, SHARE
+from greencc.cli.types import PROTOCOLS, RATE, SECONDS, SHARE, TRACE_FORMATS
+
+if TYPE_CHECKING:
+    from greencc.compiler.campaign import Campaign
+    from greencc.compiler.measurement import Measurement
 
 
 @click.command("measure")
-@click.argument("subject", type=click.Path(path_type=Path))
+@click.argument("subject", metavar="ARTIFACT", type=click.Path(path_type=Path))
 @click.option(
-    "--baseline", "-b", type=click.Path(path_type=Path), help="A model or bundle to measure beside it."
+    "--against",
+    "--baseline",
+    "-b",
+    "baseline",
+    metavar="BASELINE",
+    type=click.Path(path_type=Path),
+    help="A model or bundle to measure beside it.",
 )
 @click.option(
     "--input", "-i", "data", metavar="DATA", help="Real inputs: .npz, .npy, a folder, module:function."
@@ -22,9 +33,29 @@ from greencc.cli.types import EFFORTS, SHARE
 )
 @click.option("--target", "-t", default="cpu", show_default=True, help="Where to run a model.")
 @click.option(
-    "--effort", type=click.Choice(EFFORTS), default="standard", show_default=True, help="Time to measure."
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="default",
+    show_default=True,
+    help="Windows, blocks and stopping rule.",
 )
+@click.option("--rate", type=RATE, help="Requests at a rate such as 30/s.  [default: flat out]")
+@click.option("--poisson", is_flag=True, help="Requests come at random (Poisson), at --rate on average.")
+@click.option("--until", type=SHARE, help="Stop at this half-width of the energy ratio, such as 2%.")
+@click.option("--limit", type=SECONDS, help="Stop measuring energy after this time, such as 10m.")
+@click.option("--meter", metavar="SPEC", help="Which meter.  [default: the best that works here]")
 @click.option("--confidence", type=SHARE, default="95%", show_default=True, help="Of the intervals.")
+@click.option(
+    "--save",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Write measurement.json, blocks.csv and the trace into this folder.",
+)
+@click.option("--plot", is_flag=True, help="Draw the trace as well, into DIR/trace.svg.")
+@click.option(
+    "--trace-format", type=click.Choice(TRACE_FORMATS), default="csv", show_default=True, help="Of the trace."
+)
+@click.option("--force", is_flag=True, help="Replace DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     subject: Path,
@@ -32,26 +63,42 @@ def command(
     data: str | None,
     preprocess: Path | None,
     target: str,
-    effort: str,
+    protocol: str,
+    rate: float | None,
+    poisson: bool,
+    until: float | None,
+    limit: float | None,
+    meter: str | None,
     confidence: float,
+    save: Path | None,
+    plot: bool,
+    trace_format: str,
+    force: bool,
     as_json: bool,
-) -> None:
-    """Measure SUBJECT (a bundle or an ONNX model) in turns with a baseline: latency, energy, memory.
+) -> int:
+    """Measure ARTIFACT (a bundle or an ONNX model) in turns with a baseline: latency, energy, memory.
 
-    Energy is measured where a meter works (see 'greencc doctor') and marked as estimated elsewhere.
+    Energy is measured where a meter works (see 'greencc doctor') and marked as estimated elsewhere. Where a meter
+    gave nothing, or failed on the way, what was measured is printed and the exit code is 5.
     """
     import json
-    from dataclasses import asdict
 
-    from greencc.cli.console import progress_bars, stderr, stdout
+    from greencc.cli.console import progress_bars
+    from greencc.compiler import campaign_files as files
+    from greencc.compiler.campaign import make_plan
     from greencc.compiler.check import measure
-    from greencc.compiler.options import Effort
-    from greencc.core.errors import InputError
-    from greencc.report import measurement_table
+    from greencc.core.errors import ExitCode, InputError, UsageError
 
     for path in (subject, baseline):
         if path is not None and not path.exists():
             raise InputError(f"{path} does not exist", hint="give an ONNX model or a bundle folder")
+    if save is None and (plot or force):
+        raise UsageError(f"{'--plot' if plot else '--force'} needs a folder", hint="add --save DIR")
+    options = None
+    if save is not None:
+        options = files.SaveOptions(save, files.TraceFormat(trace_format), plot, force)
+        files.check_writable(options)
+    plan = make_plan(protocol, rate=rate, poisson=poisson, until=until, limit_seconds=limit, meter=meter)
     with progress_bars() as progress:
         found, warnings = measure(
             subject,
@@ -59,14 +106,67 @@ def command(
             data=data,
             preprocess=preprocess,
             target=target,
-            effort=Effort(effort),
+            plan=plan,
             confidence=confidence,
             progress=progress,
         )
+    names = files.save(found, warnings, options) if options is not None else []
     if as_json:
-        click.echo(json.dumps({**asdict(found), "warnings": list(warnings)}, indent=2))
-        return
+        click.echo(json.dumps(files.measurement_json(found, warnings), indent=2))
+    else:
+        _print(found, warnings, save, names)
+    failed = found.campaign is not None and found.campaign.result.problem is not None
+    return int(ExitCode.UNAVAILABLE if failed else ExitCode.OK)
+
+
+def _print(found: Measurement, warnings: tuple[str, ...], folder: Path | None, names: list[str]) -> None:
+    from greencc.cli.console import stderr, stdout
+    from greencc.report import measurement_table
+
     clean = found.conditions.get("clean") is not False
-    stdout().print(measurement_table(found.baseline, found.artifact, found.ratio, clean=clean))
+    out = stdout()
+    out.print(measurement_table(found.baseline, found.artifact, found.ratio, clean=clean))
+    energy = found.artifact.energy_mj
+    if energy is not None:
+        out.print(f"Energy: {energy.method}. Boundary: {energy.boundary}.", markup=False)
+    campaign = found.campaign
+    if campaign is not None:
+        _print_load(campaign)
+        out.print(f"Measuring ended: {campaign.result.stopped}.", markup=False)
+    if folder is not None:
+        out.print(f"Saved in {folder}: {', '.join(names)}", markup=False, soft_wrap=True)
+        if campaign is None or not campaign.trace:
+            out.print("No trace: no meter.")
     for warning in warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _print_load(campaign: Campaign) -> None:
+    """Percentiles of both variants under the load."""
+    from rich import box
+    from rich.table import Table
+
+    from greencc.cli.console import stdout
+    from greencc.compiler.campaign import describe_load
+    from greencc.report.figures import time_ms
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(f"Load: {describe_load(campaign.plan.load)}")
+    for name in ("p50", "p95", "p99", "p99.9", "requests", "late"):
+        table.add_column(name, justify="right")
+    for label, figures in (("Baseline", campaign.baseline), ("Artifact", campaign.artifact)):
+        if figures is None:
+            continue
+        rows = [("latency", figures.latency_ms)]
+        if campaign.plan.load.rate is not None:
+            rows.append(("service", figures.service_ms))
+        for kind, values in rows:
+            times = (values.p50, values.p95, values.p99, values.p999)
+            table.add_row(
+                f"{label}, {kind}",
+                *(time_ms(each) for each in times),
+                f"{figures.requests:,}",
+                f"{figures.late:,}",
+            )
+    if table.row_count:
+        stdout().print(table)

@@ -1,0 +1,291 @@
+"""One energy campaign: a meter that is watched, both variants by turns, and what the load found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from greencc.core.data import Array, Feeds
+from greencc.core.engine import Engine
+from greencc.core.errors import UnavailableError, UsageError
+from greencc.core.meter import Meter, PowerMeter
+from greencc.measure.blocks import Bench, Block
+from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
+from greencc.measure.loadgen import FLAT_OUT, Arrivals, Load
+from greencc.measure.profiles import QUICK as QUICK_PROFILE
+from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
+from greencc.measure.profiles import Profile
+from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
+from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
+
+_COSTLY_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """How a measurement is done.
+
+    Attributes:
+        protocol: Of the energy.
+        load: How the engines are driven while energy is measured.
+        meter: What to measure with; None: the best that works here.
+        drive: Drive the engines by the load even where no meter works: latencies under load are figures of their own.
+    """
+
+    protocol: EnergyProtocol = DEFAULT
+    load: Load = FLAT_OUT
+    meter: Meter | PowerMeter | None = None
+    drive: bool = True
+
+    @property
+    def profile(self) -> Profile:
+        """How long latency is measured, before the energy."""
+        return QUICK_PROFILE if self.protocol.name == QUICK.name else STANDARD_PROFILE
+
+
+def make_plan(
+    protocol: str = DEFAULT.name,
+    *,
+    rate: float | None = None,
+    poisson: bool = False,
+    until: float | None = None,
+    limit_seconds: float | None = None,
+    meter: str | None = None,
+) -> MeasurePlan:
+    """The plan that the options of `greencc measure` describe; opens the meter.
+
+    Args:
+        protocol: By name.
+        rate: Requests per second; None: flat out.
+        poisson: They come at random rather than evenly.
+        until: Stop at this relative half-width of the energy ratio; None: as the protocol has it.
+        limit_seconds: Stop after this time; None: likewise.
+        meter: Spec of a meter such as ``shelly:http://...``; None: the best that works here.
+
+    Raises:
+        UsageError: A value makes no sense, or the limit is too short for the protocol.
+        UnavailableError: The meter gives no reading.
+    """
+    if poisson and rate is None:
+        raise UsageError("random arrivals take a rate", hint="such as --rate 30/s --poisson")
+    arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
+    found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
+    opened = None if meter is None else open_spec(meter)
+    found.check_limit(0.0 if opened is None else opened.period_s)
+    return MeasurePlan(found, Load(arrivals, rate), opened)
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """One variant under the load.
+
+    Attributes:
+        requests: Finished in the blocks that count.
+        per_second: Of them, while the blocks lasted.
+        late: Requests that started later than they were due by more than a service time.
+        latency_ms: From when a request was due, so that waiting counts (no coordinated omission).
+        service_ms: Of the runs alone.
+    """
+
+    requests: int
+    per_second: float
+    late: int
+    latency_ms: Percentiles
+    service_ms: Percentiles
+
+
+@dataclass(frozen=True)
+class MeterFacts:
+    """What the meter says of itself."""
+
+    name: str
+    grade: str
+    boundary: str
+    period_s: float
+    uncertainty: float | None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What a campaign gave.
+
+    Attributes:
+        plan: As asked for.
+        meter: None: there was none.
+        result: Energy, blocks, discards.
+        baseline: Under the load; None where no block counts.
+        artifact: Likewise.
+        trace: Readings of the meter over the whole campaign.
+        cost: What watching the meter took.
+        failures: Readings that failed in the background.
+    """
+
+    plan: MeasurePlan
+    meter: MeterFacts | None
+    result: EnergyResult
+    baseline: LoadFigures | None
+    artifact: LoadFigures | None
+    trace: tuple[TracePoint, ...] = ()
+    cost: SamplingCost | None = None
+    failures: int = 0
+
+    def warnings(self) -> list[str]:
+        """What a reader of the figures must know."""
+        found = [*(self.result.comparison.warnings if self.result.comparison else ()), *self.result.warnings]
+        if self.result.problem and self.result.comparison:
+            found.append(f"energy rests on part of the measurement: {self.result.problem}")
+        if self.result.discarded:
+            counts = ", ".join(f"{reason} ({count})" for reason, count in self.result.discarded.items())
+            found.append(f"discarded blocks and idle windows: {counts}")
+        if self.cost is not None and self.cost.core_share > _COSTLY_SHARE:
+            found.append(
+                f"watching the meter took {self.cost.core_share:.1%} of a core, which is in the figures"
+            )
+        return found
+
+    def facts(self) -> dict[str, object]:
+        """What belongs to the conditions of the measurement."""
+        result = self.result
+        facts: dict[str, object] = {
+            "energy_protocol": self.plan.protocol.title,
+            "load": describe_load(self.plan.load),
+            "energy_stopped": result.stopped,
+            "blocks_discarded": dict(result.discarded),
+        }
+        if result.warm_up is not None:
+            facts["warm_up"] = result.warm_up.why
+        if result.idle is not None:
+            facts["idle_watts"] = result.idle.watts
+        if self.cost is not None:
+            facts["sampling_core_share"] = self.cost.core_share
+            facts["sampling_readings"] = self.cost.samples
+            facts["sampling_late"] = self.cost.late
+            facts["sampling_failures"] = self.failures
+        if result.problem:
+            facts["energy_problem"] = result.problem
+        return facts
+
+
+def describe_load(load: Load) -> str:
+    """``flat-out`` or ``poisson, 30/s``."""
+    return load.arrivals.value if load.rate is None else f"{load.arrivals.value}, {load.rate:g}/s"
+
+
+def run_campaign(
+    engines: tuple[Engine, Engine],
+    feeds: Sequence[Feeds],
+    meter: Meter | PowerMeter,
+    plan: MeasurePlan,
+    *,
+    confidence: float = 0.95,
+    bench: Bench | None = None,
+) -> Campaign:
+    """Measure baseline and artifact with a working meter, which is watched in a thread meanwhile.
+
+    Raises:
+        UsageError: As `measure_energy`.
+        InputError: An engine refuses an input.
+    """
+    sampler = Sampler(meter)
+    facts = MeterFacts(meter.name, meter.grade.name, meter.boundary, sampler.period_s, meter.uncertainty)
+    with sampler:
+        result = measure_energy(
+            engines[0],
+            engines[1],
+            feeds,
+            sampler,
+            plan.protocol,
+            load=plan.load,
+            confidence=confidence,
+            bench=bench,
+        )
+    return Campaign(
+        plan=plan,
+        meter=facts,
+        result=result,
+        baseline=load_figures(result.blocks, BASELINE),
+        artifact=load_figures(result.blocks, ARTIFACT),
+        trace=tuple(sampler.trace()),
+        cost=sampler.cost(),
+        failures=len(sampler.failures()),
+    )
+
+
+def run_load(
+    engines: tuple[Engine, Engine],
+    feeds: Sequence[Feeds],
+    plan: MeasurePlan,
+    *,
+    bench: Bench | None = None,
+) -> Campaign:
+    """Without a meter: drive both by turns for as long as latency is measured. There is no energy in the result."""
+    protocol, seconds = plan.protocol, min(plan.profile.seconds, plan.protocol.limit_seconds)
+    blocks = 2 * protocol.per_variant * protocol.rounds
+    brief = replace(
+        protocol,
+        idle_seconds=0.0,
+        warm_up_seconds=0.0,
+        block_seconds=seconds / blocks,
+        target=None,
+        limit_seconds=2.0 * seconds,
+    )
+    result = measure_energy(engines[0], engines[1], feeds, None, brief, load=plan.load, bench=bench)
+    return Campaign(
+        plan=plan,
+        meter=None,
+        result=result,
+        baseline=load_figures(result.blocks, BASELINE),
+        artifact=load_figures(result.blocks, ARTIFACT),
+    )
+
+
+def load_figures(blocks: Sequence[Block], variant: str) -> LoadFigures | None:
+    """Latencies of a variant over the blocks during which the machine was undisturbed, whatever the meter did."""
+    good = [
+        block
+        for block in blocks
+        if block.variant == variant and block.count and (block.discarded is None or block.discarded.of_meter)
+    ]
+    if not good:
+        return None
+    requests = sum(block.count for block in good)
+    return LoadFigures(
+        requests=requests,
+        per_second=requests / sum(block.seconds for block in good),
+        late=sum(block.late for block in good),
+        latency_ms=percentiles(np.concatenate([block.latencies_ms for block in good])),
+        service_ms=percentiles(np.concatenate([block.services_ms for block in good])),
+    )
+
+
+def percentiles(values: Array) -> Percentiles:
+    """Of some milliseconds, at least one."""
+    found = np.percentile(values.astype(np.float64), (50.0, 95.0, 99.0, 99.9))
+    return Percentiles(*(float(value) for value in found))
+
+
+def open_spec(spec: str) -> Meter | PowerMeter:
+    """Open the meter that was asked for by name.
+
+    Raises:
+        UsageError: The spec is malformed.
+        UnavailableError: It gives no reading.
+    """
+    from greencc.meters.opening import open_meter
+
+    meter: Meter | PowerMeter = open_meter(spec)
+    if reason := meter.missing():
+        raise UnavailableError(f"the meter {spec} gives no reading: {reason}", hint="see 'greencc doctor'")
+    return meter

@@ -1,0 +1,69 @@
+"""Warm up under the load that is measured, until the temperature stands still."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from greencc.core.data import Feeds
+from greencc.core.engine import Engine
+from greencc.measure.blocks import Bench
+from greencc.measure.loadgen import Load, drive
+
+STEADY_KELVIN = 1.0
+_SLICE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How long it took and why it ended; `steady` is false where the time ran out before the temperature settled."""
+
+    seconds: float
+    why: str
+    steady: bool
+
+
+def warm_up(
+    engines: Sequence[Engine],
+    feeds: Sequence[Feeds],
+    load: Load,
+    bench: Bench,
+    *,
+    window: float,
+    limit: float,
+) -> WarmUp:
+    """Run the engines by turns.
+
+    Args:
+        engines: All that will be measured.
+        feeds: Inputs of one inference each.
+        load: How they will be driven.
+        bench: The machine.
+        window: Seconds in which the temperature may move less than `STEADY_KELVIN`; for so long without a sensor.
+        limit: Seconds after which it ends in any case.
+    """
+    start = bench.clock()
+    seen: deque[tuple[float, float]] = deque()
+    number = 0
+    while True:
+        elapsed = bench.clock() - start
+        celsius = bench.thermal.look().celsius
+        if celsius is None:
+            if elapsed >= min(window, limit):
+                return WarmUp(elapsed, f"{elapsed:.0f} s: there is no temperature sensor", steady=True)
+        else:
+            seen.append((elapsed, celsius))
+            while len(seen) > 1 and seen[1][0] <= elapsed - window:
+                seen.popleft()
+            moved = max(value for _, value in seen) - min(value for _, value in seen)
+            if elapsed - seen[0][0] >= window and moved < STEADY_KELVIN:
+                return WarmUp(elapsed, f"the temperature moved {moved:.1f} K in {window:.0f} s", steady=True)
+            if elapsed >= limit:
+                return WarmUp(
+                    elapsed, f"the temperature still moved {moved:.1f} K after {elapsed:.0f} s", steady=False
+                )
+        drive(
+            engines[number % len(engines)], feeds, _SLICE_SECONDS, load, clock=bench.clock, sleep=bench.sleep
+        )
+        number += 1
