@@ -21,6 +21,8 @@ _COMMANDS = {
     "verify": "Check a bundle's hashes, and its accuracy against the original model.",
     "recover": "Fine-tune a bundle's network with the original as its teacher (greencc[finetune]).",
     "measure": "Measure latency and energy of a bundle or model, interleaved with a baseline.",
+    "estimate": "Estimate latency, energy and power on a device that is not at hand.",
+    "lab": "The energy laboratory: calibrate this machine, list device profiles.",
     "run": "Run a bundle on inputs from an .npz file.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",
     "targets": "List the targets and what their kernels can do here.",

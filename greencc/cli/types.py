@@ -42,7 +42,7 @@ class Seconds(click.ParamType[float]):
 
 
 class Rate(click.ParamType[float]):
-    """Requests per time such as ``30/s`` or ``1800/min``."""
+    """Requests per time such as ``30/s``, ``1800/min`` or plainly ``30`` (per second)."""
 
     name = "rate"
 
@@ -57,13 +57,32 @@ class Rate(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Size(click.ParamType[tuple[str, int]]):
+    """The size of a named dimension, such as ``sequence=64``."""
+
+    name = "name=number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).rpartition("=")
+        if not name or not number.isdecimal() or not 0 < int(number) <= 2**31:
+            self.fail(f"{value!r} is no size: write sequence=64", param, ctx)
+        return name, int(number)
+
+
 SHARE = Share()
 SECONDS = Seconds()
 RATE = Rate()
+SIZE = Size()
 PROTOCOLS = ("default", "quick", "mlperf-tiny", "mlperf-power")
 """Names of greencc.measure.protocols.PROTOCOLS, repeated like those below."""
 TRACE_FORMATS = ("csv", "parquet")
 """Values of greencc.compiler.campaign_files.TraceFormat, likewise."""
+ESTIMATE_PRECISIONS = ("fp32", "fp16", "int8")
+"""Values of greencc.lab.estimate.EstimatePrecision, likewise."""
 FORMATS = ("qdq", "qoperator")
 """Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")

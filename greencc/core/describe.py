@@ -140,8 +140,21 @@ def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 def nodes_cost(model: ir.Model, bindings: Mapping[str, int] | None = None) -> tuple[NodeCost, ...]:
     """Work and traffic of every node of the main graph, in graph order; arguments as for `describe`."""
-    bound = bind_sizes(_inlined(model), bindings or {}, batch=1)
-    return tuple(_cost(node) for node in bound.graph)
+    return tuple(cost for _, cost in costed_nodes(model, bindings))
+
+
+def costed_nodes(
+    model: ir.Model, bindings: Mapping[str, int] | None = None, batch: int = 1
+) -> tuple[tuple[ir.Node, NodeCost], ...]:
+    """`nodes_cost` with the nodes themselves, of a clone with sizes bound and functions inlined.
+
+    Args:
+        model: Left unchanged.
+        bindings: Sizes of named dynamic dimensions.
+        batch: Size of the inputs' first axes, where they are dynamic and not in `bindings`.
+    """
+    bound = bind_sizes(_inlined(model), bindings or {}, batch=batch)
+    return tuple((node, _cost(node)) for node in bound.graph)
 
 
 def _inlined(model: ir.Model) -> ir.Model:
@@ -290,17 +303,18 @@ def _constant_bytes(node: ir.Node) -> Iterator[int]:
 def _activation_bytes(node: ir.Node, integer: bool) -> Iterator[int | None]:
     for value in node.inputs:
         if value is not None and constant_tensor(_stored(value)) is None:
-            yield _bytes(_stored(value) if integer else value)
+            yield bytes_of(_stored(value) if integer else value)
     for value in node.outputs:
         if value.name:
             quantizer = _sole_quantizer(value) if integer else None
-            yield _bytes(quantizer.outputs[0] if quantizer is not None else value)
+            yield bytes_of(quantizer.outputs[0] if quantizer is not None else value)
 
 
 _SIZELESS = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
 
 
-def _bytes(value: ir.Value | None) -> int | None:
+def bytes_of(value: ir.Value | None) -> int | None:
+    """Bytes that a value takes; None where its shape or type is not known, or it holds text."""
     shape = _shape(value)
     if shape is None or value is None or value.dtype in _SIZELESS:
         return None

@@ -191,6 +191,33 @@ def usable_threads(root: Path = ROOT) -> int:
     return cores if granted is None else max(1, min(cores, int(granted + 0.5)))
 
 
+@dataclass(frozen=True)
+class DataCache:
+    """A level of data or unified caches: bytes of one instance, and how many the given processors use."""
+
+    level: int
+    bytes: int
+    instances: int
+
+
+def data_caches(cpus: Collection[int], root: Path = ROOT) -> tuple[DataCache, ...]:
+    """The caches that hold data, from the fastest; empty where the kernel does not tell."""
+    found: dict[int, dict[str, int]] = {}
+    for cpu in sorted(cpus):
+        for folder in sorted((root / f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")):
+            size = re.fullmatch(r"(\d+)([KM]?)", read_text(folder / "size") or "")
+            level = read_text(folder / "level") or ""
+            shared = read_text(folder / "shared_cpu_list") or str(cpu)
+            if read_text(folder / "type") in ("Data", "Unified") and size and level.isdigit():
+                number = int(size[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[size[2]]
+                found.setdefault(int(level), {})[shared] = number
+    return tuple(
+        DataCache(level, max(sizes.values()), len(sizes))
+        for level, sizes in sorted(found.items())
+        if max(sizes.values()) > 0
+    )
+
+
 def memory_total_bytes(root: Path = ROOT) -> int | None:
     """Physical memory, from `/proc/meminfo`."""
     match = re.search(r"^MemTotal:\s*(\d+)\s*kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)

@@ -24,6 +24,7 @@ from typing import Any, get_type_hints
 
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.passes import Pass
+from greencc.core.toml import toml_value
 
 SCHEMA = "greencc.recipe/1"
 
@@ -97,7 +98,7 @@ def dump_recipe(passes: Sequence[Pass]) -> str:
         for option in fields(step):
             value = getattr(step, option.name)
             if option.default is MISSING or value != option.default:
-                lines.append(f"{option.name} = {_toml(_plain(value))}")
+                lines.append(f"{option.name} = {toml_value(_plain(value))}")
     return "\n".join(lines) + "\n"
 
 
@@ -105,17 +106,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return list(value) if isinstance(value, tuple) else value
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

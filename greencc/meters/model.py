@@ -310,6 +310,14 @@ def _picojoules(dtype: str, process: float) -> float:
     return math.exp((1.0 - process) * math.log(small) + process * math.log(large))
 
 
+def picojoules_per_operation(dtype: str) -> Range:
+    """pJ of an addition or a multiplication in a type, over the plausible processes."""
+    low, central, high = (
+        _picojoules(dtype, end) / 2.0 for end in (PROCESS.low, PROCESS.central, PROCESS.high)
+    )
+    return Range(low, central, high)
+
+
 def _costed_as(dtype: str) -> tuple[str, bool]:
     """The type whose figures a type takes, and whether they are only an upper bound for it."""
     name = _ALIASES.get(dtype.lower(), dtype.lower())

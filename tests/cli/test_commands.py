@@ -30,6 +30,8 @@ COMMANDS = {
     "verify",
     "recover",
     "measure",
+    "estimate",
+    "lab",
     "run",
     "inspect",
     "targets",

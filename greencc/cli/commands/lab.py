@@ -1,0 +1,137 @@
+"""`greencc lab`: the energy laboratory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from greencc.lab.calibrate import Calibrated
+
+
+@click.group("lab")
+def command() -> None:
+    """Calibrate this machine and list device profiles."""
+
+
+@command.command("devices")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def devices(as_json: bool) -> None:
+    """List the device profiles that 'greencc estimate' knows, with grade and source."""
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from greencc.cli.console import stdout
+    from greencc.meters.device_store import stored_profiles, user_folder
+
+    entries = stored_profiles()
+    if as_json:
+        rows = [
+            {"name": entry.name, "origin": entry.origin, "problem": entry.problem}
+            if entry.profile is None
+            else {
+                "name": entry.name,
+                "origin": entry.origin,
+                "title": entry.profile.title,
+                "grade": entry.profile.grade.name,
+                "boundary": entry.profile.boundary,
+                "source": entry.profile.source,
+                "modes": [mode.name for mode in entry.profile.modes],
+            }
+            for entry in entries
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Device", no_wrap=True)
+    table.add_column("Grade")
+    table.add_column("Modes", overflow="fold", min_width=8)
+    table.add_column("What and from where", overflow="fold")
+    for entry in entries:
+        profile = entry.profile
+        if profile is None:
+            table.add_row(Text(entry.name), "-", "", Text(f"unusable: {entry.problem}", style="yellow"))
+            continue
+        detail = Text(f"{profile.title}; {profile.source}")
+        if entry.origin != "shipped":
+            detail.append(f"\n{entry.origin}", style="dim")
+        if profile.calibration is not None:
+            detail.append(f"\nlatency: leave-one-out error {profile.calibration.latency_mape:.0%}")
+        modes = ", ".join(mode.name for mode in profile.modes) or "-"
+        table.add_row(Text(entry.name), profile.grade.name, modes, detail)
+    stdout().print(table)
+    stdout().print(f"Your own profiles go into {user_folder()}", style="dim", markup=False, soft_wrap=True)
+
+
+@command.command("calibrate")
+@click.option("--target", "-t", default="cpu", show_default=True, help="What runs the benchmarks.")
+@click.option("--meter", help="A meter of 'greencc doctor', or 'none' [default: the best one that works].")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The profile [default: among your own profiles]."
+)
+@click.option("--quick", is_flag=True, help="Shorter runs: a rougher fit.")
+def calibrate(target: str, meter: str | None, output: Path | None, quick: bool) -> None:
+    """Run the benchmark suite on this machine and fit its device profile.
+
+    With a meter the energy coefficients are fitted (grade C), without one the times alone. An
+    interrupted run goes on where it was. 'greencc estimate --device local' uses the result.
+    """
+    from greencc.cli.console import progress_bars, stderr
+    from greencc.lab.calibrate import calibrate as run
+    from greencc.lab.calibrate import chosen_meter
+
+    with progress_bars() as progress:
+        done = run(target=target, meter=chosen_meter(meter), output=output, quick=quick, progress=progress)
+    _print(done)
+    for warning in done.warnings:
+        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _print(done: Calibrated) -> None:
+    from rich.table import Table
+
+    from greencc.cli.console import stdout
+
+    console, profile, times = stdout(), done.profile, done.times
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Type", "Work"):
+        table.add_column(heading)
+    for heading in ("GOP/s", "pJ per operation"):
+        table.add_column(heading, justify="right")
+    for dtype, rates in profile.rates.items():
+        energy = profile.operation_joules(dtype).central * 1e12
+        for work, rate in rates.items():
+            table.add_row(dtype, work.value, f"{rate.central / 1e9:,.4g}", f"{energy:.3g}")
+    console.print(table)
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Memory")
+    for heading in ("kB", "GB/s", "pJ per byte"):
+        table.add_column(heading, justify="right")
+    for level in profile.levels:
+        size = "" if level.bytes is None else f"{level.bytes / 1e3:,.0f}"
+        speed, energy = level.bytes_per_second.central / 1e9, level.joules_per_byte.central * 1e12
+        table.add_row(level.name, size, f"{speed:,.4g}", f"{energy:.3g}")
+    console.print(table)
+    console.print()
+    console.print(
+        f"Overhead: {times.kernel_seconds * 1e6:.3g} µs per kernel, {times.run_seconds * 1e6:.3g} µs per run. "
+        f"Latency of a benchmark left out of the fit: {times.error.mape:.1%} off on average, "
+        f"95 % within a factor of {times.error.factor:.2f}."
+    )
+    if done.energies is None:
+        console.print(
+            "Energy: no meter, so its coefficients are those of the uncalibrated model (estimated, grade D); "
+            f"{profile.boundary}."
+        )
+    else:
+        error = done.energies.error
+        console.print(
+            f"Energy: fitted (grade C), {profile.busy_watts.central:.3g} W while busy; left out of the fit "
+            f"{error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}; {profile.boundary}."
+        )
+    console.print(f"Profile: {done.path}", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The energy laboratory: estimates for devices that are not at hand, and the benchmarks that calibrate them."""

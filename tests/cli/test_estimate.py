@@ -1,0 +1,158 @@
+"""`greencc estimate` and `greencc lab` on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from greencc.cli.types import ESTIMATE_PRECISIONS
+from greencc.core.errors import ExitCode
+from greencc.lab.estimate import EstimatePrecision
+from greencc.lab.observations import Observation
+
+
+@pytest.fixture(autouse=True)
+def own_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "greencc" / "devices"
+
+
+def test_precisions_are_those_of_the_estimate() -> None:
+    assert tuple(item.value for item in EstimatePrecision) == ESTIMATE_PRECISIONS
+
+
+def test_an_estimate_says_what_it_is(digits, greencc) -> None:
+    outcome = greencc(
+        "estimate", "model.onnx", "--device", "jetson-orin-nano", "--mode", "15w", "--rate", "30/s"
+    )
+    assert outcome.code == ExitCode.OK, outcome.err
+    text = " ".join(outcome.out.split())
+    for words in (
+        "mode 15W, cap 15 W", "ms (estimated)", "estimated, grade D, gross", "VDD_IN rail", "hidden", "Gemm+Relu",
+        "overhead", "at 30/s", "not calibrated",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "measured" not in text
+
+
+def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:
+    outcome = greencc(
+        "estimate", "model.onnx", "-d", "raspberry-pi-5", "--batch", "8", "--threads", "2", "--json"
+    )
+    data = json.loads(outcome.out)
+    assert data["schema"] == "greencc.estimate/1"
+    assert (data["batch"], data["threads"], data["precision"]) == (8, 2, "float")
+    for key in ("latency_ms", "energy", "watts"):
+        assert 0 < data[key]["low"] <= data[key]["value"] <= data[key]["high"]
+    assert data["energy"]["grade"] == "D"
+    assert data["energy"]["boundary"]
+    # 8 x (64 x 48 + 48 x 10) multiply-accumulates.
+    assert sum(layer["operations"] for layer in data["layers"]) == 2 * 8 * (64 * 48 + 48 * 10)
+
+
+def test_integers_are_said_to_be_counted_only(digits, bundle, greencc) -> None:
+    outcome = greencc("estimate", "model.onnx", "-d", "x86-desktop", "--precision", "int8", "--json")
+    data = json.loads(outcome.out)
+    assert data["precision"] == "int8 (as if)"
+    assert "nothing was converted" in data["notes"][0]
+    assert {layer["dtype"] for layer in data["layers"]} == {"int8"}
+    real = json.loads(greencc("estimate", bundle, "-d", "x86-desktop", "--json").out)
+    assert real["precision"] in ("int8", "uint8")
+    refused = greencc("estimate", bundle, "-d", "x86-desktop", "--precision", "int8")
+    assert refused.code == ExitCode.USAGE
+    assert "quantized already" in refused.err
+
+
+BAD = {
+    "an unknown device": (
+        ("-d", "jetson-oran-nano"),
+        ExitCode.USAGE,
+        "no device",
+        "did you mean 'jetson-orin-nano'",
+    ),
+    "a machine that was not calibrated": (
+        ("-d", "local"),
+        ExitCode.USAGE,
+        "no calibrated profile",
+        "lab calibrate",
+    ),
+    "an unknown mode": (("-d", "jetson-nano", "--mode", "50W"), ExitCode.USAGE, "no power mode '50W'", "5W"),
+    "threads of a GPU": (
+        ("-d", "jetson-nano", "--threads", "2"),
+        ExitCode.USAGE,
+        "threads do not apply",
+        "--threads",
+    ),
+    "too many threads": (("-d", "raspberry-pi-5", "--threads", "5"), ExitCode.USAGE, "1 to 4 threads", ""),
+    "no threads": (("-d", "local", "--threads", "0"), ExitCode.USAGE, "--threads 0", ""),
+    "no batch": (("-d", "jetson-nano", "--batch", "0"), ExitCode.USAGE, "--batch 0", ""),
+    "a rate of nothing": (("-d", "jetson-nano", "--rate", "0/s"), ExitCode.USAGE, "not a rate", ""),
+    "a rate in nonsense": (("-d", "jetson-nano", "--rate", "30/week"), ExitCode.USAGE, "not a rate", ""),
+    "a size of nothing": (("-d", "jetson-nano", "--size", "T=0"), ExitCode.USAGE, "no size", ""),
+    "an unknown dimension": (
+        ("-d", "jetson-nano", "--size", "T=4"),
+        ExitCode.USAGE,
+        "no dynamic dimension 'T'",
+        "batch",
+    ),
+    "a missing profile": (("-d", "missing.toml"), ExitCode.BAD_INPUT, "cannot read the device profile", ""),
+    "a broken profile": (("-d", "broken.toml"), ExitCode.BAD_INPUT, "not valid TOML", ""),
+}
+
+
+@pytest.mark.parametrize(("options", "code", "message", "hint"), BAD.values(), ids=BAD)
+def test_bad_options_are_refused(options, code, message, hint, digits, refused) -> None:
+    Path("broken.toml").write_text("[[[", encoding="utf-8")
+    refused(("estimate", "model.onnx", *options), code, message, hint)
+
+
+def test_a_missing_model_is_refused(digits, refused) -> None:
+    refused(("estimate", "none.onnx", "-d", "jetson-nano"), ExitCode.BAD_INPUT, "does not exist")
+
+
+def test_devices_are_listed_with_grade_and_source(greencc, own_profiles: Path) -> None:
+    own_profiles.mkdir(parents=True)
+    (own_profiles / "odd.toml").write_text("schema = 1", encoding="utf-8")
+    rows = {row["name"]: row for row in json.loads(greencc("lab", "devices", "--json").out)}
+    assert rows["jetson-nano"]["grade"] == "D"
+    assert rows["jetson-nano"]["source"]
+    assert "schema" in rows["odd"]["problem"]
+    text = greencc("lab", "devices").out
+    assert "jetson-agx-orin-64" in text
+    assert "unusable" in text
+
+
+def test_calibrating_makes_the_local_device(digits, greencc, own_profiles: Path, monkeypatch) -> None:
+    # The benchmarks themselves are tested elsewhere; here each is one short run of the real runtime.
+    from greencc.lab import runner
+
+    def observe(bench, name, engine, feeds):
+        start = bench.clock()
+        engine.run(feeds)
+        return Observation(name, max(bench.clock() - start, 1e-6), None, None, 1, disturbed=False)
+
+    monkeypatch.setattr(runner, "observe", observe)
+    monkeypatch.setattr("greencc.lab.calibrate.cache_levels", lambda threads: {"L1": 32 << 10, "L2": 1 << 20})
+    outcome = greencc("lab", "calibrate", "--target", "cpu:threads=1", "--meter", "none", "--quick")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert "estimated, grade D" in " ".join(outcome.out.split())
+    [profile] = own_profiles.iterdir()
+    assert profile.suffix == ".toml"
+    estimate = greencc("estimate", "model.onnx", "-d", "local", "--threads", "1", "--json")
+    data = json.loads(estimate.out)
+    assert data["device"] == profile.stem
+    assert "leave-one-out error" in data["latency_method"]
+    assert "calibrated here" in greencc("lab", "devices").out
+
+
+def test_bad_calibrations_are_refused(digits, refused) -> None:
+    refused(
+        ("lab", "calibrate", "-o", "model.onnx", "--meter", "none"),
+        ExitCode.BAD_INPUT,
+        "not overwritten",
+        "-o",
+    )
+    refused(("lab", "calibrate", "--meter", "rapple"), ExitCode.USAGE, "no meter 'rapple'", "rapl")
+    refused(("lab", "calibrate", "--target", "gpu"), ExitCode.USAGE, "gpu")
