@@ -11,7 +11,7 @@ from greencc.core.data import Array, Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.meter import Meter, PowerMeter
-from greencc.measure.blocks import Bench, Block
+from greencc.measure.blocks import Bench, Block, Discard
 from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Load
 from greencc.measure.profiles import QUICK as QUICK_PROFILE
@@ -97,6 +97,7 @@ class LoadFigures:
         late: Requests that started later than they were due by more than a service time.
         latency_ms: From when a request was due, so that waiting counts (no coordinated omission).
         service_ms: Of the runs alone.
+        clean: False where every block was disturbed (another process, throttling): the figures include that.
     """
 
     requests: int
@@ -104,6 +105,7 @@ class LoadFigures:
     late: int
     latency_ms: Percentiles
     service_ms: Percentiles
+    clean: bool
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class Campaign:
         found = [*(self.result.comparison.warnings if self.result.comparison else ()), *self.result.warnings]
         if self.result.problem and self.result.comparison:
             found.append(f"energy rests on part of the measurement: {self.result.problem}")
+        if any(figures is not None and not figures.clean for figures in (self.baseline, self.artifact)):
+            found.append("no block under the load was undisturbed: its latencies include the disturbance")
         if self.result.discarded:
             counts = ", ".join(f"{reason} ({count})" for reason, count in self.result.discarded.items())
             found.append(f"discarded blocks and idle windows: {counts}")
@@ -252,12 +256,17 @@ def run_load(
 
 
 def load_figures(blocks: Sequence[Block], variant: str) -> LoadFigures | None:
-    """Latencies of a variant over the blocks during which the machine was undisturbed, whatever the meter did."""
+    """Latencies of a variant over the blocks during which the machine was undisturbed, whatever the meter did.
+
+    Where there are none, over all of its blocks, which is said; None without any.
+    """
+    ran = [block for block in blocks if block.variant == variant and block.count]
+    fine = (None, Discard.COMPANION)
     good = [
-        block
-        for block in blocks
-        if block.variant == variant and block.count and (block.discarded is None or block.discarded.of_meter)
+        block for block in ran if block.discarded in fine or (block.discarded and block.discarded.of_meter)
     ]
+    clean = bool(good)
+    good = good or ran
     if not good:
         return None
     requests = sum(block.count for block in good)
@@ -267,6 +276,7 @@ def load_figures(blocks: Sequence[Block], variant: str) -> LoadFigures | None:
         late=sum(block.late for block in good),
         latency_ms=percentiles(np.concatenate([block.latencies_ms for block in good])),
         service_ms=percentiles(np.concatenate([block.services_ms for block in good])),
+        clean=clean,
     )
 
 

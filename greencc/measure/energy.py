@@ -193,8 +193,14 @@ class _Campaign:
                 return stopped
 
     def _measure_round(self, number: int) -> tuple[list[Block], Round | None]:
-        """The blocks of a round, and the round where all of them count. The first bad block ends it."""
-        order = (0, 1, 1, 0) if self.protocol.mirrored else (0, 1) if number % 2 == 0 else (1, 0)
+        """The blocks of a round, and the round where all of them count. The first bad block ends it.
+
+        Without a meter there is no energy to protect: a disturbed block is marked, and the round goes on.
+        """
+        order: tuple[int, ...] = (0, 1, 1, 0) if self.protocol.mirrored else (0, 1)
+        if number % 2 == 1:
+            # A B B A B A A B: neither variant is always the first, and a drift of second order cancels as well.
+            order = tuple(1 - index for index in order)
         blocks: list[Block] = []
         for index in order:
             name = (BASELINE, ARTIFACT)[index]
@@ -202,7 +208,7 @@ class _Campaign:
                 self.engines[index], name, number, self.block_seconds, number * self.stride
             )
             blocks.append(block)
-            if block.discarded is not None:
+            if block.discarded is not None and self.meter is not None:
                 spared = [replace(each, discarded=Discard.COMPANION) for each in blocks[:-1]]
                 return [*spared, block], None
         self.stride = max(self.stride, *(block.count for block in blocks))
@@ -272,7 +278,7 @@ class _Campaign:
             found.append(
                 f"the rate is too high: {late:,} of {count:,} requests started late; latencies grow with the time"
             )
-        if self.meter is None:
+        if self.meter is None or len(self.rounds) < 2:
             return found
         if self.block_seconds < 100 * self.meter.period_s:
             periods = self.block_seconds / self.meter.period_s

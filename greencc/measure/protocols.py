@@ -15,8 +15,8 @@ IDLE_PARTS = 5
 class EnergyProtocol:
     """How energy is measured.
 
-    A *round* is one comparison: A B B A where `mirrored` (a linear drift cancels within it), otherwise A B and
-    B A by turns.
+    A *round* is one comparison: A B B A where `mirrored` (a linear drift cancels within it), otherwise A B. Every
+    second round has A and B exchanged.
 
     Attributes:
         name: As asked for.
@@ -25,7 +25,7 @@ class EnergyProtocol:
         rounds: Rounds before the stopping rule is looked at. Their spread stays in the interval (Stein's first stage).
         target: Stop when the ratio's relative half-width is at most this; None: stop after `rounds`.
         limit_seconds: Stop after this time in any case.
-        mirrored: Blocks in the order A B B A.
+        mirrored: Four blocks to a round rather than two.
         median: Report the median of the rounds rather than their mean.
         periods: A block and an idle window last at least so many periods of the meter.
         warm_up_seconds: Without a temperature sensor, warm up for so long; with one, until it moves less than 1 K in

@@ -85,7 +85,7 @@ CASES = (
          lambda folder: np.savez(folder / "eval.npz", pixels=np.zeros((2, 8), np.float32))),
     case("batch 0", (*RUN, "--batch", "0"), USAGE, "0 is not in the range", "--help"),
     case("measure against another model",
-         ("measure", "digits.greencc", "-b", "other.onnx", "--effort", "quick"), BAD,
+         ("measure", "digits.greencc", "-b", "other.onnx", "--protocol", "quick"), BAD,
          "has the inputs pixels, the baseline has x", "variants of one model",
          lambda folder: onnx.save(onnx.parser.parse_model(
              '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }'

@@ -15,11 +15,13 @@ import onnx
 import pytest
 
 import greencc as api
-from greencc.cli.types import EFFORTS, PRECISIONS
+from greencc.cli.types import EFFORTS, PRECISIONS, PROTOCOLS, TRACE_FORMATS
+from greencc.compiler.campaign_files import TraceFormat
 from greencc.compiler.options import Effort, Precision
 from greencc.core.errors import ExitCode, InputError
 from greencc.core.recipe import load_recipe
 from greencc.core.report import Accuracy
+from greencc.measure import protocols
 from greencc.passes import PASSES
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.report import parse_report
@@ -131,6 +133,8 @@ def test_a_reader_that_leaves_is_no_error(arguments):
 
 def test_repeated_enums_equal_the_real_ones():
     assert tuple(item.value for item in Effort) == EFFORTS
+    assert tuple(item.name for item in protocols.PROTOCOLS) == PROTOCOLS
+    assert tuple(item.value for item in TraceFormat) == TRACE_FORMATS
     assert tuple(item.value for item in Precision) == PRECISIONS
 
 
@@ -360,11 +364,13 @@ def test_report_in_all_formats(bundle, greencc):
 
 
 def test_measure_prints_json(bundle, greencc, brief):
-    arguments = ("measure", bundle, "-b", "model.onnx", "-i", "eval.npz", "--effort", "quick")
+    arguments = ("measure", bundle, "-b", "model.onnx", "-i", "eval.npz", "--protocol", "quick")
     outcome = greencc(*arguments, "--json")
     assert outcome.code == ExitCode.OK, outcome.err
     data = json.loads(outcome.out)
-    assert data.keys() == {"baseline", "artifact", "ratio", "conditions", "warnings"}
+    assert data.keys() == {
+        "schema", "baseline", "artifact", "ratio", "conditions", "campaign", "warnings",
+    }  # fmt: skip
     for side in ("baseline", "artifact"):
         assert data[side]["latency_ms"]["median"] > 0
         assert data[side]["energy_mj"]["grade"] == "D"
@@ -374,7 +380,7 @@ def test_measure_prints_json(bundle, greencc, brief):
 
 
 def test_measure_prints_a_table(bundle, greencc, brief):
-    outcome = greencc("measure", "model.onnx", "--effort", "quick")
+    outcome = greencc("measure", "model.onnx", "--protocol", "quick")
     assert outcome.code == ExitCode.OK, outcome.err
     assert "Latency, median" in outcome.out
     assert "compared with itself" in flat(outcome.err)
@@ -446,15 +452,15 @@ def test_python_api(bundle, digits, brief):
     accuracy = api.verify_accuracy(bundle, "model.onnx", "eval.npz")
     assert accuracy == api.verify_accuracy(api.load(bundle), Path("model.onnx"), Path("eval.npz"))
     assert accuracy.n == 523
-    found, warnings = api.measure_artifact(bundle, baseline="model.onnx", data="eval.npz", effort="quick")
+    found, warnings = api.measure_artifact(bundle, baseline="model.onnx", data="eval.npz", protocol="quick")
     assert found.artifact.latency_ms.median > 0
     assert any("quick" in warning for warning in warnings)
     with pytest.raises(InputError, match="does not exist"):
         api.compile("model.onnx", calibration="none.npz")
     with pytest.raises(api.UsageError, match="precision"):
         api.compile("model.onnx", precision="int9")
-    with pytest.raises(api.UsageError, match="effort"):
-        api.measure_artifact("model.onnx", effort="quickly")
+    with pytest.raises(api.UsageError, match="protocol"):
+        api.measure_artifact("model.onnx", protocol="quickly")
 
 
 def test_api_names():

@@ -84,7 +84,7 @@ def test_net_and_gross_of_steady_engines(measure: Make, make_engine: Make, make_
 def test_blocks_are_in_the_order_a_b_b_a_between_idle_windows(measure: Make) -> None:
     result = measure()
     names = [block.variant[0] for block in result.blocks]
-    assert names == ["b", "a", "a", "b"] * 3
+    assert names == ["b", "a", "a", "b", "a", "b", "b", "a", "b", "a", "a", "b"]
     assert [block.round for block in result.blocks] == [0] * 4 + [1] * 4 + [2] * 4
     assert [part.which for part in result.idle_parts] == ["idle before"] * 5 + ["idle after"] * 5
     assert sum(part.seconds for part in result.idle_parts) == pytest.approx(10.0)

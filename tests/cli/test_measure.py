@@ -1,0 +1,211 @@
+"""`greencc measure` with a meter: figures, what is saved, and a meter that dies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from greencc.core.errors import ExitCode, UnavailableError
+from greencc.core.meter import Grade, Meter, Reading
+from greencc.measure import protocols
+from greencc.measure.load import SystemLoad
+from greencc.measure.thermal import SystemThermal, ThermalState
+
+Run = Callable[..., Any]
+
+
+@dataclass
+class BenchMeter:
+    """Counts 5 W, and 20 J for every second of processor time of this process."""
+
+    dies_after: float = float("inf")
+    name: str = "bench"
+    grade: Grade = Grade.A
+    boundary: str = "test rail"
+    period_s: float = 0.001
+    uncertainty: float | None = 0.01
+    reason: str | None = None
+    began: float | None = None
+
+    def missing(self) -> str | None:
+        return self.reason
+
+    def read(self) -> Reading:
+        now = time.monotonic()
+        self.began = self.began or now
+        if now - self.began > self.dies_after:
+            raise UnavailableError("the rail vanished")
+        return Reading(now, {"rail": 5.0 * now + 20.0 * time.process_time()})
+
+
+@pytest.fixture
+def meter(brief: None, monkeypatch: pytest.MonkeyPatch) -> BenchMeter:
+    """A meter that `--meter bench` opens, and protocols that take a second or two on a machine that is never busy."""
+    found = BenchMeter()
+
+    def open_meter(spec: str) -> Meter:
+        assert spec == "bench"
+        return found
+
+    module = types.ModuleType("greencc.meters.opening")
+    monkeypatch.setattr(module, "open_meter", open_meter, raising=False)
+    monkeypatch.setitem(sys.modules, "greencc.meters.opening", module)
+    monkeypatch.setattr(SystemLoad, "others_seconds", lambda self: None)
+    monkeypatch.setattr(SystemThermal, "look", lambda self: ThermalState())
+    short = [
+        replace(each, idle_seconds=0.2 * bool(each.idle_seconds), block_seconds=0.1, warm_up_seconds=0.0)
+        for each in protocols.PROTOCOLS
+    ]
+    monkeypatch.setattr(
+        protocols, "PROTOCOLS", tuple(replace(each, rounds=2, target=None, periods=10) for each in short)
+    )
+    return found
+
+
+QUICK = ("measure", "model.onnx", "-i", "eval.npz", "--protocol", "quick")
+WITH_METER = (*QUICK, "--meter", "bench")
+
+
+def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Path, greencc: Run) -> None:
+    outcome = greencc(*WITH_METER, "--save", "out", "--plot", "--rate", "50/s", "--poisson")
+    assert outcome.code == ExitCode.OK, outcome.err
+    for text in (
+        "Energy, measured",
+        "measured with bench",
+        "Boundary: test rail",
+        "Load: poisson, 50/s",
+        "p99.9",
+    ):
+        assert text in " ".join(outcome.out.split())
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "blocks.csv",
+        "measurement.json",
+        "trace.csv",
+        "trace.svg",
+    ]
+    data = json.loads(Path("out/measurement.json").read_text())
+    campaign = data["campaign"]
+    assert campaign["meter"]["grade"] == data["artifact"]["energy_mj"]["grade"] == "A"
+    assert (campaign["complete"], campaign["problem"], campaign["load"]) == (True, None, "poisson, 50/s")
+    assert [block["variant"] for block in campaign["blocks"]] == [
+        "baseline", "artifact", "artifact", "baseline", "artifact", "baseline", "baseline", "artifact",
+    ]  # fmt: skip
+    assert 0.0 <= campaign["sampling"]["core_share"] < 1.0
+    assert data["conditions"]["sampling_readings"] > 0
+    load = campaign["under_load"]["artifact"]
+    assert load["latency_ms"]["p50"] <= load["latency_ms"]["p999"]
+    # What was saved adds up to what was printed.
+    with Path("out/blocks.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(campaign["blocks"])
+    gross = [1e3 * float(row["joules rail"]) / int(row["inferences"]) for row in rows]
+    energy = data["artifact"]["energy_mj"]
+    assert min(gross) <= energy["gross"] <= max(gross)
+    assert energy["low"] <= energy["value"] <= energy["high"]
+    with Path("out/trace.csv").open() as stream:
+        trace = list(csv.DictReader(stream))
+    assert list(trace[0]) == ["seconds", "epoch", "block", "joules rail", "watts rail"]
+    assert {"idle before", "idle after", "baseline 0", "artifact 1"} <= {row["block"] for row in trace}
+    times = [float(row["seconds"]) for row in trace]
+    assert times == sorted(times)
+    svg = ElementTree.fromstring(Path("out/trace.svg").read_text())
+    shaded = [each.get("class") for each in svg.iter("{http://www.w3.org/2000/svg}rect")]
+    # One each in the legend.
+    assert [shaded.count(kind) for kind in ("idle", "baseline", "artifact")] == [11, 5, 5]
+
+
+def test_it_is_saved_once(meter: BenchMeter, digits: Path, greencc: Run, refused: Run) -> None:
+    assert greencc(*WITH_METER, "--save", "out").code == ExitCode.OK
+    refused((*WITH_METER, "--save", "out"), ExitCode.BAD_INPUT, "out exists already", "--force")
+    before = Path("out/measurement.json").read_text()
+    assert greencc(*WITH_METER, "--save", "out", "--force").code == ExitCode.OK
+    assert Path("out/measurement.json").read_text() != before
+
+
+def test_a_meter_that_dies_leaves_what_was_measured(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the idle window and some of the rounds that were asked for."""
+    longer = tuple(replace(each, rounds=30) for each in protocols.PROTOCOLS)
+    monkeypatch.setattr(protocols, "PROTOCOLS", longer)
+    meter.dies_after = 2.5
+    outcome = greencc(*WITH_METER, "--save", "out")
+    assert outcome.code == ExitCode.UNAVAILABLE
+    assert "Energy, measured" in outcome.out
+    assert (
+        "energy rests on part of the measurement: bench failed 3 times in a row: the rail vanished"
+        in " ".join(outcome.err.split())
+    )
+    campaign = json.loads(Path("out/measurement.json").read_text())["campaign"]
+    assert (campaign["complete"], campaign["stopped"]) == (False, "the meter failed")
+    assert 2 <= campaign["rounds"] < 30
+    assert campaign["discarded"]["a reading failed"] == 3
+
+
+def test_a_meter_that_dies_at_once_gives_an_estimate(meter: BenchMeter, digits: Path, greencc: Run) -> None:
+    meter.dies_after = 0.3
+    outcome = greencc(*WITH_METER, "--save", "out", "--json")
+    assert outcome.code == ExitCode.UNAVAILABLE
+    data = json.loads(outcome.out)
+    assert data["artifact"]["energy_mj"]["grade"] == "D"
+    assert "failed 3 times in a row" in data["campaign"]["problem"]
+    assert any("energy was not measured with bench" in warning for warning in data["warnings"])
+    assert data == json.loads(Path("out/measurement.json").read_text())
+
+
+def test_a_meter_that_gives_no_reading(meter: BenchMeter, digits: Path, greencc: Run, refused: Run) -> None:
+    meter.reason = "no permission"
+    refused(WITH_METER, ExitCode.UNAVAILABLE, "the meter bench gives no reading: no permission", "doctor")
+
+
+def test_a_model_is_no_meter(meter: BenchMeter, digits: Path, refused: Run) -> None:
+    meter.grade = Grade.C
+    refused(WITH_METER, ExitCode.USAGE, "bench (grade C) estimates")
+
+
+def test_without_a_meter_there_is_no_trace(meter: BenchMeter, digits: Path, greencc: Run) -> None:
+    outcome = greencc(*QUICK, "--save", "out", "--plot")
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert "No trace: no meter." in outcome.out
+    assert "Load: flat-out" in outcome.out
+    assert sorted(path.name for path in Path("out").iterdir()) == ["blocks.csv", "measurement.json"]
+    data = json.loads(Path("out/measurement.json").read_text())
+    assert data["artifact"]["energy_mj"]["grade"] == "D"
+    assert {block["joules"] for block in data["campaign"]["blocks"]} == {None}
+    assert data["campaign"]["meter"] is None
+
+
+@pytest.mark.parametrize("protocol", ["mlperf-tiny", "mlperf-power"])
+def test_mlperf_is_not_claimed(meter: BenchMeter, digits: Path, greencc: Run, protocol: str) -> None:
+    arguments = ("measure", "model.onnx", "-i", "eval.npz", "--meter", "bench", "--protocol", protocol)
+    outcome = greencc(*arguments)
+    assert outcome.code == ExitCode.OK, outcome.err
+    words = " ".join(outcome.out.split())
+    assert "not an MLPerf result" in words
+    assert "idle not subtracted" in words
+
+
+def test_parquet_needs_its_extra(
+    meter: BenchMeter, digits: Path, refused: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    arguments = (*WITH_METER, "--save", "out", "--trace-format", "parquet")
+    refused(arguments, ExitCode.UNAVAILABLE, "takes pyarrow, which is not installed", "greencc[parquet]")
+
+
+def test_parquet(meter: BenchMeter, digits: Path, greencc: Run) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert greencc(*WITH_METER, "--save", "out", "--trace-format", "parquet").code == ExitCode.OK
+    table = parquet.read_table("out/trace.parquet")
+    assert table.column_names == ["seconds", "epoch", "block", "joules rail", "watts rail"]
+    assert table.num_rows > 5
