@@ -20,6 +20,7 @@ _SAME = 0.005
 
 _TIME = ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"))  # in milliseconds
 _ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  # in millijoules
+_CARBON = ((1e9, "kg"), (1e6, "g"), (1e3, "mg"), (1.0, "µg"), (1e-3, "ng"), (1e-6, "pg"))  # in micrograms
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -103,6 +104,11 @@ def bytes_text(value: float) -> str:
 def joules(value: float) -> str:
     """An energy given in millijoules."""
     return _scaled(value, _ENERGY)
+
+
+def co2_text(value: float) -> str:
+    """Emissions given in micrograms of CO2 equivalent."""
+    return _scaled(value, _CARBON)
 
 
 def count_text(value: float) -> str:
@@ -236,10 +242,12 @@ def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None,
     if (old.boundary, old.method) != (new.boundary, new.method):
         note += f"; artifact: {new.boundary}, {new.method}"
 
-    def cell(energy: Energy) -> str:
-        return f"{joules(energy.value)} [{joules(energy.low)}, {joules(energy.high)}]"
+    return [Row(f"Energy, {word} ({grade})", joules_interval(old), joules_interval(new), change, note)]
 
-    return [Row(f"Energy, {word} ({grade})", cell(old), cell(new), change, note)]
+
+def joules_interval(energy: Energy | Interval) -> str:
+    """``12.1 mJ [9.80 mJ, 15.2 mJ]``; its grade must stand beside it."""
+    return f"{joules(energy.value)} [{joules(energy.low)}, {joules(energy.high)}]"
 
 
 def energy_change(ratio: Interval, word: str) -> str:

@@ -69,7 +69,7 @@ def latency_plot(baseline: Latency, artifact: Latency) -> LatencyPlot | None:
         f"Baseline: median {time_ms(baseline.median)}, p95 {time_ms(baseline.p95)}. "
         f"Artifact: median {time_ms(artifact.median)}, p95 {time_ms(artifact.p95)}."
     )
-    return LatencyPlot(_figure(title, description, bottom + 24, parts), beyond)
+    return LatencyPlot(figure(title, description, bottom + 24, parts), beyond)
 
 
 def _latency_row(latency: Latency, label: str, css: str, end: float, top: int) -> list[Markup]:
@@ -97,7 +97,7 @@ def _latency_row(latency: Latency, label: str, css: str, end: float, top: int) -
 
 
 def _marker(value: float, end: float, top: int, bottom: int, css: str, title: str) -> Markup:
-    x = _percent(value / end)
+    x = percent(value / end)
     return tag("line", tag("title", title), x1=x, x2=x, y1=top, y2=bottom, class_=css)
 
 
@@ -124,7 +124,7 @@ def _time_axis(end: float, y: int) -> list[Markup]:
     for value in ticks(end, 5):
         anchor = "start" if value == 0 else ("end" if value > 0.95 * end else "middle")
         text = "0" if value == 0 else f"{value * factor:g} {unit}"
-        parts.append(tag("text", text, x=_percent(value / end), y=y + 14, text_anchor=anchor, class_="tick"))
+        parts.append(tag("text", text, x=percent(value / end), y=y + 14, text_anchor=anchor, class_="tick"))
     return parts
 
 
@@ -160,7 +160,7 @@ def sqnr_plot(errors: Sequence[LayerError]) -> Markup | None:
     parts.append(tag("text", "last layer", x="99%", y=bottom + 16, text_anchor="end", class_="tick"))
     below = sum(value < _REFERENCE_DB for value in values)
     description = f"{count} layers, lowest {min(values):.1f} dB, {below} below {_REFERENCE_DB:g} dB."
-    return _figure("Signal to quantization noise ratio by layer", description, bottom + 26, parts)
+    return figure("Signal to quantization noise ratio by layer", description, bottom + 26, parts)
 
 
 def _dot(x: float, y: float, low: bool, title: Markup) -> Markup:
@@ -176,7 +176,7 @@ def bars(values: Sequence[tuple[float | None, str]], end: float) -> Markup:
     numbers stand beside it as text, so it is hidden from screen readers.
     """
     parts = [
-        tag("rect", x="0", y=index * 9, width=_percent(max(value, 0.0) / end), height=7, rx="1.5", class_=css)
+        tag("rect", x="0", y=index * 9, width=percent(max(value, 0.0) / end), height=7, rx="1.5", class_=css)
         for index, (value, css) in enumerate(values)
         if value is not None and end > 0
     ]
@@ -193,7 +193,8 @@ def ticks(end: float, most: int) -> list[float]:
     return [index * step for index in range(max(1, int(end / step + 1e-9)) + 1)]
 
 
-def _figure(title: str, description: str, height: int, parts: Sequence[Markup]) -> Markup:
+def figure(title: str, description: str, height: int, parts: Sequence[Markup]) -> Markup:
+    """A plot that fills its container's width, with what it shows as text for those who do not see it."""
     return tag(
         "svg",
         tag("title", title),
@@ -207,7 +208,8 @@ def _figure(title: str, description: str, height: int, parts: Sequence[Markup]) 
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of the width."""
     return f"{100 * share:.2f}%"
 
 
