@@ -21,7 +21,7 @@ from greencc.core.errors import InputError
 from greencc.core.report import SCHEMA, Report
 
 _DIGITS = 6
-_T = TypeVar("T")
+_T = TypeVar("_T")
 MAX_BYTES = 64 << 20
 
 
