@@ -1,7 +1,8 @@
 """Read a campaign file: TOML that names every key it takes, and says where one is wrong.
 
-The file is its user's own, like a Makefile: paths in it are relative to its folder and may point anywhere, and functions
-that it names are run. (A bundle is somebody else's: a path that leaves its folder is refused when it is opened.)
+The file is its user's own, like a Makefile: paths in it are relative to its folder and may point anywhere, and
+functions that it names are run. (A bundle is somebody else's: a path that leaves its folder is refused when it is
+opened.)
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Build:
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """One way to make something of a model: the model itself (both None), a compile, or bundles that exist, by model."""
+    """What is made of a model: the model itself (both None), a compile, or bundles that exist, by model."""
 
     name: str
     build: Build | None = None
@@ -160,9 +160,9 @@ class CampaignSpec:
         ]
         draw = np.random.default_rng(self.protocol.seed)
         return tuple(
-            Cell(*names[index], repetition)
+            Cell(model, variant, device, repetition)
             for repetition in range(1, self.protocol.repetitions + 1)
-            for index in draw.permutation(len(names))
+            for model, variant, device in (names[index] for index in draw.permutation(len(names)))
         )
 
 

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def open_store(folder: Path, state: Mapping[str, Any], *, fresh: bool = False) -
         records: list[CellRecord] = []
         if (found := read_state(folder)) is None:
             with atomic_file(folder / STATE) as file:
-                _write(file, json.dumps({"schema": SCHEMA, **state}, indent=2) + "\n")
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                found = {"schema": SCHEMA, "created": now, **state}
+                _write(file, json.dumps(found, indent=2) + "\n")
             with atomic_file(folder / BLOCKS) as file:
                 _write(file, ",".join(BLOCK_COLUMNS) + "\n")
         else:
@@ -100,7 +103,7 @@ def open_store(folder: Path, state: Mapping[str, Any], *, fresh: bool = False) -
             _repair(folder, records)
         with translated_os_errors(folder / STATE):
             (folder / BUNDLES).mkdir(exist_ok=True)
-        yield CampaignStore(folder, found or state, records)
+        yield CampaignStore(folder, found, records)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -231,7 +234,9 @@ def _sync_folder(folder: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the kernel lets go of however the process ends."""
     path = folder / LOCK
-    with translated_os_errors(path), path.open("a+", encoding="utf-8") as stream:
+    with translated_os_errors(path):
+        stream = path.open("a+", encoding="utf-8")
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -241,7 +246,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"another run uses {folder}{f' (process {who})' if who.isdecimal() else ''}",
                 hint="wait for it, or choose another folder with -o",
             ) from error
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        with translated_os_errors(path):
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
         yield

@@ -33,15 +33,15 @@ def render_markdown(report: Report) -> str:
         f"# {escape(report.model.name)} on {escape(report.target)}",
         f"**{escape(verdict.headline)}**",
         escape(" ".join(verdict.details)),
-        *_section("Warnings", _bullets(report.warnings)),
-        *_section("Figures", _figures(report)),
-        *_section("Outputs", _outputs(report)),
-        *_section("Layers kept in float", _kept(report)),
-        *_section("Forms considered", _candidates(report)),
-        *_section("Passes", _passes(report.passes)),
-        *_section("Slowest layers", _layers(report)),
-        *_section("Layers with the largest error", _errors(report)),
-        *_section("Provenance", _provenance(report)),
+        *section("Warnings", bullets(report.warnings)),
+        *section("Figures", _figures(report)),
+        *section("Outputs", _outputs(report)),
+        *section("Layers kept in float", _kept(report)),
+        *section("Forms considered", _candidates(report)),
+        *section("Passes", _passes(report.passes)),
+        *section("Slowest layers", _layers(report)),
+        *section("Layers with the largest error", _errors(report)),
+        *section("Provenance", _provenance(report)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -51,15 +51,18 @@ def escape(text: object) -> str:
     return _SPECIAL.sub(r"\\\1", printable(text))
 
 
-def _section(title: str, body: str) -> list[str]:
-    return [f"## {title}", body] if body else []
+def section(title: str, body: str) -> list[str]:
+    """A heading and its body; nothing where there is no body."""
+    return [f"## {escape(title)}", body] if body else []
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """A list; the lines are escaped."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table whose cells are escaped; `right` are the columns that align right. Empty without rows."""
     if not rows:
         return ""
     rule = ["---:" if column in right else "---" for column in range(len(header))]
@@ -69,7 +72,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 def _figures(report: Report) -> str:
     rows = [(row.label, row.baseline, row.artifact, row.change, row.note) for row in figure_rows(report)]
-    return _table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
+    return table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
 
 
 def _outputs(report: Report) -> str:
@@ -84,7 +87,7 @@ def _outputs(report: Report) -> str:
         )
         for item in report.accuracy.outputs
     ]
-    return _table(
+    return table(
         ("Output", "SQNR", "Cosine", "Largest error", "Differing", "Broken samples"),
         rows,
         right=(1, 2, 3, 4, 5),
@@ -102,7 +105,7 @@ def _candidates(report: Report) -> str:
         )
         for item in report.candidates
     ]
-    return _table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+    return table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
 
 
 def _passes(passes: Sequence[PassRecord]) -> str:
@@ -115,13 +118,13 @@ def _passes(passes: Sequence[PassRecord]) -> str:
         )
         for record in passes
     ]
-    table = _table(("Pass", "Rewrites", "Output error", "Time"), rows, right=(1, 2, 3))
-    findings = _bullets(
+    listing = table(("Pass", "Rewrites", "Output error", "Time"), rows, right=(1, 2, 3))
+    findings = bullets(
         f"{record.name}, {finding.kind}: {finding_text(finding)}"
         for record in passes
         for finding in record.findings
     )
-    return f"{table}\n\n{findings}" if findings else table
+    return f"{listing}\n\n{findings}" if findings else listing
 
 
 def finding_text(finding: Finding) -> str:
@@ -137,7 +140,7 @@ def _layers(report: Report) -> str:
         (item.name, item.op_type, _micro(item.baseline_us), _micro(item.artifact_us))
         for item in slowest[:_SLOWEST]
     ]
-    return _table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
+    return table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
 
 
 def _kept(report: Report) -> str:
@@ -152,13 +155,13 @@ def _kept(report: Report) -> str:
         for item in report.layer_choices
         if item.precision == "float"
     ]
-    return _table(("Layer", "Operator", "Error of INT8", "INT8 would save", "Why"), rows, right=(2, 3))
+    return table(("Layer", "Operator", "Error of INT8", "INT8 would save", "Why"), rows, right=(2, 3))
 
 
 def _errors(report: Report) -> str:
     worst = sorted(report.layer_errors, key=lambda item: item.sqnr_db)
     rows = [(item.name, item.op_type, f"{item.sqnr_db:.1f} dB") for item in worst[:_WORST]]
-    return _table(("Layer", "Operator", "SQNR"), rows, right=(2,))
+    return table(("Layer", "Operator", "SQNR"), rows, right=(2,))
 
 
 def _provenance(report: Report) -> str:
@@ -185,7 +188,7 @@ def _provenance(report: Report) -> str:
         ),
         f"greencc {report.greencc}, {report.created}",
     ]
-    return _bullets(lines)
+    return bullets(lines)
 
 
 def _pairs(values: dict[str, object] | dict[str, str]) -> str:
