@@ -50,7 +50,7 @@ class Inputs:
     def bundle_key(self, model: ModelSpec, variant: str, build: Build, device: DeviceSpec) -> str:
         """Of everything that a compile depends on."""
         files = {name: value for name, value in self.files.items() if _owner(name) in (model.name, variant)}
-        options = [build.precision, build.passes or "", build.max_drop, build.effort, build.seed]
+        options = [build.precision.value, build.passes or "", build.max_drop, build.effort.value, build.seed]
         return cache_key(
             sorted(files.items()), options, model.metric or "", device.target, self.machines[device.name],
             sorted(self.versions.items()), model.calibration is None, model.evaluation is None,

@@ -45,6 +45,12 @@ def combine_ratios(ratios: Sequence[Interval], confidence: float, *, common: boo
 
 def combine_energies(energies: Sequence[Energy], confidence: float) -> Interval:
     """Energy over the repetitions: the gain of a meter and the coefficients of a model are common to all of them."""
+    if min(energy.low for energy in energies) > 0.0:
+        ratio = combine_ratios(
+            [Interval(energy.value, energy.low, energy.high) for energy in energies], confidence, common=True
+        )
+        return ratio.interval
+    # Net energy near nothing: its interval holds 0, which has no logarithm.
     values = [energy.value for energy in energies]
     mean = statistics.fmean(values)
     return Interval(

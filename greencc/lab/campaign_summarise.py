@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import statistics
 from collections import Counter
@@ -118,7 +119,7 @@ def _row(
         disturbed=sum(not each.clean for each in figures),
         latency=_latency(figures, confidence) if figures else None,
         energy=_energy(figures, confidence, f"{model}, {variant} on {device}", warnings),
-        load=_load(figures),
+        load=None if spec.protocol.rate is None else _load(figures),
         size_bytes=None if last is None else last.artifact.size_bytes,
         baseline_bytes=None if last is None else last.baseline.size_bytes,
         memory_mb=None if last is None else last.artifact.memory_mb,
@@ -241,4 +242,4 @@ def _without_numbers(text: str) -> str:
     head, colon, _ = text.partition("are busy:")
     if colon:
         return head
-    return "".join("#" if char.isdigit() else char for char in text)
+    return re.sub(r"\d[\d.,]*", "#", text)

@@ -42,7 +42,7 @@ def render_campaign(summary: CampaignSummary) -> str:
         capitalized=show.capitalized,
         unbroken=show.unbroken,
         digest=lambda digest: digest[:12],
-        share=show.share,
+        share=show.round_share,
     )
     several = len({row.device for row in summary.rows}) > 1
     models = dict.fromkeys(row.model for row in summary.rows)
@@ -116,7 +116,9 @@ def _tiles(summary: CampaignSummary) -> list[Tile]:
     grades = sorted({row.energy.grade for row in summary.rows if row.energy is not None})
     if grades:
         word = text.word(grades[-1])
-        kinds = "; ".join(text.energy_kinds(summary))
+        kinds = "; ".join(
+            dict.fromkeys(row.energy.boundary for row in summary.rows if row.energy is not None)
+        )
         tiles.append(
             Tile("Energy", word, "", kinds, f"grade {', '.join(grades)}", "plain", sure=word == "measured")
         )

@@ -15,7 +15,8 @@ from greencc.report.svg import figure, tag, ticks
 
 _LEFT, _RIGHT = 11.0, 96.0
 _TOP, _BOTTOM = 18, 250
-_LARGEST = 500.0
+_RADIUS = 9
+_CLOSE_PERCENT = 4.0
 _Scale = Callable[[float], float]
 
 
@@ -29,10 +30,10 @@ class _Mark:
 
 @dataclass(frozen=True)
 class GainPlot:
-    """The plot, what its marks are (number and name), and what stands upright: ``energy`` or ``latency``."""
+    """The plot, its marks (number, name, is it the model itself), and what is upright: ``energy`` or ``latency``."""
 
     svg: Markup
-    marks: tuple[tuple[int, str], ...]
+    marks: tuple[tuple[int, str, bool], ...]
     quantity: str
 
 
@@ -53,7 +54,11 @@ def gain_plot(rows: Sequence[Row]) -> GainPlot | None:
     quantity = "energy" if by_energy else "latency"
     devices = {mark.row.device for mark in marks}
     names = tuple(
-        (mark.label, f"{mark.row.variant} on {mark.row.device}" if len(devices) > 1 else mark.row.variant)
+        (
+            mark.label,
+            f"{mark.row.variant} on {mark.row.device}" if len(devices) > 1 else mark.row.variant,
+            mark.row.original,
+        )
         for mark in marks
     )
     return GainPlot(_draw(marks, quantity), names, quantity)
@@ -78,20 +83,16 @@ def _latency(row: Row) -> Interval | None:
 
 
 def _draw(marks: Sequence[_Mark], quantity: str) -> Markup:
-    across = _axis([value for mark in marks for value in (mark.drop.low, mark.drop.high)], 0.0)
-    # A repetition or two leave intervals that would squeeze all marks: such ends run out of the plot.
-    values = [mark.gain.value for mark in marks]
-    room = max(values) + 1.5 * (max(values) - min(values) + 0.25)
-    floor = max(0.0, min(values) - 1.5 * (max(values) - min(values) + 0.25))
-    ends = [min(max(end, floor), room) for mark in marks for end in (mark.gain.low, mark.gain.high)]
-    up = _axis([*values, *ends], 1.0)
+    across = _axis([value for mark in marks for value in (mark.drop.low, mark.drop.high)])
+    up = _ratio_axis([mark.gain for mark in marks])
+    height = math.log(up[-1] / up[0])
 
     def x(value: float) -> float:
         return round(_LEFT + (value - across[0]) / (across[-1] - across[0]) * (_RIGHT - _LEFT), 2)
 
     def y(value: float) -> float:
         value = min(max(value, up[0]), up[-1])
-        return round(_BOTTOM - (value - up[0]) / (up[-1] - up[0]) * (_BOTTOM - _TOP), 1)
+        return round(_BOTTOM - math.log(value / up[0]) / height * (_BOTTOM - _TOP), 1)
 
     parts: list[Markup] = []
     for value in up:
@@ -100,14 +101,21 @@ def _draw(marks: Sequence[_Mark], quantity: str) -> Markup:
         parts.append(tag("text", f"{value:g}×", x="0", y=y(value) - 4, class_="tick"))
     for value in across:
         text = f"{value:g}".replace("-", MINUS)
-        parts.append(
-            tag("line", x1=f"{x(value)}%", x2=f"{x(value)}%", y1=_BOTTOM, y2=_BOTTOM + 4, class_="axis")
-        )
-        parts.append(tag("text", text, x=f"{x(value)}%", y=_BOTTOM + 17, text_anchor="middle", class_="tick"))
+        place = f"{x(value)}%"
+        parts.append(tag("line", x1=place, x2=place, y1=_BOTTOM, y2=_BOTTOM + 4, class_="axis"))
+        parts.append(tag("text", text, x=place, y=_BOTTOM + 17, text_anchor="middle", class_="tick"))
     caption = "accuracy drop in points (left is better)"
     parts.append(tag("text", caption, x="50%", y=_BOTTOM + 36, text_anchor="middle", class_="tick"))
     parts += [_whiskers(mark, x, y) for mark in marks]
-    parts += [_dot(mark, x, y) for mark in marks]
+    taken: list[tuple[float, float]] = []
+    for mark in marks:
+        here = x(mark.drop.value), y(mark.gain.value)
+        # Marks on one another would hide one: those that come later stand beside it.
+        beside = sum(
+            abs(here[0] - at[0]) < _CLOSE_PERCENT and abs(here[1] - at[1]) < 2 * _RADIUS for at in taken
+        )
+        taken.append(here)
+        parts.append(_dot(mark, *here, 2 * _RADIUS * beside))
     best = max(marks, key=lambda mark: mark.gain.value)
     description = (
         f"{len(marks)} variants; highest: {printable(best.row.variant)}, {number(best.gain.value)} times, "
@@ -133,28 +141,50 @@ def _whiskers(mark: _Mark, x: _Scale, y: _Scale) -> Markup:
     return tag("g", *lines)
 
 
-def _dot(mark: _Mark, x: _Scale, y: _Scale) -> Markup:
-    place = f"{x(mark.drop.value)}%"
+def _dot(mark: _Mark, across: float, level: float, beside: int) -> Markup:
+    place = f"{across}%"
     title = (
         f"{mark.label}: {printable(mark.row.variant)} on {printable(mark.row.device)}, "
         f"{number(mark.gain.value)}× {interval_text(mark.gain)}, drop {points(mark.drop.value / 100)} points "
         f"[{points(mark.drop.low / 100)}, {points(mark.drop.high / 100)}]"
     )
     css = "mark original" if mark.row.original else "mark"
-    level = y(mark.gain.value)
     return tag(
         "g",
         tag("title", title),
-        tag("circle", cx=place, cy=level, r="9", class_=css),
+        tag("circle", cx=place, cy=level, r=_RADIUS, class_=css),
         tag("text", str(mark.label), x=place, y=level + 4, text_anchor="middle", class_=f"{css} digit"),
+        transform=f"translate({beside} 0)",
     )
 
 
-def _axis(values: Sequence[float], always: float) -> list[float]:
-    """Round values that span the given ones and `always`, at least two steps."""
-    low, high = min([*values, always]), max([*values, always])
-    low, high = max(low, -_LARGEST), min(high, _LARGEST)
+def _axis(values: Sequence[float]) -> list[float]:
+    """Round values that span the given ones and 0, at least two."""
+    low, high = min([*values, 0.0]), max([*values, 0.0])
     step = ticks((high - low) or 1.0, 5)[1]
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def _ratio_axis(gains: Sequence[Interval]) -> list[float]:
+    """Round ratios for a logarithmic axis that spans the given ones and 1.
+
+    Two repetitions can leave an interval that would squeeze all marks into a line: such ends run out of the plot.
+    """
+    values = [gain.value for gain in gains]
+    room = 2.0 * max(max(values) / min(values), 1.5)
+    low = min(1.0, *(max(gain.low, min(values) / room) for gain in gains))
+    high = max(1.0, *(min(gain.high, max(values) * room) for gain in gains))
+    if high / low > 4.0:
+        steps = [factor * 10.0**power for power in range(-6, 7) for factor in (1.0, 2.0, 5.0)]
+    else:
+        step = ticks((high - low) or 0.1, 5)[1]
+        steps = [round(index * step, 10) for index in range(1, math.ceil(high / step) + 2)]
+        if 1.0 not in steps:
+            steps = sorted([*steps, 1.0])
+    first = max([index for index, value in enumerate(steps) if value <= low * (1 + 1e-9)], default=0)
+    last = min(
+        [index for index, value in enumerate(steps) if value >= high * (1 - 1e-9)], default=len(steps) - 1
+    )
+    return steps[first : max(last, first + 1) + 1]

@@ -196,19 +196,19 @@ def _print_summary(summary: CampaignSummary, folder: Path) -> None:
     from greencc.report.campaign_text import energy_kinds, missing, row_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("Model", "Variant", "Device", "Accuracy", "Latency", "Energy", "Size", "Repetitions"):
+    for heading in ("Variant", "Accuracy", "Latency", "Energy", "Size", "Cells"):
         table.add_column(heading, overflow="fold")
     for row in summary.rows:
         found = row_text(row, summary.repetitions)
-        table.add_row(
-            *map(
-                Text,
-                (
-                    row.model, row.variant, row.device, found.accuracy, found.latency, found.energy, found.size,
-                    found.repetitions,
-                ),
-            )
-        )  # fmt: skip
+        texts = (
+            f"{row.model}, {row.variant} on {row.device}",
+            found.accuracy,
+            found.latency,
+            found.energy,
+            found.size,
+            found.repetitions,
+        )
+        table.add_row(*map(Text, texts))
     out = stdout()
     out.print(table)
     for kind in energy_kinds(summary):
