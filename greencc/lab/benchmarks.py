@@ -17,6 +17,7 @@ from greencc.core.data import Feeds
 from greencc.lab.graphs import GraphMaker
 
 _LARGEST_BYTES = 256 << 20
+"""Of a working set, unless a cache is larger."""
 _FAN = 8
 
 
@@ -77,8 +78,8 @@ def working_sets(level_bytes: Sequence[int]) -> list[int]:
         sizes.append(size // 2)
         if size >= 8 * max(below, 1 << 14):
             sizes.append(max(2 * below, size // 8))
-    beyond = 4 * level_bytes[-1] if level_bytes else 64 << 20
-    return sorted({*sizes, min(beyond, _LARGEST_BYTES)})
+    last = level_bytes[-1] if level_bytes else _LARGEST_BYTES // 4
+    return sorted({*sizes, min(4 * last, max(_LARGEST_BYTES, 2 * last))})
 
 
 def _fan(op_type: str, shape: tuple[int, ...], count: int) -> tuple[ir.Model, Feeds]:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import greencc
+from greencc import __version__
 from greencc.core import machine
 from greencc.core.cache import cache_key
 from greencc.core.engine import Device
@@ -78,7 +78,7 @@ def calibrate(
     setup = Setup(
         device=made.device(),
         level_bytes=cache_levels(int(made.device().facts.get("threads", "1"))),
-        versions={"greencc": greencc.__version__, **made.versions()},
+        versions={"greencc": __version__, **made.versions()},
         now=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     path = output or default_path(setup.device)

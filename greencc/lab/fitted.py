@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from greencc.meters.model import (
 
 _TABLE = {"float32": "FLOAT", "float16": "FLOAT16", "int8": "INT8"}
 _TINY = 1e-6
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def blank_profile(setup: Setup, meter: Meter | None) -> DeviceProfile:
     levels: list[tuple[str, int | None]] = [*setup.level_bytes.items(), ("DRAM", None)]
     return DeviceProfile(
         name=local_name(setup.device),
-        title=f"{setup.device.name}, {facts.get('threads', '1')} threads (calibrated here)",
+        title=f"{_text(setup.device.name) or 'This machine'}, {facts.get('threads', '1')} threads (calibrated here)",
         processor="cpu",
         boundary=MODEL_BOUNDARY if meter is None else meter.boundary,
         source=f"greencc lab calibrate; {power.source}"
@@ -95,6 +95,11 @@ def blank_profile(setup: Setup, meter: Meter | None) -> DeviceProfile:
             dtype: scaled(picojoules_per_operation(name), 1e-12) for dtype, name in _TABLE.items()
         },
     )
+
+
+def _text(text: str) -> str:
+    """What a profile may hold of a text that a machine tells of itself."""
+    return "".join(letter for letter in text if letter.isprintable()).strip()[:_LONGEST]
 
 
 def _ends(range_: Range) -> tuple[float, float, float]:
@@ -134,7 +139,7 @@ def fitted_profile(
             energy_factor=None if energies is None else energies.error.factor,
             meter=None if meter is None else meter.name,
             versions=dict(setup.versions),
-            facts={key: value for key, value in setup.device.facts.items() if value},
+            facts={key: _text(value) for key, value in setup.device.facts.items() if _text(value)},
         ),
     )
     if energies is None:
@@ -159,9 +164,9 @@ def _rates(times: TimeFit) -> dict[str, dict[Work, Range]]:
 def _levels(
     blank: Sequence[MemoryLevel], times: TimeFit, energies: EnergyFit | None
 ) -> tuple[MemoryLevel, ...]:
-    """Levels that no benchmark used are as fast as the next slower one that some did."""
+    """Levels that no benchmark used are as fast as the next slower one that some did, or as the slowest of all."""
     levels: list[MemoryLevel] = []
-    bandwidth = math.nan
+    bandwidth = min(times.bandwidths.values())
     for index in reversed(range(len(blank))):
         bandwidth = times.bandwidths.get(index, bandwidth)
         level = replace(blank[index], bytes_per_second=_exactly(bandwidth))

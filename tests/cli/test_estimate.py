@@ -9,8 +9,13 @@ import pytest
 
 from greencc.cli.types import ESTIMATE_PRECISIONS
 from greencc.core.errors import ExitCode
+from greencc.core.meter import Grade
 from greencc.lab.estimate import EstimatePrecision
 from greencc.lab.observations import Observation
+from greencc.meters.device import Calibration
+from greencc.meters.device_file import dump_profile
+from greencc.targets import CpuTarget
+from tests.meters.bench_device import make_device
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +161,19 @@ def test_bad_calibrations_are_refused(digits, refused) -> None:
     )
     refused(("lab", "calibrate", "--meter", "rapple"), ExitCode.USAGE, "no meter 'rapple'", "rapl")
     refused(("lab", "calibrate", "--target", "gpu"), ExitCode.USAGE, "gpu")
+
+
+def test_a_calibrated_machine_estimates_energy_with_grade_c(
+    digits, greencc, own_profiles: Path, brief
+) -> None:
+    device = CpuTarget().device()
+    calibration = Calibration("2026-11-29", 40, 0.1, 1.5, 0.05, 1.2, "rapl")
+    profile = make_device(grade=Grade.C, fingerprint=device.fingerprint, calibration=calibration)
+    own_profiles.mkdir(parents=True)
+    (own_profiles / "mine.toml").write_text(dump_profile(profile), encoding="utf-8")
+    data = json.loads(greencc("measure", "model.onnx", "--effort", "quick", "--json").out)
+    energy = data["artifact"]["energy_mj"]
+    assert (energy["grade"], energy["boundary"]) == ("C", "test bench")
+    assert energy["method"].startswith("estimated")
+    assert energy["high"] / energy["value"] == pytest.approx(1.2)
+    assert data["ratio"]["energy"]["low"] < 1.0 < data["ratio"]["energy"]["high"]

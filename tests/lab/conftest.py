@@ -20,7 +20,7 @@ from greencc.lab.fitted import Setup
 from greencc.lab.runner import Bench, RunOptions
 from greencc.meters.device import DeviceProfile, MemoryLevel
 from greencc.meters.roofline import demands, dynamic_joules, estimate
-from tests.meters.conftest import exactly, make_device
+from tests.meters.bench_device import exactly, make_device
 
 LEVELS = {"L1": 16 << 10, "L2": 256 << 10}
 INT8 = Int8Support(

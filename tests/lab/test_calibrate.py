@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.kernels import Work
 from greencc.core.meter import Grade
+from greencc.lab.benchmarks import working_sets
 from greencc.lab.calibrate import cache_levels, calibrate_on, check_replaceable
 from greencc.lab.fitted import Setup
 from greencc.lab.observations import Journal, Observation
@@ -192,3 +195,25 @@ def test_caches_as_the_threads_use_them(tmp_path: Path) -> None:
     assert cache_levels(1, tmp_path) == {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
     assert cache_levels(64, tmp_path)["L3"] == 32 << 20
     assert cache_levels(2, tmp_path / "nothing") == {}
+
+
+def test_working_sets_lie_in_every_level_and_beyond() -> None:
+    levels = (64 << 10, 2 << 20, 32 << 20)
+    sizes = working_sets(levels)
+    assert sum(size <= levels[0] for size in sizes) >= 1
+    for below, size in itertools.pairwise(levels):
+        assert any(below < each <= size for each in sizes)
+    assert sizes[-1] == 128 << 20
+    # A cache of 768 MiB is exceeded too, by as little as it takes.
+    assert working_sets((1 << 20, 768 << 20))[-1] == 1536 << 20
+    assert working_sets(()) == [256 << 20]
+
+
+def test_what_a_machine_tells_of_itself_may_be_odd(make_bench: Benches, setup: Setup, tmp_path: Path) -> None:
+    odd = {**setup.device.facts, "board": 'Odd "board"\x00\n\\' + "x" * 5000, "empty": "\x07"}
+    device = replace(setup.device, name="\x1b[31mCPU", facts=odd)
+    done = calibrate_on(make_bench(), replace(setup, device=device), tmp_path / "mine.toml")
+    calibration = read_profile(done.path).calibration
+    assert calibration is not None
+    assert calibration.facts["board"].startswith('Odd "board"\\xx')
+    assert "empty" not in calibration.facts

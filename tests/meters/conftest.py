@@ -1,19 +1,13 @@
-"""A device with round figures; machines as sysfs trees, attributes that refuse, a clock that only tests move."""
+"""Synthetic machines: sysfs trees written as text, attributes that refuse, and a clock that only tests move."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from greencc.core.kernels import Work
-from greencc.core.meter import Grade
-from greencc.meters.device import DeviceProfile, MemoryLevel, PowerMode
-from greencc.meters.model import Range
 
 
 @dataclass
@@ -91,46 +85,3 @@ def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(os, "open", opener)
 
     return refuse
-
-
-def exactly(value: float) -> Range:
-    return Range(value, value, value)
-
-
-def make_device(**changes: Any) -> DeviceProfile:
-    """100 Gop/s in FP32, 400 in INT8; a 1 kB cache of 10 GB/s, 1 GB/s beyond; 10 us per kernel, 100 us per run."""
-    device = DeviceProfile(
-        name="bench",
-        title="A test bench",
-        processor="cpu",
-        boundary="test bench",
-        source="made up",
-        grade=Grade.D,
-        cores=4,
-        fingerprint=None,
-        rates={
-            "float32": {
-                Work.PRODUCT: exactly(1e11),
-                Work.GROUPED: exactly(1e10),
-                Work.FUNCTION: exactly(1e9),
-            },
-            "int8": {Work.PRODUCT: exactly(4e11)},
-        },
-        peaks={"float32": 2e11},
-        levels=(
-            MemoryLevel("L1", 1000, exactly(1e10), exactly(1e-12)),
-            MemoryLevel("DRAM", None, exactly(1e9), exactly(1e-10)),
-        ),
-        kernel_seconds=exactly(1e-5),
-        run_seconds=exactly(1e-4),
-        idle_watts=exactly(1.0),
-        busy_watts=exactly(2.0),
-        joules_per_operation={"float32": exactly(1e-11), "int8": exactly(1e-12)},
-        modes=(PowerMode("MAX", None), PowerMode("3W", 3.0, 0.5, 1.0)),
-    )
-    return replace(device, **changes)
-
-
-@pytest.fixture
-def device() -> DeviceProfile:
-    return make_device()

@@ -14,7 +14,7 @@ from greencc.meters.device import BUSY_SHARE_OF_CAP, Calibration
 from greencc.meters.device_file import MAX_BYTES, dump_profile, parse_profile, read_profile
 from greencc.meters.device_store import calibrated_profile, find_profile, stored_profiles, user_folder
 from greencc.meters.model import Range
-from tests.meters.conftest import exactly, make_device
+from tests.meters.bench_device import exactly, make_device
 
 FINGERPRINT = "ab" * 32
 CALIBRATION = Calibration(

@@ -15,7 +15,7 @@ from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device import Calibration, DeviceProfile, PowerMode
 from greencc.meters.model import Range
 from greencc.meters.roofline import Estimate, demands, estimate
-from tests.meters.conftest import exactly, make_device
+from tests.meters.bench_device import exactly, make_device
 
 CALIBRATION = Calibration("2026-11-29", 40, 0.1, 1.5, 0.05, 1.2, "rapl")
 
