@@ -151,13 +151,16 @@ class Campaign:
         if any(figures is not None and not figures.clean for figures in (self.baseline, self.artifact)):
             found.append("no block under the load was undisturbed: its latencies include the disturbance")
         if self.result.discarded:
-            counts = ", ".join(f"{reason} ({count})" for reason, count in self.result.discarded.items())
-            found.append(f"discarded blocks and idle windows: {counts}")
+            found.append(f"discarded blocks and idle windows: {self.discards()}")
         if self.cost is not None and self.cost.core_share > _COSTLY_SHARE:
             found.append(
                 f"watching the meter took {self.cost.core_share:.1%} of a core, which is in the figures"
             )
         return found
+
+    def discards(self) -> str:
+        """Reasons with their counts, or ``none``."""
+        return ", ".join(f"{reason} ({count})" for reason, count in self.result.discarded.items()) or "none"
 
     def facts(self) -> dict[str, object]:
         """What belongs to the conditions of the measurement."""
@@ -166,7 +169,7 @@ class Campaign:
             "energy_protocol": self.plan.protocol.title,
             "load": describe_load(self.plan.load),
             "energy_stopped": result.stopped,
-            "blocks_discarded": dict(result.discarded),
+            "blocks_discarded": self.discards(),
         }
         if result.warm_up is not None:
             facts["warm_up"] = result.warm_up.why

@@ -133,6 +133,9 @@ def _campaign(campaign: Campaign) -> dict[str, Any]:
         "load": describe_load(campaign.plan.load),
         "meter": None if campaign.meter is None else asdict(campaign.meter),
         "complete": result.problem is None,
+        "clears_gate": campaign.plan.protocol.clears_gate
+        and result.comparison is not None
+        and not result.problem,
         "problem": result.problem,
         "stopped": result.stopped,
         "rounds": result.rounds,
@@ -190,7 +193,7 @@ def _block_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
         for key in ("latency_ms", "service_ms"):
             for name, value in (row.pop(key) or {}).items():
                 row[f"{key.removesuffix('_ms')}_{name}_ms"] = value
-        yield {**row, **{f"joules {name}": value for name, value in domains.items()}}
+        yield {**row, **{f"{name}.joules": value for name, value in domains.items()}}
 
 
 def _windows(campaign: Campaign) -> list[Block | IdlePart]:
@@ -209,7 +212,7 @@ def _trace_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
             "seconds": point.seconds - campaign.result.began,
             "epoch": point.epoch,
             "block": _label(windows[index]) if inside else "",
-            **{f"joules {name}": value for name, value in point.joules.items()},
+            **{f"{name}.joules": value for name, value in point.joules.items()},
             **_watts(point),
         }
 
@@ -221,7 +224,7 @@ def _label(window: Block | IdlePart) -> str:
 
 
 def _watts(point: TracePoint) -> dict[str, float | None]:
-    return {f"watts {name}": None if point.watts is None else point.watts[name] for name in point.joules}
+    return {f"{name}.watts": None if point.watts is None else point.watts[name] for name in point.joules}
 
 
 def _write_trace(folder: Path, campaign: Campaign, form: TraceFormat) -> None:

@@ -179,6 +179,13 @@ def _campaign(
     """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
     campaign: Campaign | None = None
     for meter in available_meters() if plan.meter is None else [plan.meter]:
+        needed = plan.protocol.shortest(meter.period_s)
+        if needed > plan.protocol.limit_seconds:
+            session.warn(
+                f"{meter.name} updates every {meter.period_s:g} s, too seldom for the {plan.protocol.name} protocol: "
+                f"two rounds would take {needed:.0f} s"
+            )
+            continue
         campaign = run_campaign(engines, feeds, meter, plan, confidence=session.options.confidence)
         if campaign.result.comparison is not None:
             return campaign

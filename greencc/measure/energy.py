@@ -225,7 +225,7 @@ class _Campaign:
                 self.rounds, idle_power(self.idle_parts), self.meter, protocol, self.confidence
             ).ratio
             if half_width(ratio) <= protocol.target:
-                return f"the ratio is known to {100 * protocol.target:g}%"
+                return "the ratio is known well enough"
         left = protocol.limit_seconds - (self.bench.clock() - self.began) - self.idle_seconds
         # Two rounds are worth going over the limit for, by one round at most.
         if left < round_seconds and (done >= 2 or left < 0.0):
@@ -237,10 +237,11 @@ class _Campaign:
         problem, warnings = self.failure, self._warnings(idle, warmed)
         comparison: EnergyComparison | None = None
         if self.meter is not None:
-            if self._flat():
-                problem = f"{self.meter.name} is stuck: it shows the same power at rest and under load"
+            if stuck := self._stuck():
+                problem = stuck
             elif len(self.rounds) >= 2:
                 comparison = summarise(self.rounds, idle, self.meter, self.protocol, self.confidence)
+                stopped = f"{stopped}; {self._known(half_width(comparison.ratio))}"
             else:
                 problem = problem or self._too_few()
         return EnergyResult(
@@ -256,6 +257,12 @@ class _Campaign:
             warm_up=warmed,
             began=self.began,
         )
+
+    def _known(self, half: float) -> str:
+        """How well the ratio is known in the end, with both idle windows."""
+        target = self.protocol.target
+        asked = "" if target is None else f" ({100 * target:g}% was asked for)"
+        return f"the half-width of the ratio is {half:.2%}{asked}"
 
     def _discarded(self) -> dict[str, int]:
         windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
@@ -294,12 +301,26 @@ class _Campaign:
                 found.append("idle power was measured on one side only: its drift is not known")
         return found
 
-    def _flat(self) -> bool:
-        """Whether the meter shows one and the same power for idle and for both loads."""
-        windows: list[Block | IdlePart] = [*self.idle_parts, *self.blocks]
-        powers = [
-            part.joules / part.seconds for part in windows if part.joules is not None and part.seconds > 0.0
-        ]
-        if not self.idle_parts or len(powers) < 2 * IDLE_PARTS:
-            return False
-        return max(powers) - min(powers) <= _SAME_POWER * abs(statistics.fmean(powers))
+    def _stuck(self) -> str | None:
+        """Say when the meter shows one and the same power at rest and under load, all the time or in the end."""
+        assert self.meter is not None
+        every: list[Block | IdlePart] = [*self.idle_parts, *self.blocks]
+        ending: list[Block | IdlePart] = [part for part in self.idle_parts if part.which == IDLE_AFTER]
+        rested = bool(ending)
+        for each in self.rounds[-1:]:
+            ending += [*each.baseline, *each.artifact]
+        if self.idle_parts and _same_power(every):
+            return f"{self.meter.name} is stuck: it shows the same power at rest and under load"
+        if rested and self.rounds and _same_power(ending):
+            return f"{self.meter.name} got stuck: in the last round and at rest after it, it shows the same power"
+        return None
+
+
+def _same_power(windows: Sequence[Block | IdlePart]) -> bool:
+    """Whether windows, enough to tell, have the same mean power to the last digits."""
+    powers = [
+        each.joules / each.seconds for each in windows if each.joules is not None and each.seconds > 0.0
+    ]
+    if len(powers) <= IDLE_PARTS:
+        return False
+    return max(powers) - min(powers) <= _SAME_POWER * abs(statistics.fmean(powers))

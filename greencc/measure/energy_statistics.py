@@ -3,11 +3,11 @@
 Per round, over its blocks of a variant (`E` joules, `t` seconds, `n` inferences in all):
 
     gross = E / n            net = (E - P_idle t) / n
-    u^2   = s^2/N + (t/n)^2 u_idle^2 + (u_gain net)^2 + (period / (sqrt(6) t_block) gross)^2
+    u^2   = max(s_0, s)^2 / N + (t/n)^2 u_idle^2 + (u_gain net)^2 + (period / (sqrt(6) t_block) gross)^2
 
 The expanded uncertainty adds the terms in quadrature, each expanded by Student's t at its own degrees of freedom. (The
-effective degrees of freedom of Welch and Satterthwaite, GUM G.4, came out too narrow on the simulated campaigns: a
-systematic term as large as the spread of three rounds makes nine degrees of freedom out of two.)
+effective degrees of freedom of Welch and Satterthwaite, GUM G.4, promise too much with few rounds: a systematic term as
+large as the spread of three rounds makes eight degrees of freedom out of two.)
 
 The ratio comes from the rounds' log-ratios, in which the meter's gain and a linear drift cancel.
 
@@ -15,7 +15,9 @@ Measuring ends when the spread is small enough, which would favour rounds whose 
 two-stage procedure ("A two-sample test for a linear hypothesis whose power is independent of the variance", Annals of
 Mathematical Statistics 16, 1945) does not suffer from that: the standard deviation `s_0` of the first stage with its
 `n_0 - 1` degrees of freedom gives an exact interval however many rounds follow because of the spread, since the mean
-of normal values does not depend on their residuals. The wider of Stein's and the ordinary interval is reported.
+of normal values does not depend on their residuals. Here the larger of `s_0` and the standard deviation of all rounds
+takes that place, with `n_0 - 1` degrees of freedom: never narrower than Stein's, and honest where the machine got
+noisier later or the rounds are not quite independent.
 """
 
 from __future__ import annotations
@@ -217,13 +219,10 @@ def _ratio(first: _Side, second: _Side, idle: IdlePower | None, stage: int, conf
 
 
 def _half(values: Sequence[float], stage: int, systematic: Sequence[Uncertainty], confidence: float) -> float:
-    """Expanded uncertainty of the mean: the wider of Stein's, from the first `stage` values, and the ordinary one."""
-    root = math.sqrt(len(values))
-    stages = [values, values[:stage]] if 2 <= stage < len(values) else [values]
-    return max(
-        _expanded([(statistics.stdev(part) / root, len(part) - 1.0), *systematic], confidence)
-        for part in stages
-    )
+    """Expanded uncertainty of the mean of rounds, the first `stage` of which had to be measured in any case."""
+    stage = min(stage, len(values))
+    spread = max(statistics.stdev(values[:stage]), statistics.stdev(values))
+    return _expanded([(spread / math.sqrt(len(values)), stage - 1.0), *systematic], confidence)
 
 
 def _expanded(terms: Sequence[Uncertainty], confidence: float) -> float:

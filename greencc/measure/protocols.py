@@ -85,10 +85,12 @@ class EnergyProtocol:
             UsageError: It is not.
         """
         if (shortest := self.shortest(period_s)) > self.limit_seconds:
+            meter = f" with a meter that updates every {period_s:g} s" if period_s > 0.0 else ""
+            shorter = "" if self.name == "quick" else ", or --protocol quick"
             raise UsageError(
-                f"two rounds of the {self.name} protocol take {shortest:.0f} s, more than the limit of "
+                f"two rounds of the {self.name} protocol{meter} take {shortest:.0f} s, more than the limit of "
                 f"{self.limit_seconds:g} s",
-                hint="a longer --limit, or --protocol quick",
+                hint=f"a longer --limit{shorter}",
             )
 
     def adapted(self, *, target: float | None = None, limit_seconds: float | None = None) -> EnergyProtocol:

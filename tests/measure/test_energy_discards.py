@@ -60,7 +60,7 @@ def test_a_meter_that_dies_leaves_what_was_measured(measure: Make, make_meter: M
     )
     assert result.rounds == 2
     assert result.problem == "fake failed 3 times in a row: the sensor hiccuped"
-    assert result.stopped == "the meter failed"
+    assert result.stopped.startswith("the meter failed; the half-width of the ratio is ")
     assert untouched(result)
     assert any("one side only" in warning for warning in result.warnings)
     assert {part.which for part in result.idle_parts} == {"idle before"}
@@ -94,6 +94,22 @@ def test_a_meter_that_always_shows_the_same_power_is_stuck(measure: Make, make_m
     result = measure(meter=make_meter(shown=lambda now, joules: 7.0 * now, period_s=0.0))
     assert result.comparison is None
     assert result.problem == "fake is stuck: it shows the same power at rest and under load"
+
+
+def test_a_meter_that_freezes_on_the_way_is_stuck(measure: Make, make_meter: Make, fake_time: Any) -> None:
+    """From the second round on it shows 12 W, whatever runs."""
+    frozen: list[float] = []
+
+    def shown(now: float, joules: float) -> float:
+        if now - begin < 9.5:
+            frozen[:] = [now, joules]
+            return joules
+        return frozen[1] + 12.0 * (now - frozen[0])
+
+    begin = fake_time.now
+    result = measure(meter=make_meter(shown=shown))
+    assert result.comparison is None
+    assert result.problem == "fake got stuck: in the last round and at rest after it, it shows the same power"
 
 
 def test_a_suspended_machine_is_named(measure: Make, make_bench: Make, fake_time: Any) -> None:
