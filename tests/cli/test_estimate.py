@@ -171,7 +171,7 @@ def test_a_calibrated_machine_estimates_energy_with_grade_c(
     profile = make_device(grade=Grade.C, fingerprint=device.fingerprint, calibration=calibration)
     own_profiles.mkdir(parents=True)
     (own_profiles / "mine.toml").write_text(dump_profile(profile), encoding="utf-8")
-    data = json.loads(greencc("measure", "model.onnx", "--effort", "quick", "--json").out)
+    data = json.loads(greencc("measure", "model.onnx", "--protocol", "quick", "--json").out)
     energy = data["artifact"]["energy_mj"]
     assert (energy["grade"], energy["boundary"]) == ("C", "test bench")
     assert energy["method"].startswith("estimated")
