@@ -22,7 +22,7 @@ _COMMANDS = {
     "recover": "Fine-tune a bundle's network with the original as its teacher (greencc[finetune]).",
     "measure": "Measure latency and energy of a bundle or model, interleaved with a baseline.",
     "estimate": "Estimate latency, energy and power on a device that is not at hand.",
-    "lab": "The energy laboratory: calibrate this machine, list device profiles.",
+    "lab": "The energy laboratory: test campaigns, calibration of this machine, device profiles.",
     "run": "Run a bundle on inputs from an .npz file.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",
     "targets": "List the targets and what their kernels can do here.",
@@ -96,8 +96,10 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         _complain(error.format_message(), None)
         return int(ExitCode.USAGE)
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; nothing was left half-written", None)
+    except (KeyboardInterrupt, click.Abort) as error:
+        # click makes an Abort of an interrupt, whose notes say how to go on.
+        notes = getattr(error.__cause__ or error, "__notes__", ())
+        _complain("interrupted; nothing was left half-written", None, notes)
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         return _reader_left()

@@ -42,7 +42,7 @@ class Seconds(click.ParamType[float]):
 
 
 class Rate(click.ParamType[float]):
-    """Requests per time such as ``30/s`` or ``1800/min``."""
+    """Requests per time such as ``30/s``, ``1800/min`` or plainly ``30`` (per second)."""
 
     name = "rate"
 
@@ -73,16 +73,16 @@ class Size(click.ParamType[tuple[str, int]]):
         return name, int(number)
 
 
-RATE = Rate()
-SIZE = Size()
 SHARE = Share()
 SECONDS = Seconds()
-ESTIMATE_PRECISIONS = ("fp32", "fp16", "int8")
-"""Values of greencc.lab.estimate.EstimatePrecision, repeated like those below."""
+RATE = Rate()
+SIZE = Size()
 PROTOCOLS = ("default", "quick", "mlperf-tiny", "mlperf-power")
 """Names of greencc.measure.protocols.PROTOCOLS, repeated like those below."""
 TRACE_FORMATS = ("csv", "parquet")
 """Values of greencc.compiler.campaign_files.TraceFormat, likewise."""
+ESTIMATE_PRECISIONS = ("fp32", "fp16", "int8")
+"""Values of greencc.lab.estimate.EstimatePrecision, likewise."""
 FORMATS = ("qdq", "qoperator")
 """Values of greencc.compiler.options.QuantizedFormat, repeated like those below."""
 EFFORTS = ("quick", "standard", "full")

@@ -175,6 +175,8 @@ def _block_row(block: Block, began: float) -> dict[str, Any]:
         "service_ms": asdict(percentiles(block.services_ms)) if block.count else None,
         "discarded": None if block.discarded is None else block.discarded.value,
         "note": block.note,
+        "celsius": block.celsius,
+        "others_share": block.others,
     }
 
 

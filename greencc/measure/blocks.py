@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -70,6 +70,8 @@ class Block:
         late: Likewise.
         discarded: Why it does not count, or None.
         note: The same with figures.
+        celsius: Of the hottest sensor when it ended; None: there is none.
+        others: Share of the machine that other processes used meanwhile; None: not known.
     """
 
     joules: float | None
@@ -84,6 +86,8 @@ class Block:
     late: int = 0
     discarded: Discard | None = None
     note: str = ""
+    celsius: float | None = None
+    others: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ class Watch:
         self._others = bench.others.others_seconds()
         self._start = bench.clock()
         self.clock_mhz: float | None = None
+        self.celsius: float | None = None
+        self.others: float | None = None
 
     def verdict(self, fastest_mhz: float | None = None) -> tuple[Discard, str] | None:
         """What disturbed the window that ends now, or None."""
@@ -136,7 +142,7 @@ class Watch:
         elapsed = bench.clock() - self._start
         others = others_share(self._others, bench.others.others_seconds(), elapsed, bench.others.cpus)
         clocks, thermal = bench.clocks.look(), bench.thermal.look()
-        self.clock_mhz = thermal.clock_mhz
+        self.clock_mhz, self.celsius, self.others = thermal.clock_mhz, thermal.celsius, others
         if note := suspended(self._clocks, clocks):
             return Discard.SUSPENDED, note
         if note := stepped(self._clocks, clocks):
@@ -198,7 +204,14 @@ class Windows:
         if load.arrivals is Arrivals.POISSON:
             # Both variants of a round get the same arrivals, rounds different ones.
             load = Load(load.arrivals, load.rate, load.seed + number)
-        watch, begin = Watch(self._bench), self._bench.clock()
+        watch = Watch(self._bench)
+        found = self._watched(watch, engine, variant, number, seconds, first, load)
+        return replace(found, celsius=watch.celsius, others=watch.others)
+
+    def _watched(
+        self, watch: Watch, engine: Engine, variant: str, number: int, seconds: float, first: int, load: Load
+    ) -> Block:
+        begin = self._bench.clock()
         driven: Driven | None = None
         try:
             before = None if self._meter is None else self._meter.read()

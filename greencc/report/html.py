@@ -14,6 +14,7 @@ from greencc.core.report import LayerTime, Report
 from greencc.report import energy
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
+from greencc.report.page import page_environment
 from greencc.report.svg import bars, latency_plot, sqnr_plot
 from greencc.report.verdict import judge
 
@@ -48,18 +49,7 @@ class Bar:
 
 def render_html(report: Report) -> str:
     """Return the page. Every text from the report is escaped, in HTML as in SVG."""
-    # Imported here: everything else that needs reports starts without a template engine.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("greencc.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_clean,
-    )
+    environment = page_environment()
     environment.filters.update(
         percent=show.percent,
         points=show.points,
@@ -109,13 +99,6 @@ def _unfolded(report: Report) -> frozenset[str]:
         for record in report.passes
         if record.name in names and 0 < len(record.findings) <= _FEW_FINDINGS
     )
-
-
-def _clean(value: object) -> object:
-    """Strip what must not reach a page (control characters, bidirectional overrides) from plain text."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return show.printable(value)
-    return value
 
 
 def _tiles(report: Report) -> list[Tile]:

@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from greencc.core.errors import InputError
 from greencc.core.report import SCHEMA, Report
 
 _DIGITS = 6
+_T = TypeVar("_T")
 MAX_BYTES = 64 << 20
 
 
@@ -33,6 +34,22 @@ def dump_report(report: Report) -> str:
         ValueError: A figure that must be there is NaN or infinite: a bug of whoever filled the report.
     """
     return json.dumps(_encode(report, Report, "report"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_plain(value: Any, where: str) -> dict[str, Any]:
+    """A dataclass of declared fields as plain dictionaries, lists and numbers; see `dump_report` for the rules."""
+    found: dict[str, Any] = _encode(value, type(value), where)
+    return found
+
+
+def from_plain(data: Any, kind: type[_T], where: str) -> _T:
+    """The dataclass that `to_plain` made `data` of.
+
+    Raises:
+        InputError: A field is missing or of the wrong type.
+    """
+    found: _T = _decode_dataclass(data, kind, where)
+    return found
 
 
 def load_report(path: Path) -> Report:

@@ -34,17 +34,17 @@ def render_markdown(report: Report) -> str:
         f"# {escape(report.model.name)} on {escape(report.target)}",
         f"**{escape(verdict.headline)}**",
         escape(" ".join(verdict.details)),
-        *_section("Warnings", _bullets(report.warnings)),
-        *_section("Figures", _figures(report)),
-        *_section("Outputs", _outputs(report)),
-        *_section("Layers kept in float", _kept(report)),
-        *_section("Forms considered", _candidates(report)),
-        *_section("Passes", _passes(report.passes)),
-        *_section("Slowest layers", _layers(report)),
-        *_section("Energy by layer, attributed by model", _energies(report)),
-        *_section("Carbon and break-even", _bullets(text for text in _spending(report) if text)),
-        *_section("Layers with the largest error", _errors(report)),
-        *_section("Provenance", _provenance(report)),
+        *section("Warnings", bullets(report.warnings)),
+        *section("Figures", _figures(report)),
+        *section("Outputs", _outputs(report)),
+        *section("Layers kept in float", _kept(report)),
+        *section("Forms considered", _candidates(report)),
+        *section("Passes", _passes(report.passes)),
+        *section("Slowest layers", _layers(report)),
+        *section("Energy by layer, attributed by model", _energies(report)),
+        *section("Carbon and break-even", bullets(text for text in _spending(report) if text)),
+        *section("Layers with the largest error", _errors(report)),
+        *section("Provenance", _provenance(report)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -54,15 +54,18 @@ def escape(text: object) -> str:
     return _SPECIAL.sub(r"\\\1", printable(text))
 
 
-def _section(title: str, body: str) -> list[str]:
-    return [f"## {title}", body] if body else []
+def section(title: str, body: str) -> list[str]:
+    """A heading and its body; nothing where there is no body."""
+    return [f"## {escape(title)}", body] if body else []
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """A list; the lines are escaped."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A table whose cells are escaped; `right` are the columns that align right. Empty without rows."""
     if not rows:
         return ""
     rule = ["---:" if column in right else "---" for column in range(len(header))]
@@ -72,7 +75,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 def _figures(report: Report) -> str:
     rows = [(row.label, row.baseline, row.artifact, row.change, row.note) for row in figure_rows(report)]
-    return _table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
+    return table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
 
 
 def _outputs(report: Report) -> str:
@@ -87,7 +90,7 @@ def _outputs(report: Report) -> str:
         )
         for item in report.accuracy.outputs
     ]
-    return _table(
+    return table(
         ("Output", "SQNR", "Cosine", "Largest error", "Differing", "Broken samples"),
         rows,
         right=(1, 2, 3, 4, 5),
@@ -105,7 +108,7 @@ def _candidates(report: Report) -> str:
         )
         for item in report.candidates
     ]
-    return _table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+    return table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
 
 
 def _passes(passes: Sequence[PassRecord]) -> str:
@@ -118,13 +121,13 @@ def _passes(passes: Sequence[PassRecord]) -> str:
         )
         for record in passes
     ]
-    table = _table(("Pass", "Rewrites", "Output error", "Time"), rows, right=(1, 2, 3))
-    findings = _bullets(
+    listing = table(("Pass", "Rewrites", "Output error", "Time"), rows, right=(1, 2, 3))
+    findings = bullets(
         f"{record.name}, {finding.kind}: {finding_text(finding)}"
         for record in passes
         for finding in record.findings
     )
-    return f"{table}\n\n{findings}" if findings else table
+    return f"{listing}\n\n{findings}" if findings else listing
 
 
 def finding_text(finding: Finding) -> str:
@@ -140,7 +143,7 @@ def _layers(report: Report) -> str:
         (item.name, item.op_type, _micro(item.baseline_us), _micro(item.artifact_us))
         for item in slowest[:_SLOWEST]
     ]
-    return _table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
+    return table(("Layer", "Operator", "Baseline", "Artifact"), rows, right=(2, 3))
 
 
 def _energies(report: Report) -> str:
@@ -153,7 +156,7 @@ def _energies(report: Report) -> str:
     ]
     note = escape(f"Totals: {energy.grade_text(found)}. {found.method[:1].upper()}{found.method[1:]}.")
     header = ("Layer", "Operator", "Baseline", "Share", "Artifact", "Share")
-    return f"{_table(header, rows, right=(2, 3, 4, 5))}\n\n{note}"
+    return f"{table(header, rows, right=(2, 3, 4, 5))}\n\n{note}"
 
 
 def _spending(report: Report) -> tuple[str, str]:
@@ -172,13 +175,13 @@ def _kept(report: Report) -> str:
         for item in report.layer_choices
         if item.precision == "float"
     ]
-    return _table(("Layer", "Operator", "Error of INT8", "INT8 would save", "Why"), rows, right=(2, 3))
+    return table(("Layer", "Operator", "Error of INT8", "INT8 would save", "Why"), rows, right=(2, 3))
 
 
 def _errors(report: Report) -> str:
     worst = sorted(report.layer_errors, key=lambda item: item.sqnr_db)
     rows = [(item.name, item.op_type, f"{item.sqnr_db:.1f} dB") for item in worst[:_WORST]]
-    return _table(("Layer", "Operator", "SQNR"), rows, right=(2,))
+    return table(("Layer", "Operator", "SQNR"), rows, right=(2,))
 
 
 def _provenance(report: Report) -> str:
@@ -205,7 +208,7 @@ def _provenance(report: Report) -> str:
         ),
         f"greencc {report.greencc}, {report.created}",
     ]
-    return _bullets(lines)
+    return bullets(lines)
 
 
 def _pairs(values: dict[str, object] | dict[str, str]) -> str:

@@ -93,8 +93,8 @@ BAD = {
     "too many threads": (("-d", "raspberry-pi-5", "--threads", "5"), ExitCode.USAGE, "1 to 4 threads", ""),
     "no threads": (("-d", "local", "--threads", "0"), ExitCode.USAGE, "--threads 0", ""),
     "no batch": (("-d", "jetson-nano", "--batch", "0"), ExitCode.USAGE, "--batch 0", ""),
-    "a rate of nothing": (("-d", "jetson-nano", "--rate", "0/s"), ExitCode.USAGE, "is not a rate", ""),
-    "a rate in nonsense": (("-d", "jetson-nano", "--rate", "30/week"), ExitCode.USAGE, "is not a rate", ""),
+    "a rate of nothing": (("-d", "jetson-nano", "--rate", "0/s"), ExitCode.USAGE, "not a rate", ""),
+    "a rate in nonsense": (("-d", "jetson-nano", "--rate", "30/week"), ExitCode.USAGE, "not a rate", ""),
     "a size of nothing": (("-d", "jetson-nano", "--size", "T=0"), ExitCode.USAGE, "no size", ""),
     "an unknown dimension": (
         ("-d", "jetson-nano", "--size", "T=4"),

@@ -9,11 +9,15 @@ import click
 
 if TYPE_CHECKING:
     from greencc.lab.calibrate import Calibrated
+    from greencc.lab.campaign_record import CellRecord
+    from greencc.lab.campaign_run import Plan
+    from greencc.lab.campaign_spec import CampaignSpec
+    from greencc.report.campaign_summary import CampaignSummary
 
 
 @click.group("lab")
 def command() -> None:
-    """Calibrate this machine and list device profiles."""
+    """Run test campaigns, calibrate this machine and list device profiles."""
 
 
 @command.command("devices")
@@ -91,6 +95,129 @@ def calibrate(target: str, meter: str | None, output: Path | None, quick: bool) 
     _print(done)
     for warning in done.warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+@command.command("run")
+@click.argument("campaign", metavar="CAMPAIGN.TOML", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="Folder of the results [default: NAME.campaign]."
+)
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on with what is measured already, which is the default, or remove it and begin anew.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Check the file, say what would be measured, and write nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json.")
+def run(campaign: Path, output: Path | None, resume: bool, dry_run: bool, as_json: bool) -> int:
+    """Run a test campaign: models x variants x devices x repetitions, each variant against its model.
+
+    What is measured is kept at once, so that a run that was interrupted goes on where it was. Writes blocks.csv (a row
+    for each block), cells.jsonl, summary.json, summary.md and index.html. Exits with 5 where some could not be
+    measured; the summary says why.
+    """
+    from greencc.cli.console import progress_bars
+    from greencc.core.errors import ExitCode
+    from greencc.lab.campaign_bench import LabBench
+    from greencc.lab.campaign_file import read_campaign
+    from greencc.lab.campaign_run import RunCallbacks, plan_run, run_test_campaign
+    from greencc.report.campaign_summary import dump_summary
+
+    spec = read_campaign(campaign)
+    folder = output or Path(f"{spec.name}.campaign")
+    with progress_bars() as progress:
+        bench = LabBench(spec, progress)
+        if dry_run:
+            _print_plan(spec, folder, plan_run(spec, folder, bench, fresh=not resume))
+            return int(ExitCode.OK)
+        summary = run_test_campaign(
+            spec, folder, bench, fresh=not resume, callbacks=RunCallbacks(progress, _print_cell)
+        )
+    if as_json:
+        click.echo(dump_summary(summary), nl=False)
+    else:
+        _print_summary(summary, folder)
+    return int(ExitCode.OK if summary.complete else ExitCode.UNAVAILABLE)
+
+
+def _print_plan(spec: CampaignSpec, folder: Path, plan: Plan) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from greencc.cli.console import stdout
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    for heading in ("Model", "Variant", "Device", "Repetition", "State"):
+        table.add_column(heading, overflow="fold")
+    for number, cell in enumerate(plan.cells, 1):
+        problem = plan.problems.get(cell.device)
+        state = (
+            "measured" if cell in plan.done else f"cannot be measured: {problem}" if problem else "to measure"
+        )
+        table.add_row(
+            str(number),
+            Text(cell.model),
+            Text(cell.variant),
+            Text(cell.device),
+            str(cell.repetition),
+            Text(state),
+        )
+    out = stdout()
+    out.print(table)
+    protocol = spec.protocol
+    out.print(
+        f"{len(plan.cells) - len(plan.done)} of {len(plan.cells)} measurements to do: {protocol.name} protocol, order "
+        f"drawn with seed {protocol.seed}. Results go into {folder}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_cell(record: CellRecord, number: int, total: int) -> None:
+    """A line for each finished cell, on standard error: a campaign takes hours."""
+    from greencc.cli.console import stderr
+    from greencc.report.campaign_text import ratio_text
+
+    figures = record.figures
+    said = f"{record.status}: {record.reason}"
+    if figures is not None:
+        said = "latency not known" if figures.latency is None else f"latency {ratio_text(figures.latency)}"
+        said += "" if figures.clean else ", disturbed by other processes"
+    stderr().print(f"[{number}/{total}] {record.cell}: {said}", markup=False, soft_wrap=True)
+
+
+def _print_summary(summary: CampaignSummary, folder: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from greencc.cli.console import stderr, stdout
+    from greencc.lab.campaign_run import PAGE
+    from greencc.report.campaign_text import energy_kinds, missing, row_text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("Variant", "Accuracy", "Latency", "Energy", "Size", "Cells"):
+        table.add_column(heading, overflow="fold")
+    for row in summary.rows:
+        found = row_text(row, summary.repetitions)
+        texts = (
+            f"{row.model}, {row.variant} on {row.device}",
+            found.accuracy,
+            found.latency,
+            found.energy,
+            found.size,
+            found.repetitions,
+        )
+        table.add_row(*map(Text, texts))
+    out = stdout()
+    out.print(table)
+    for kind in energy_kinds(summary):
+        out.print(f"Energy: {kind}.", markup=False, soft_wrap=True)
+    out.print(f"Summary: {folder / PAGE}", markup=False, soft_wrap=True)
+    for model, variant, device, why in missing(summary):
+        stderr().print(f"Not measured: {model}, {variant}, {device}: {why}", style="yellow", markup=False)
 
 
 def _print(done: Calibrated) -> None:
