@@ -23,7 +23,7 @@ from greencc.passes._decompose_problem import Problem
 from greencc.passes._rank import aligned_ranks
 
 # Ranks that are looked at where each has to be solved for.
-_SOLVED = 6
+_SOLVED = 4
 _ROUNDING = 1e-9
 # Share of a layer's energy that is lost where whole models lose a third of their work.
 _TYPICAL = 0.05
@@ -72,7 +72,7 @@ def front_of(problem: Problem, method: Method, *, align: int, most_lost: float) 
     for form in forms_of(problem, method):
         ranks = aligned_ranks(problem.channels - 1, align) if form is Method.TUCKER else []
         for family in families(problem, form, input_ranks(problem, ranks)):
-            points += [point for point in _points(family, form, align) if point.error <= most_lost]
+            points += _points(family, form, align, most_lost)
     points.sort(key=lambda point: (point.error, -point.saved))
     front: list[Point] = []
     for point in points:
@@ -115,13 +115,18 @@ def allocate(layers: Mapping[str, Layer], wanted: float) -> dict[str, Planned]:
     return {name: chosen[name].planned for name in layers if name in chosen}
 
 
-def _points(family: Family, form: Method, align: int) -> Iterator[Point]:
+def _points(family: Family, form: Method, align: int, most_lost: float) -> Iterator[Point]:
+    """The candidates of a family that keep enough, the largest rank first."""
     ranks = family.saving(align)
     if family.errors is None and len(ranks) > _SOLVED:
         ranks = [ranks[place] for place in np.linspace(0, len(ranks) - 1, _SOLVED).round().astype(int)]
-    for rank in dict.fromkeys(family.needed(rank) for rank in ranks):
+    for rank in dict.fromkeys(family.needed(rank) for rank in reversed(ranks)):
+        error = family.error(rank)
+        if error > most_lost:
+            # Smaller ranks lose more still, and some forms are dear to solve.
+            return
         saved = 1.0 - family.cost(rank)[0] / family.problem.macs
-        yield Point(Planned(form, (*family.fixed, rank)), saved, family.error(rank))
+        yield Point(Planned(form, (*family.fixed, rank)), saved, error)
 
 
 def _steps(layers: Mapping[str, Layer]) -> Iterator[tuple[float, str, Point]]:
