@@ -154,8 +154,10 @@ class _Repair:
             waiting = [step.item for later in stages[index:] for step in later]
             # What came before, scores or the last pass, leaves freed matrices that new ones do not fit into.
             give_back()
-            for task, collector in zip(tasks, self._collect(tasks, waiting), strict=True):
-                if not self._repair(task, collector):
+            collectors = self._collect(tasks, waiting)
+            for task in tasks:
+                # Nobody else holds it: the matrices go with it, and not when the next pass has made its own.
+                if not self._repair(task, collectors.pop(0)):
                     return self.findings
         if self.gains:
             before, after = (float(np.mean(part)) for part in zip(*self.gains, strict=True))
