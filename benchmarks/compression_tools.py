@@ -17,7 +17,7 @@ from benchmarks.cases import ROOT
 PYTHON = ROOT / ".venv" / "bench-torch" / "bin" / "python"
 """The environment with PyTorch, Torch-Pruning, onnx2torch and TensorLy; `make bench PEERS=torch` makes it."""
 
-RATIOS = (0.1, 0.25, 0.3, 0.5)
+RATIOS = (0.25, 0.3, 0.5)
 FEW = (0.25, 0.5)
 TUNED_RATIOS = (0.5,)
 """Fine-tuning takes minutes, and is of use where much was removed."""
