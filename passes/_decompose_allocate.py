@@ -68,7 +68,7 @@ def front_of(problem: Problem, method: Method, *, align: int, most_lost: float) 
         align: Ranks are multiples of this.
         most_lost: Error above which a candidate is left out.
     """
-    points = []
+    points: list[Point] = []
     for form in forms_of(problem, method):
         ranks = aligned_ranks(problem.channels - 1, align) if form is Method.TUCKER else []
         for family in families(problem, form, input_ranks(problem, ranks)):
