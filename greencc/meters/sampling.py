@@ -233,7 +233,7 @@ class Sampler:
         return reading
 
     def _watts(self, reading: Reading) -> dict[str, float] | None:
-        """Mean watts up to a reading, since the base; before that has lain back for long enough, those of the row before."""
+        """Mean watts since the base, where that is far enough back; else those of the row before."""
         base = self._base
         if base is None or base.epoch != reading.epoch:
             self._base = reading
