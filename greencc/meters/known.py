@@ -62,12 +62,14 @@ class Known:
         covers: What it is chosen by.
         boundary: What it measures where there is one.
         open: Makes it; whether it gives a reading, its `missing` says.
+        open_only: Makes it for the one device of that number, so that the others need not work; None: it has no such way.
     """
 
     name: str
     covers: Covers
     boundary: str
     open: Callable[[Sources], Meter | PowerMeter]
+    open_only: Callable[[Sources, int], Meter | PowerMeter] | None = None
 
 
 METERS: tuple[Known, ...] = (
@@ -76,7 +78,13 @@ METERS: tuple[Known, ...] = (
         "perf", Covers.CPU, "CPU packages and their DRAM", lambda at: PerfMeter(at.sysfs, at.proc, at.perf)
     ),
     Known("jetson", Covers.BOARD, "Jetson module", lambda at: JetsonMeter(at.sysfs)),
-    Known("nvml", Covers.GPU, "NVIDIA GPU boards", lambda at: open_nvml(at.nvml)),
+    Known(
+        "nvml",
+        Covers.GPU,
+        "NVIDIA GPU boards",
+        lambda at: open_nvml(at.nvml),
+        lambda at, number: open_nvml(at.nvml, only=number),
+    ),
     Known("amdsmi", Covers.GPU, "AMD GPU sockets", lambda at: open_amdsmi(at.amdsmi)),
     Known("pi5-pmic", Covers.BOARD, "Raspberry Pi 5 rails", lambda at: PmicMeter(at.sysfs, at.vcgencmd)),
     Known("hwmon", Covers.BOARD, "the platform or rails of your choice", lambda at: open_hwmon(at.sysfs)),

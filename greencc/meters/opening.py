@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ USER, PASSWORD, TOKEN = "GREENCC_METER_USER", "GREENCC_METER_PASSWORD", "GREENCC
 _YES = {"true": True, "false": False}
 # Its parts are channels, which only become a meter by being named.
 _CHANNELS = "hwmon"
+# A device of a meter that has several: ``0`` or ``gpu-0``.
+_NUMBERED = re.compile(r"(?:gpu-)?([0-9]{1,3})")
 _SENSOR = ("period", "uncertainty", "boundary", "grade")
 
 _AnyMeter: TypeAlias = Meter | PowerMeter
@@ -145,6 +148,9 @@ def _on_device(kind: str, part: str | None, at: Sources) -> _AnyMeter:
         raise UsageError(f"{kind}: nothing follows", hint=f"give {kind} alone, or a part of it: {kind}:0")
     if kind == _CHANNELS and part is not None:
         return open_hwmon(at.sysfs, tuple(part.split("+")))
+    only = known[kind].open_only
+    if only is not None and part is not None and (number := _NUMBERED.fullmatch(part)):
+        return only(at, int(number[1]))
     meter = known[kind].open(at)
     return meter if part is None else part_of(meter, part)
 
