@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import stat
@@ -65,8 +66,9 @@ def load_recording(path: Path) -> Recording:
     """Read and check a recording.
 
     Raises:
-        InputError: The file is missing, no regular file, too large or empty, a line is too long, a column is unknown or there twice, a value is no number,
-            negative, NaN or infinite, time does not increase, or joules decrease; the message names the line.
+        InputError: The file is missing, no regular file, too large or empty, a line is too long, a column is unknown or
+            there twice, a value is no number, negative, NaN or infinite, time does not increase, or joules decrease; the
+            message names the line.
     """
     try:
         with _opened(path) as file:
@@ -96,7 +98,7 @@ def load_recording(path: Path) -> Recording:
         raise InputError(f"{path} is not a CSV file: {error}") from error
     if len(seconds) < 2:
         raise InputError(f"{path} has {len(seconds)} rows", hint="a recording has at least two")
-    period = statistics.median(b - a for a, b in zip(seconds, seconds[1:], strict=False))
+    period = statistics.median(b - a for a, b in itertools.pairwise(seconds))
     return Recording(path, domains, energy, tuple(seconds), tuple(values), period)
 
 
@@ -106,7 +108,7 @@ def _opened(path: Path) -> io.BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return open(descriptor, "rb")
+        return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise InputError(f"cannot read {path}: Is a directory")

@@ -62,7 +62,8 @@ class Known:
         covers: What it is chosen by.
         boundary: What it measures where there is one.
         open: Makes it; whether it gives a reading, its `missing` says.
-        open_only: Makes it for the one device of that number, so that the others need not work; None: it has no such way.
+        open_only: Makes it for the one device of that number, so that the others need not work; None: it has no such
+            way.
     """
 
     name: str

@@ -209,12 +209,36 @@ def _where(spec: _Spec, schemes: Mapping[str, int], default: str, environ: Mappi
         raise UsageError(
             f"{spec.kind}: no scheme {parts.scheme[:40]!r}", hint=did_you_mean(parts.scheme, schemes)
         )
+    if not _sendable(host):
+        raise UsageError(
+            f"{spec.kind}: the host's name is none",
+            hint="a label of it has 1 to 63 characters, all of it at most 253",
+        )
     if parts.fragment or parts.query:
         raise UsageError(
             f"{spec.kind}: the address holds '#' or a second '?'", hint="write them as %23 and %3F"
         )
     address = Address(parts.scheme, host, schemes[parts.scheme] if port is None else port)
     return _Where(address, _login(spec.kind, parts, environ), parts.path)
+
+
+def _sendable(host: str) -> bool:
+    """Whether a name can be looked up at all; letters beyond ASCII are looked up as IDNA writes them."""
+    try:
+        return len(host) <= 253 and len(host.encode("idna")) <= 253
+    except UnicodeError:
+        return False
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The bearer token; its characters are those of RFC 6750, 2.1, or at least ones that a header may hold."""
+    token = environ.get(TOKEN) or None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            f"http: {TOKEN} holds characters that cannot be sent",
+            hint="a token is printable ASCII in one line",
+        )
+    return token
 
 
 def _login(kind: str, parts: urllib.parse.SplitResult, environ: Mapping[str, str]) -> Login | None:
@@ -278,7 +302,7 @@ def _http(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     if spec.unknown:
         target += f"?{urllib.parse.urlencode(spec.unknown)}"
     boundary = spec.text("boundary") or f"external meter at {where.address.host}"
-    client = _client(spec, where, environ.get(TOKEN))
+    client = _client(spec, where, _token(environ))
     return http_meter(JsonSource(client, target, path, unit_named(_unit(spec)), boundary), _facts(spec))
 
 
