@@ -67,8 +67,8 @@ def load_recording(path: Path) -> Recording:
 
     Raises:
         InputError: The file is missing, no regular file, too large or empty, a line is too long, a column is unknown or
-            there twice, a value is no number, negative, NaN or infinite, time does not increase, or joules decrease; the
-            message names the line.
+            there twice, a value is no number, negative, NaN or infinite, time does not increase, or joules
+            decrease; the message names the line.
     """
     try:
         with _opened(path) as file:

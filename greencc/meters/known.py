@@ -92,3 +92,22 @@ METERS: tuple[Known, ...] = (
     Known("battery", Covers.BOARD, "whole machine on battery", lambda at: open_battery(at.sysfs)),
 )
 """Best first: what updates fast and covers little besides the work stands before what does not."""
+
+
+def blind_to(meter: Meter | PowerMeter, processor: str) -> str | None:
+    """A warning where a meter that was named does not see what runs on `processor`; else None.
+
+    Of meters outside the device and of recordings nothing is known: they are believed.
+
+    Args:
+        meter: Any meter, a part of one, or a `Sampler` before it.
+        processor: ``cpu`` or ``gpu``.
+    """
+    kind = meter.name.partition(":")[0]
+    known = next((known for known in METERS if kind == known.name or kind.startswith(f"{known.name}-")), None)
+    if known is None or known.covers.fits(processor):
+        return None
+    return (
+        f"the {meter.name} meter covers {meter.boundary} and sees nothing of the {processor.upper()}, on which the "
+        "model runs: what it tells is no energy of the model"
+    )
