@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greencc.core.meter import Grade, Meter, PowerMeter
-from greencc.meters.known import METERS, Covers, Known, Sources
+from greencc.meters.known import METERS, Covers, Known, Sources, blind_to
 from greencc.meters.model import MODEL_BOUNDARY
 
 
@@ -53,4 +53,4 @@ def probe(sources: Sources | None = None) -> list[MeterProbe]:
     return rows
 
 
-__all__ = ["METERS", "Covers", "Known", "MeterProbe", "Sources", "available_meters", "probe"]
+__all__ = ["METERS", "Covers", "Known", "MeterProbe", "Sources", "available_meters", "blind_to", "probe"]

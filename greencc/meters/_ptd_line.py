@@ -6,12 +6,10 @@ harness.
     Hello               Hello, PTDaemon here!
     Identify            MODEL,INTERVAL_MS,watts,volts,amps,pf,energy,frequency,accepted,version=...,OS=...,mode=power,
                         accuracy,ranges,CHANNELS,...                   (1 where it can do so)
-    RR                  Ranges,AMP_AUTO,AMP_RANGE,VOLT_AUTO,VOLT_RANGE (auto: 1 on, 0 off, -1 unknown)
     Go,0,0,MARK         Starting untimed measurement, maximum ...      (or Error: ...)
     RL,*                Last N samples, then N lines:
                         Time,MM-DD-YYYY HH:MM:SS.mmm,Watts,W,Volts,V,Amps,A,PF,P,Mark,MARK
                         (No or Insufficient unread samples where there is none; the sum channel comes first)
-    Watts               Watts,AVERAGE,MIN,MAX,TOTAL,ERRORS,VALID       (of all samples since Go)
     Uncertainty         Uncertainty,AVERAGE,MIN,MAX,TOTAL,INVALID,VALID,UNKNOWN  (relative; below 0: unknown)
     Stop                Stopping untimed measurement                   (or Error: no measurement to stop)
 
@@ -51,26 +49,6 @@ class Sample:
 
     seconds: float
     watts: float
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """Ranges of the analyser: None where it is automatic or unknown."""
-
-    amps: float | None
-    volts: float | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """`Watts`: mean, smallest and largest of all valid samples since Go, and how many samples there were."""
-
-    average: float
-    smallest: float
-    largest: float
-    samples: int
-    errors: int
-    valid: int
 
 
 class Line:
@@ -121,12 +99,6 @@ class Line:
         accuracy = fields[at + 1 : at + 2] == ["1"]
         return Identity(fields[0].removesuffix("-na"), interval * 1e-3, accuracy)
 
-    def ranges(self) -> Ranges:
-        """Current and voltage range."""
-        numbers = self._numbers("RR", "Ranges", 4)
-        amps, volts = numbers[0:2], numbers[2:4]
-        return Ranges(*(value if auto == 0 and value > 0 else None for auto, value in (amps, volts)))
-
     def go(self, mark: str) -> None:
         """Start an untimed measurement."""
         answer = self.ask(f"Go,0,0,{mark}")
@@ -151,11 +123,6 @@ class Line:
         if len(words) != 3 or words[0] != "Last" or not words[1].isdecimal() or int(words[1]) > _MAX_SAMPLES:
             raise UnavailableError(f"{self.where} answers RL with {_shown(header)}")
         return [self._sample(self._receive()) for _ in range(int(words[1]))]
-
-    def summary(self) -> Summary:
-        """Statistics of all samples since Go."""
-        average, smallest, largest, samples, errors, valid = self._numbers("Watts", "Watts", 6)
-        return Summary(average, smallest, largest, int(samples), int(errors), int(valid))
 
     def uncertainty(self) -> float | None:
         """Mean relative uncertainty of the samples since Go; None where the daemon does not know it."""

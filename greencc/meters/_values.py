@@ -34,6 +34,7 @@ UNITS = {unit.name: unit for unit in _UNITS}
 
 _SHOWN_KEYS = 12
 _SHOWN_CHARACTERS = 40
+_MOST_DIGITS = 9
 
 
 def unit_named(name: str) -> Unit:
@@ -82,14 +83,20 @@ def lookup(document: object, path: str, where: str) -> object:
     for number, step in enumerate(steps):
         if isinstance(value, dict) and step in value:
             value = value[step]
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
+        elif isinstance(value, list) and (position := _position(step)) is not None and position < len(value):
+            value = value[position]
         else:
             at = ".".join(steps[:number]) or "the top"
             raise UnavailableError(
-                f"{where} has no {path!r}: at {at} there is no {step!r}", hint=_known(value, step)
+                f"{where} has no {_shown(path)}: at {at[:_SHOWN_CHARACTERS]} there is no {_shown(step)}",
+                hint=_known(value, step),
             )
     return value
+
+
+def _position(step: str) -> int | None:
+    """A place in a list; more digits than any list of an answer needs are none."""
+    return int(step) if step.isdecimal() and len(step) <= _MOST_DIGITS else None
 
 
 def quantity(value: object, unit: Unit, where: str) -> float:
@@ -106,6 +113,8 @@ def quantity(value: object, unit: Unit, where: str) -> float:
             f"{where} gave {number:g} {unit.name}",
             hint="a device that is measured takes energy; turn the clamp or the meter's direction round",
         )
+    if not math.isfinite(number * unit.factor):
+        raise UnavailableError(f"{where} gave {number:g} {unit.name}, which is more than there is")
     return number * unit.factor
 
 

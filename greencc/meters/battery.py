@@ -3,7 +3,7 @@
 On mains the battery tells what charges it, not what the machine draws; then there is no meter. Gauges update slowly
 (about once a second) and their accuracy is not published.
 
-Source: Linux, Documentation/ABI/testing/sysfs-class-power: uW, uV, uA, uWh; signs differ between drivers.
+Source: Linux, Documentation/ABI/testing/sysfs-class-power: uW, uV, uA, uWh, uAh; signs differ between drivers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _DENIED = "the battery's attributes are readable by every user on most systems; 
 _POWER_PERIOD = 1.0
 _ENERGY_PERIOD = 15.0
 _JOULES_PER_MICROWATT_HOUR = 3600e-6
+_JOULES_PER_MICROAMPERE_HOUR_AND_MICROVOLT = 3600e-12
 _STUCK_AFTER_SECONDS = 600.0
 
 
@@ -132,16 +133,27 @@ class BatteryMeter(_Battery):
         return PowerSample(self.clock(), watts)
 
 
+@dataclass(frozen=True)
+class _Charge:
+    """Of a gauge that tells charge: uAh and uV at its newest step, and joules up to it."""
+
+    charge: int
+    volts: int
+    joules: float
+
+
 @dataclass
 class BatteryCounter(_Battery):
     """Energy taken from the batteries, from what is left in them; implements `greencc.core.meter.Meter`.
 
-    What is left is told in steps of about 10 mWh (36 J): only windows of many minutes mean anything.
+    What is left is told in steps of about 10 mWh (36 J): only windows of many minutes mean anything. Of a gauge that
+    tells charge, each step is taken at the mean of the voltages before and after it.
     """
 
     _tally: Tally = field(
         default_factory=lambda: Tally("battery", _STUCK_AFTER_SECONDS), init=False, repr=False
     )
+    _charges: dict[str, _Charge] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -170,14 +182,28 @@ class BatteryCounter(_Battery):
         except UnavailableError:
             # What was charged in between is unknown.
             self._tally.restart()
+            self._charges.clear()
             raise
         return self._tally.reading(self.clock(), taken)
 
     def _taken(self) -> dict[str, float]:
-        return {
-            battery.name: -read_integer(battery / "energy_now", _DENIED) * _JOULES_PER_MICROWATT_HOUR
-            for battery in self._batteries()
-        }
+        return {battery.name: self._taken_from(battery) for battery in self._batteries()}
+
+    def _taken_from(self, battery: Path) -> float:
+        if (battery / "energy_now").exists() or not (battery / "charge_now").exists():
+            return -read_integer(battery / "energy_now", _DENIED) * _JOULES_PER_MICROWATT_HOUR
+        charge = read_integer(battery / "charge_now", _DENIED)
+        volts = abs(read_integer(battery / "voltage_now", _DENIED))
+        if volts == 0:
+            raise UnavailableError(f"{battery.name} tells a voltage of 0: its charge means no energy")
+        before = self._charges.get(battery.name, _Charge(charge, volts, 0.0))
+        # The voltage sags and recovers with the load: it must not move the sum while the charge stands still.
+        if charge == before.charge and battery.name in self._charges:
+            return before.joules
+        mean = (volts + before.volts) / 2.0
+        joules = before.joules + (before.charge - charge) * mean * _JOULES_PER_MICROAMPERE_HOUR_AND_MICROVOLT
+        self._charges[battery.name] = _Charge(charge, volts, joules)
+        return joules
 
 
 def _power_files(battery: Path) -> tuple[Path, ...] | None:

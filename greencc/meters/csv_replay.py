@@ -12,11 +12,15 @@ is grade D unless the user says what grade the recorded sensor had, and its boun
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import math
+import os
+import stat
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,6 +30,7 @@ from greencc.core.meter import Grade, PowerSample, Reading
 from greencc.meters._external import check_uncertainty, reason
 
 MAX_BYTES = 256 << 20
+_MAX_LINE = 1 << 16
 _DOMAIN = "replay"
 
 
@@ -46,6 +51,7 @@ class Recording:
         energy: Whether the values are cumulative joules, instead of watts.
         seconds: Of each row, increasing.
         values: Of each row, in the order of `domains`.
+        period_s: Median time between two rows.
     """
 
     path: Path
@@ -53,25 +59,20 @@ class Recording:
     energy: bool
     seconds: tuple[float, ...]
     values: tuple[tuple[float, ...], ...]
-
-    @property
-    def period_s(self) -> float:
-        """Median time between two rows."""
-        return statistics.median(b - a for a, b in zip(self.seconds, self.seconds[1:], strict=False))
+    period_s: float
 
 
 def load_recording(path: Path) -> Recording:
     """Read and check a recording.
 
     Raises:
-        InputError: The file is missing, too large or empty, a column is unknown or there twice, a value is no number,
-            negative, NaN or infinite, time does not increase, or joules decrease; the message names the line.
+        InputError: The file is missing, no regular file, too large or empty, a line is too long, a column is unknown or
+            there twice, a value is no number, negative, NaN or infinite, time does not increase, or joules
+            decrease; the message names the line.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB", hint="cut the recording")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
+        with _opened(path) as file:
+            rows = csv.reader(_lines(path, file), strict=True)
             header = next(rows, None)
             if not header:
                 raise InputError(f"{path} is empty", hint="the first line names the columns: seconds,watts")
@@ -97,7 +98,33 @@ def load_recording(path: Path) -> Recording:
         raise InputError(f"{path} is not a CSV file: {error}") from error
     if len(seconds) < 2:
         raise InputError(f"{path} has {len(seconds)} rows", hint="a recording has at least two")
-    return Recording(path, domains, energy, tuple(seconds), tuple(values))
+    period = statistics.median(b - a for a, b in itertools.pairwise(seconds))
+    return Recording(path, domains, energy, tuple(seconds), tuple(values), period)
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """A regular file; what else there may be at the path could wait or give bytes for ever."""
+    # Not to wait for whoever writes into a pipe; regular files do not care.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise InputError(f"cannot read {path}: Is a directory")
+    raise InputError(f"{path} is no regular file", hint="give the file of a recording, no device or pipe")
+
+
+def _lines(path: Path, file: io.BufferedReader) -> Iterator[str]:
+    """The file's lines, within bounds however much is written to it meanwhile."""
+    size = 0
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+        size += len(line)
+        if len(line) > _MAX_LINE:
+            raise InputError(f"{path}, line {number} has more than {_MAX_LINE} bytes")
+        if size > MAX_BYTES:
+            raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB", hint="cut the recording")
+        yield line.decode("utf-8-sig" if number == 1 else "utf-8")
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[tuple[str, ...], bool]:

@@ -1,9 +1,9 @@
 """Any power or energy channel of Linux's hardware monitoring tree, by name.
 
-A channel says what its rail is called, not what hangs on it. So only an ACPI power meter, which is defined to measure
-the platform, is used without being asked for; every other channel is chosen by its name (``ina226/VDD_CPU``), and the
-boundary is that name. Left out are the channels of other meters: the power monitors of a Jetson, `amd_energy`
-(RAPL's counters again), batteries and chargers.
+A channel says what its rail is called, not what hangs on it. So only an ACPI power meter of one channel, which is
+defined to measure the platform, is used without being asked for; every other channel is chosen by its name
+(``ina226/VDD_CPU``), and the boundary is that name. Left out are the channels of other meters: the power monitors of a
+Jetson, `amd_energy` (RAPL's counters again), batteries and chargers.
 
 Source: Linux, Documentation/hwmon/sysfs-interface.rst; ACPI 6.5, section 10.4 (power meters).
 """
@@ -41,10 +41,11 @@ def known_channels(root: Path = SYSFS) -> tuple[Channel, ...]:
 
 
 def choose(root: Path, names: tuple[str, ...]) -> tuple[Channel, ...]:
-    """The channels called `names`, all of one kind; without names those of an ACPI power meter.
+    """The channels called `names`, all of one kind; without names the one of an ACPI power meter.
 
     Raises:
-        UnavailableError: A name is unknown, power and energy are mixed, or nothing says what the channels cover.
+        UnavailableError: A name is unknown, power and energy are mixed, or nothing says what the channels cover, or
+            whether they overlap.
     """
     channels = known_channels(root)
     if not channels:
@@ -56,6 +57,13 @@ def choose(root: Path, names: tuple[str, ...]) -> tuple[Channel, ...]:
             raise UnavailableError(
                 f"there are channels ({listing}), and nothing says what they cover",
                 hint="choose those that make up what you want to measure, by name: --meter hwmon:CHIP/LABEL+CHIP/LABEL",
+            )
+        if len(platform) > 1:
+            # A platform's meter may have channels of its parts, and chassis share meters: their sum may count twice.
+            raise UnavailableError(
+                f"there are several ACPI power channels ({', '.join(channel.name for channel in platform)}), "
+                "and nothing says whether one is part of another",
+                hint="choose what does not overlap, by name: --meter hwmon:CHIP/LABEL or hwmon:CHIP/LABEL+CHIP/LABEL",
             )
         return platform
     chosen = [channel for channel in channels if channel.name in names]

@@ -62,12 +62,15 @@ class Known:
         covers: What it is chosen by.
         boundary: What it measures where there is one.
         open: Makes it; whether it gives a reading, its `missing` says.
+        open_only: Makes it for the one device of that number, so that the others need not work; None: it has no such
+            way.
     """
 
     name: str
     covers: Covers
     boundary: str
     open: Callable[[Sources], Meter | PowerMeter]
+    open_only: Callable[[Sources, int], Meter | PowerMeter] | None = None
 
 
 METERS: tuple[Known, ...] = (
@@ -76,10 +79,35 @@ METERS: tuple[Known, ...] = (
         "perf", Covers.CPU, "CPU packages and their DRAM", lambda at: PerfMeter(at.sysfs, at.proc, at.perf)
     ),
     Known("jetson", Covers.BOARD, "Jetson module", lambda at: JetsonMeter(at.sysfs)),
-    Known("nvml", Covers.GPU, "NVIDIA GPU boards", lambda at: open_nvml(at.nvml)),
+    Known(
+        "nvml",
+        Covers.GPU,
+        "NVIDIA GPU boards",
+        lambda at: open_nvml(at.nvml),
+        lambda at, number: open_nvml(at.nvml, only=number),
+    ),
     Known("amdsmi", Covers.GPU, "AMD GPU sockets", lambda at: open_amdsmi(at.amdsmi)),
     Known("pi5-pmic", Covers.BOARD, "Raspberry Pi 5 rails", lambda at: PmicMeter(at.sysfs, at.vcgencmd)),
     Known("hwmon", Covers.BOARD, "the platform or rails of your choice", lambda at: open_hwmon(at.sysfs)),
     Known("battery", Covers.BOARD, "whole machine on battery", lambda at: open_battery(at.sysfs)),
 )
 """Best first: what updates fast and covers little besides the work stands before what does not."""
+
+
+def blind_to(meter: Meter | PowerMeter, processor: str) -> str | None:
+    """A warning where a meter that was named does not see what runs on `processor`; else None.
+
+    Of meters outside the device and of recordings nothing is known: they are believed.
+
+    Args:
+        meter: Any meter, a part of one, or a `Sampler` before it.
+        processor: ``cpu`` or ``gpu``.
+    """
+    kind = meter.name.partition(":")[0]
+    known = next((known for known in METERS if kind == known.name or kind.startswith(f"{known.name}-")), None)
+    if known is None or known.covers.fits(processor):
+        return None
+    return (
+        f"the {meter.name} meter covers {meter.boundary} and sees nothing of the {processor.upper()}, on which the "
+        "model runs: what it tells is no energy of the model"
+    )

@@ -205,21 +205,13 @@ def over_coefficients(power: DevicePower, figure: Callable[[Draw], T]) -> tuple[
     return figure(_central(power)), [figure(draw) for draw in _corners(power)]
 
 
-def device_power(facts: Mapping[str, str], tdp_watts: float | None = None, root: Path = SYSFS) -> DevicePower:
+def device_power(facts: Mapping[str, str], root: Path = SYSFS) -> DevicePower:
     """Design power of the physical cores this machine shows.
 
     Args:
         facts: `Device.facts`: ``cpu`` and ``physical_cores`` are read.
-        tdp_watts: The package's design power, when the user knows it.
         root: The sysfs root; powercap tells the design power of Intel packages without privileges.
-
-    Raises:
-        UsageError: `tdp_watts` is not positive.
     """
-    if tdp_watts is not None:
-        if not (math.isfinite(tdp_watts) and tdp_watts > 0):
-            raise UsageError(f"the design power is {tdp_watts} W", hint="expected a positive number of watts")
-        return DevicePower(_around(tdp_watts), f"design power {tdp_watts:g} W (given)")
     known = design_power_watts(root)
     if known is not None:
         return DevicePower(_around(known), f"design power {known:g} W (powercap)")

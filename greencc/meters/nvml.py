@@ -1,7 +1,7 @@
 """NVIDIA GPUs through NVML (extra `greencc[nvidia]`): the total energy counter, else the power of the board.
 
 Boundary: the boards, with their memory and voltage regulators; never the host. All GPUs of the machine are read, each
-a domain of its own.
+a domain of its own, or one that is asked for by its number: then the others need not answer.
 
 What the figures mean (NVML API reference; Yang, Adamek and Armour, "Part-time power measurements: nvidia-smi's lack of
 attention", arXiv 2312.02741):
@@ -58,12 +58,15 @@ class Gpus:
 
     Args:
         load: Gives the library: the `pynvml` module, or what stands in for it.
+        only: Number of the one GPU that is wanted; None: all.
     """
 
     load: Callable[[], Any] = load_pynvml
+    only: int | None = None
     library: Any = field(default=None, init=False, repr=False)
-    handles: tuple[Any, ...] = field(default=(), init=False, repr=False)
-    names: tuple[str, ...] = field(default=(), init=False)
+    handles: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
+    names: dict[int, str] = field(default_factory=dict, init=False)
+    count: int = field(default=0, init=False)
 
     def open(self) -> None:
         """Start the library and find the GPUs.
@@ -79,13 +82,27 @@ class Gpus:
         count = self.call("tells no GPUs", self.library.nvmlDeviceGetCount)
         if not count:
             raise UnavailableError("NVML finds no NVIDIA GPU")
-        handles = tuple(
-            self.call(f"gives no access to GPU {number}", self.library.nvmlDeviceGetHandleByIndex, number)
-            for number in range(count)
-        )
-        names = (self.call("tells no name", self.library.nvmlDeviceGetName, handle) for handle in handles)
-        self.names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        self.count = count
+        if self.only is not None and self.only >= count:
+            raise UnavailableError(f"NVML finds no GPU {self.only}", hint=f"there are 0 to {count - 1}")
+        wanted = range(count) if self.only is None else [self.only]
+        handles = {
+            number: self.of(number, "gives no handle", self.library.nvmlDeviceGetHandleByIndex, number)
+            for number in wanted
+        }
+        for number, handle in handles.items():
+            name = self.of(number, "tells no name", self.library.nvmlDeviceGetName, handle)
+            self.names[number] = name.decode() if isinstance(name, bytes) else str(name)
         self.handles = handles
+
+    def of(self, number: int, failing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`call`, about one GPU; where there are more, the message tells how to do without it."""
+        try:
+            return self.call(f"{failing} of GPU {number}", function, *arguments)
+        except UnavailableError as error:
+            several = self.only is None and self.count > 1
+            hint = "to measure one of the others alone give its number, such as nvml:0" if several else None
+            raise UnavailableError(error.message, hint=hint) from error
 
     def call(self, failing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call NVML; its errors become an `UnavailableError` that says what is `failing`."""
@@ -95,9 +112,11 @@ class Gpus:
             raise UnavailableError(f"NVML {failing}: {error}") from error
 
     def boundary(self) -> str:
+        listed = ", ".join(f"{number}: {name}" for number, name in self.names.items())
+        if self.only is not None:
+            return f"GPU board {listed}" if listed else f"GPU board {self.only}"
         if len(self.names) == 1:
             return f"GPU board ({self.names[0]})"
-        listed = ", ".join(f"{number}: {name}" for number, name in enumerate(self.names))
         return f"{len(self.names)} GPU boards ({listed})" if self.names else "GPU boards"
 
     def energy(self) -> dict[str, float]:
@@ -105,8 +124,8 @@ class Gpus:
         self.open()
         function = self.library.nvmlDeviceGetTotalEnergyConsumption
         return {
-            f"gpu-{number}": self.call("tells no energy", function, handle) * _MILLI
-            for number, handle in enumerate(self.handles)
+            f"gpu-{number}": self.of(number, "tells no energy", function, handle) * _MILLI
+            for number, handle in self.handles.items()
         }
 
     def instant(self) -> dict[str, float]:
@@ -116,8 +135,10 @@ class Gpus:
         if wanted is None:
             raise UnavailableError("these bindings know no instant power", hint="pip install -U nvidia-ml-py")
         watts = {}
-        for number, handle in enumerate(self.handles):
-            (value,) = self.call("tells no power", self.library.nvmlDeviceGetFieldValues, handle, [wanted])
+        for number, handle in self.handles.items():
+            (value,) = self.of(
+                number, "tells no power", self.library.nvmlDeviceGetFieldValues, handle, [wanted]
+            )
             if value.nvmlReturn != self.library.NVML_SUCCESS:
                 error = self.library.NVMLError(value.nvmlReturn)
                 raise UnavailableError(f"NVML tells no instant power of GPU {number}: {error}")
@@ -128,9 +149,9 @@ class Gpus:
         """Watts of each GPU, averaged over a second on most."""
         self.open()
         return {
-            f"gpu-{number}": self.call("tells no power", self.library.nvmlDeviceGetPowerUsage, handle)
+            f"gpu-{number}": self.of(number, "tells no power", self.library.nvmlDeviceGetPowerUsage, handle)
             * _MILLI
-            for number, handle in enumerate(self.handles)
+            for number, handle in self.handles.items()
         }
 
 
@@ -138,9 +159,12 @@ def open_nvml(
     load: Callable[[], Any] = load_pynvml,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    *,
+    only: int | None = None,
 ) -> Meter | PowerMeter:
-    """The best meter that these GPUs have: the energy counter if it moves, instant power, or averaged power."""
-    gpus = Gpus(load)
+    """The best meter that all GPUs, or the `only` one, have: the energy counter if it moves, instant power, or averaged
+    power."""
+    gpus = Gpus(load, only)
     counter = NvmlMeter(gpus, clock, sleep)
     try:
         gpus.open()
@@ -178,6 +202,9 @@ class _Nvml:
         """E.g. ``GPU board (NVIDIA H200)``."""
         return self.gpus.boundary()
 
+    def _named(self, name: str) -> str:
+        return name if self.gpus.only is None else f"{name}:{self.gpus.only}"
+
 
 @dataclass
 class NvmlMeter(_Nvml):
@@ -194,7 +221,7 @@ class NvmlMeter(_Nvml):
 
     @property
     def name(self) -> str:
-        return "nvml"
+        return self._named("nvml")
 
     @property
     def period_s(self) -> float:
@@ -207,7 +234,7 @@ class NvmlMeter(_Nvml):
             moved = moving(self.gpus.energy, self.sleep, _PROBE_SECONDS)
         except UnavailableError as error:
             return str(error)
-        stuck = [f"gpu-{number}" for number in range(len(self.gpus.handles)) if f"gpu-{number}" not in moved]
+        stuck = [f"gpu-{number}" for number in self.gpus.handles if f"gpu-{number}" not in moved]
         return f"the NVML energy counter of {', '.join(stuck)} never moves" if stuck else None
 
     def read(self) -> Reading:
@@ -232,7 +259,7 @@ class NvmlPowerMeter(_Nvml):
 
     @property
     def name(self) -> str:
-        return "nvml-average" if self.averaged else "nvml-instant"
+        return self._named("nvml-average" if self.averaged else "nvml-instant")
 
     @property
     def period_s(self) -> float:

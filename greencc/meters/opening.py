@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ USER, PASSWORD, TOKEN = "GREENCC_METER_USER", "GREENCC_METER_PASSWORD", "GREENCC
 _YES = {"true": True, "false": False}
 # Its parts are channels, which only become a meter by being named.
 _CHANNELS = "hwmon"
+# A device of a meter that has several: ``0`` or ``gpu-0``.
+_NUMBERED = re.compile(r"(?:gpu-)?([0-9]{1,3})")
 _SENSOR = ("period", "uncertainty", "boundary", "grade")
 
 _AnyMeter: TypeAlias = Meter | PowerMeter
@@ -145,6 +148,9 @@ def _on_device(kind: str, part: str | None, at: Sources) -> _AnyMeter:
         raise UsageError(f"{kind}: nothing follows", hint=f"give {kind} alone, or a part of it: {kind}:0")
     if kind == _CHANNELS and part is not None:
         return open_hwmon(at.sysfs, tuple(part.split("+")))
+    only = known[kind].open_only
+    if only is not None and part is not None and (number := _NUMBERED.fullmatch(part)):
+        return only(at, int(number[1]))
     meter = known[kind].open(at)
     return meter if part is None else part_of(meter, part)
 
@@ -203,12 +209,36 @@ def _where(spec: _Spec, schemes: Mapping[str, int], default: str, environ: Mappi
         raise UsageError(
             f"{spec.kind}: no scheme {parts.scheme[:40]!r}", hint=did_you_mean(parts.scheme, schemes)
         )
+    if not _sendable(host):
+        raise UsageError(
+            f"{spec.kind}: the host's name is none",
+            hint="a label of it has 1 to 63 characters, all of it at most 253",
+        )
     if parts.fragment or parts.query:
         raise UsageError(
             f"{spec.kind}: the address holds '#' or a second '?'", hint="write them as %23 and %3F"
         )
     address = Address(parts.scheme, host, schemes[parts.scheme] if port is None else port)
     return _Where(address, _login(spec.kind, parts, environ), parts.path)
+
+
+def _sendable(host: str) -> bool:
+    """Whether a name can be looked up at all; letters beyond ASCII are looked up as IDNA writes them."""
+    try:
+        return len(host) <= 253 and len(host.encode("idna")) <= 253
+    except UnicodeError:
+        return False
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The bearer token; its characters are those of RFC 6750, 2.1, or at least ones that a header may hold."""
+    token = environ.get(TOKEN) or None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            f"http: {TOKEN} holds characters that cannot be sent",
+            hint="a token is printable ASCII in one line",
+        )
+    return token
 
 
 def _login(kind: str, parts: urllib.parse.SplitResult, environ: Mapping[str, str]) -> Login | None:
@@ -272,7 +302,7 @@ def _http(spec: _Spec, environ: Mapping[str, str]) -> _AnyMeter:
     if spec.unknown:
         target += f"?{urllib.parse.urlencode(spec.unknown)}"
     boundary = spec.text("boundary") or f"external meter at {where.address.host}"
-    client = _client(spec, where, environ.get(TOKEN))
+    client = _client(spec, where, _token(environ))
     return http_meter(JsonSource(client, target, path, unit_named(_unit(spec)), boundary), _facts(spec))
 
 

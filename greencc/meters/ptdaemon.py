@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade, Reading
 from greencc.meters._external import reason
-from greencc.meters._ptd_line import Identity, Line, Ranges, Sample, Summary
+from greencc.meters._ptd_line import Identity, Line, Sample
 
 PORT = 8888
 TIMEOUT_S = 10.0
@@ -34,7 +34,6 @@ _STUCK_INTERVALS = 10.0
 class _Session:
     line: Line
     identity: Identity
-    ranges: Ranges
     hang_up: Callable[[], object]
     newest: Sample | None = None
     arrived: float = 0.0
@@ -88,11 +87,6 @@ class PtdMeter:
         """
         return self._uncertainty
 
-    @property
-    def ranges(self) -> Ranges | None:
-        """Ranges of the analyser at the start of the measurement; None before it."""
-        return self._session.ranges if self._session else None
-
     def missing(self) -> str | None:
         """Starts to measure, and takes a reading."""
         return reason(self.read)
@@ -113,16 +107,6 @@ class PtdMeter:
             if self._session is not None:
                 self._session.newest = None
             raise
-
-    def summary(self) -> Summary:
-        """The daemon's own statistics of all samples since the measurement began, to compare with.
-
-        Raises:
-            UnavailableError: As `read`, or nothing is measured yet.
-        """
-        if self._session is None:
-            raise UnavailableError(f"nothing was measured yet with PTDaemon at {self.host}:{self.port}")
-        return self._session.line.summary()
 
     def close(self) -> None:
         """Stop the measurement and disconnect; the next reading starts anew."""
@@ -157,12 +141,12 @@ class PtdMeter:
     def _start(self) -> _Session:
         line = Line(self.host, self.port, self.timeout_s)
         try:
-            identity, ranges = line.greet(), line.ranges()
+            identity = line.greet()
             line.go(_MARK)
         except UnavailableError:
             line.close()
             raise
-        return _Session(line, identity, ranges, weakref.finalize(self, _hang_up, line), arrived=self.clock())
+        return _Session(line, identity, weakref.finalize(self, _hang_up, line), arrived=self.clock())
 
     def _check_alive(self, session: _Session) -> None:
         silence = self.clock() - session.arrived

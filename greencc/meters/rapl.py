@@ -26,7 +26,8 @@ _STUCK_AFTER_SECONDS = 1.0
 # More than any CPU package or its DRAM draws; tells a wrap from a counter that was reset.
 _PLAUSIBLE_WATTS = 2000.0
 _SLACK_JOULES = 5.0
-# Assumed where the kernel tells no limit, to know when a counter may have wrapped unseen.
+# To know when a counter may have wrapped unseen. Of the limit that the kernel tells only a larger one is believed: it
+# is a design power, which a laptop of 15 W may exceed four times for a while.
 _PACKAGE_WATTS = 500.0
 _DRAM_WATTS = 150.0
 # Turbo exceeds the design power for a while.
@@ -80,8 +81,8 @@ class RaplMeter:
         clock: Monotonic seconds.
         sleep: Waits while probing.
 
-    Two readings must be less than one wrap of the counter apart (44 minutes at 100 W for the usual 262 kJ);
-    a longer gap is an error, for the energy within it is unknown.
+    Two readings must be less than one wrap of the counter apart (5 minutes for the usual 262 kJ, at more watts than a
+    package draws); a longer gap is an error, for the energy within it is unknown.
     """
 
     root: Path = SYSFS
@@ -258,7 +259,7 @@ def _domain(name: str, folder: Path, assumed_watts: float) -> Domain:
     text = _text(folder / "max_energy_range_uj")
     if not text.isdigit() or int(text) == 0:
         raise UnavailableError(f"the RAPL domain {name} has no usable max_energy_range_uj: {text!r}")
-    return Domain(name, folder, int(text), package_watts(folder) or assumed_watts)
+    return Domain(name, folder, int(text), max(package_watts(folder) or 0.0, assumed_watts))
 
 
 def _read_counter(domain: Domain) -> int:

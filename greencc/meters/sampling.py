@@ -17,12 +17,16 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeGuard, cast
 
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import GreenccError, UnavailableError
 from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading
 
-GAP_PERIODS = 20
-"""Samples further apart than so many intervals (and `GAP_SECONDS`) leave a gap."""
-GAP_SECONDS = 2.0
+GAP_PERIODS = 5
+"""Samples further apart than so many intervals (and `GAP_SECONDS`) leave a gap: 5 s for a meter that updates every
+second, half a second for one that is read ten times a second."""
+GAP_SECONDS = 0.5
+STEP_PERIODS = 5
+"""A counter that steps once a period is off by up to a step at either end: its watts are means over so many periods at
+least, which keeps that error below a fifth."""
 COUNTER_INTERVAL = 0.1
 """Seconds between the readings of a counter that make up its trace."""
 SHORTEST_INTERVAL = 0.01
@@ -35,7 +39,15 @@ def is_counter(sensor: Meter | PowerMeter) -> TypeGuard[Meter]:
 
 @dataclass(frozen=True)
 class TracePoint:
-    """One row of a trace: cumulative joules, and mean watts since the row before (None at the start of an epoch)."""
+    """One row of a trace.
+
+    Attributes:
+        seconds: When it was read, monotonic.
+        epoch: As `Reading.epoch`.
+        joules: Cumulative, of each domain.
+        watts: Mean of each domain since the row before. Of a counter it is the mean over at least `STEP_PERIODS` of its
+            periods; rows that follow each other faster repeat it. None until there is one in this epoch.
+    """
 
     seconds: float
     epoch: int
@@ -79,6 +91,7 @@ class Sampler:
     Args:
         sensor: A counter or a power sensor whose `missing()` is None.
         interval_s: Seconds between samples; default: the sensor's period, for counters at least `COUNTER_INTERVAL`.
+        gap_s: Samples of power that are further apart end the epoch; default: `GAP_PERIODS` and `GAP_SECONDS`.
         clock: Monotonic seconds.
         thread_clock: Processor seconds of the calling thread.
 
@@ -90,18 +103,22 @@ class Sampler:
         sensor: Meter | PowerMeter,
         *,
         interval_s: float | None = None,
+        gap_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         thread_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.sensor = sensor
         shortest = COUNTER_INTERVAL if is_counter(sensor) else SHORTEST_INTERVAL
         self.interval_s = max(sensor.period_s, shortest) if interval_s is None else interval_s
+        self._gap_s = max(GAP_SECONDS, GAP_PERIODS * self.interval_s) if gap_s is None else gap_s
         self._clock, self._thread_clock = clock, thread_clock
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._points: list[TracePoint] = []
         self._failures: list[Failure] = []
+        # The reading since which watts are counted: of the newest point whose watts are its own.
+        self._base: Reading | None = None
         self._last: PowerSample | None = None
         self._sums: dict[str, float] = {}
         self._epoch = 0
@@ -129,7 +146,8 @@ class Sampler:
         return self.sensor.uncertainty
 
     def missing(self) -> str | None:
-        return self.sensor.missing()
+        with self._lock:
+            return self.sensor.missing()
 
     def start(self) -> None:
         """Begin to watch; a second call does nothing."""
@@ -181,12 +199,16 @@ class Sampler:
     def _watch(self) -> None:
         start, used = self._clock(), self._thread_clock()
         due = start
+        if self.trace():
+            # Whoever started this has just taken a reading.
+            due += self.interval_s
+            self._end.wait(self.interval_s)
         while not self._end.is_set():
             with self._lock:
                 try:
                     self._take()
-                except UnavailableError as error:
-                    self._failures.append(Failure(self._clock(), str(error)))
+                except Exception as error:  # noqa: BLE001 - a thread that dies would leave a gap nobody is told of
+                    self._failures.append(Failure(self._clock(), _told(error)))
                 now = self._clock()
                 self._samples += 1
                 self._late += now - due > 2.0 * self.interval_s
@@ -198,23 +220,33 @@ class Sampler:
     def _take(self) -> Reading:
         try:
             reading = self._count()
-        except UnavailableError:
+        except Exception:
+            # Whatever failed: what happened meanwhile is not known.
             self._epoch += 1
-            self._last = None
+            self._last = self._base = None
             self._sums.clear()
             raise
         before = self._points[-1] if self._points else None
-        watts = None
-        if before is not None and before.epoch == reading.epoch:
-            elapsed = reading.seconds - before.seconds
-            if elapsed <= 0.0:
-                return reading
-            watts = {
-                name: (joules - before.joules.get(name, joules)) / elapsed
-                for name, joules in reading.joules.items()
-            }
-        self._points.append(TracePoint(reading.seconds, reading.epoch, reading.joules, watts))
+        if before is not None and before.epoch == reading.epoch and reading.seconds <= before.seconds:
+            return reading
+        self._points.append(TracePoint(reading.seconds, reading.epoch, reading.joules, self._watts(reading)))
         return reading
+
+    def _watts(self, reading: Reading) -> dict[str, float] | None:
+        """Mean watts since the base, where that is far enough back; else those of the row before."""
+        base = self._base
+        if base is None or base.epoch != reading.epoch:
+            self._base = reading
+            return None
+        elapsed = reading.seconds - base.seconds
+        if is_counter(self.sensor) and elapsed < STEP_PERIODS * self.sensor.period_s:
+            before = self._points[-1].watts
+            return None if before is None else dict(before)
+        self._base = reading
+        return {
+            name: (joules - base.joules.get(name, joules)) / elapsed
+            for name, joules in reading.joules.items()
+        }
 
     def _count(self) -> Reading:
         if not is_counter(self.sensor):
@@ -230,7 +262,7 @@ class Sampler:
                 raise UnavailableError(
                     f"the samples of {self.name} do not fit together: a domain came or went, or time ran backwards"
                 )
-            if elapsed > max(GAP_SECONDS, GAP_PERIODS * self.interval_s):
+            if elapsed > self._gap_s:
                 self._epoch += 1
                 self._sums.clear()
             else:
@@ -240,3 +272,8 @@ class Sampler:
         return Reading(
             sample.seconds, {name: self._sums.get(name, 0.0) for name in sample.watts}, self._epoch
         )
+
+
+def _told(error: Exception) -> str:
+    """What a failure is recorded as: errors that greencc did not foresee with their kind."""
+    return str(error) if isinstance(error, GreenccError) else f"{type(error).__name__}: {error}"

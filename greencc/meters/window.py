@@ -22,6 +22,10 @@ T = TypeVar("T")
 
 # Counters wrap after minutes at the earliest; a reading takes far less than a millisecond of each interval.
 _TICK_SECONDS = 10.0
+_COUNTER_SECONDS = 10.0
+# A long call that holds the interpreter's lock keeps the watching thread waiting. Power is taken to change evenly
+# meanwhile: within a stretch of minutes that matters less than to know nothing of the whole.
+_GAP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,26 @@ class Spent:
 
 
 class Window:
-    """A stretch of time whose energy is wanted. `tick` now and then lets a meter see that its counter wraps."""
+    """A stretch of time whose energy is wanted.
+
+    The meter is watched in a thread, counters too: so it is seen that they wrap or stand still, whatever the work does.
+    """
 
     def __init__(self, meters: Callable[[], list[Meter | PowerMeter]] = available_meters) -> None:
         self._meter: Meter | None = None
         self._first: Reading | None = None
         self._stop: Callable[[], object] | None = None
         for sensor in meters():
-            meter = sensor if is_counter(sensor) else Sampler(sensor)
+            interval = max(sensor.period_s, _COUNTER_SECONDS) if is_counter(sensor) else None
+            meter = Sampler(sensor, interval_s=interval, gap_s=None if is_counter(sensor) else _GAP_SECONDS)
             try:
                 self._first = meter.read()
             except UnavailableError:
                 continue
             self._meter = meter
-            if isinstance(meter, Sampler):
-                meter.start()
-                # Also where the work fails and nobody closes the window.
-                self._stop = weakref.finalize(self, meter.stop)
+            meter.start()
+            # Also where the work fails and nobody closes the window.
+            self._stop = weakref.finalize(self, meter.stop)
             break
         self._start = time.perf_counter()
         self._cpu = _cpu_seconds()

@@ -98,6 +98,37 @@ def test_a_gauge_that_tells_only_what_is_left(tree, moment) -> None:
     assert meter.read().epoch == first.epoch + 1
 
 
+def test_a_gauge_that_tells_only_charge(tree, moment) -> None:
+    battery(tree, charge_now=3_000_000, voltage_now=12_000_000)
+    meter = open_battery(tree.root, moment.clock)
+    assert isinstance(meter, BatteryCounter)
+    assert meter.missing() is None
+    first = meter.read()
+    moment.now += 30.0
+    battery(tree, charge_now=3_000_000, voltage_now=11_900_000)
+    # The load makes the voltage sag: nothing was counted yet.
+    assert meter.read().joules == first.joules
+    moment.now += 30.0
+    battery(tree, charge_now=2_990_000, voltage_now=11_800_000)
+    # 10 mAh at 11.9 V, the mean of the steps' voltages.
+    taken = meter.read().joules["BAT0"] - first.joules["BAT0"]
+    assert taken == pytest.approx(0.010 * 3600.0 * 11.9)
+    moment.now += 30.0
+    battery(tree, charge_now=2_980_000, voltage_now=11_800_000)
+    assert meter.read().joules["BAT0"] - first.joules["BAT0"] == pytest.approx(taken + 0.010 * 3600.0 * 11.8)
+    battery(tree, charge_now=2_985_000, voltage_now=11_800_000)
+    with pytest.raises(UnavailableError, match="went back"):
+        meter.read()
+    assert meter.read().epoch == first.epoch + 1
+
+
+def test_charge_without_a_voltage_is_no_energy(tree) -> None:
+    battery(tree, charge_now=3_000_000)
+    assert "voltage_now cannot be read" in str(open_battery(tree.root).missing())
+    battery(tree, charge_now=3_000_000, voltage_now=0)
+    assert "a voltage of 0" in str(open_battery(tree.root).missing())
+
+
 def test_a_gauge_that_tells_neither(tree) -> None:
     battery(tree, capacity=80)
     assert "energy_now cannot be read" in str(open_battery(tree.root).missing())

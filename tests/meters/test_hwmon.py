@@ -39,6 +39,24 @@ def test_an_acpi_power_meter_is_the_platform(tree) -> None:
     assert meter.period_s == 1.0
 
 
+def test_several_acpi_channels_are_not_added_up_unless_named(tree) -> None:
+    tree.hwmon(
+        1,
+        "power_meter",
+        "ACPI000D:00",
+        {"power1_average": 350_000_000, "power2_average": 120_000_000, "power1_average_interval": 1000},
+    )
+    missing = open_hwmon(tree.root).missing()
+    assert missing is not None
+    assert "several ACPI power channels (power_meter/power1, power_meter/power2)" in missing
+    one = open_hwmon(tree.root, ("power_meter/power1",))
+    assert isinstance(one, HwmonMeter)
+    assert one.sample().watts == pytest.approx({"power_meter/power1": 350.0})
+    both = open_hwmon(tree.root, ("power_meter/power1", "power_meter/power2"))
+    assert isinstance(both, HwmonMeter)
+    assert sum(both.sample().watts.values()) == pytest.approx(470.0)
+
+
 def test_channels_of_unknown_meaning_are_not_picked_but_listed(tree) -> None:
     tree.hwmon(0, "ina226", "1-0041", {"power1_input": 1_500_000, "label": "VDD_CPU", "update_interval": 140})
     missing = open_hwmon(tree.root).missing()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade
-from greencc.meters import METERS, Covers, Sources, available_meters, probe
+from greencc.meters import METERS, Covers, Sources, available_meters, blind_to, probe
 from greencc.meters.sampling import Sampler, is_counter
 
 
@@ -71,6 +72,28 @@ def test_a_package_s_meter_says_nothing_of_the_other_processor(processor) -> Non
     assert ("rapl" in fitting, "perf" in fitting) == (processor == "cpu", processor == "cpu")
     assert ("nvml" in fitting, "amdsmi" in fitting) == (processor == "gpu", processor == "gpu")
     assert Covers.BOARD.fits(processor)
+
+
+@pytest.mark.parametrize(
+    ("name", "blind"),
+    [
+        *[(name, "gpu") for name in ("rapl", "rapl:package-0", "perf")],
+        *[(name, "cpu") for name in ("nvml", "nvml:0", "nvml-instant:1", "nvml-average", "amdsmi-power")],
+        *[
+            (name, None)
+            for name in ("jetson", "pi5-pmic", "battery-energy", "hwmon", "shelly", "csv", "ptdaemon")
+        ],
+    ],
+)
+def test_a_named_meter_that_does_not_hold_the_processor_is_warned_of(name: str, blind: str | None) -> None:
+    meter = SimpleNamespace(name=name, boundary="some rail")
+    for processor in ("cpu", "gpu"):
+        warning = blind_to(meter, processor)  # type: ignore[arg-type]
+        if processor == blind:
+            assert warning is not None
+            assert f"the {name} meter covers some rail and sees nothing of the {processor.upper()}" in warning
+        else:
+            assert warning is None
 
 
 def test_a_power_meter_becomes_a_meter_by_watching_it(tree, bare) -> None:

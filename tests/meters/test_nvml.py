@@ -12,7 +12,9 @@ import pytest
 
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade
+from greencc.meters.known import Sources
 from greencc.meters.nvml import NvmlMeter, NvmlPowerMeter, load_pynvml, open_nvml
+from greencc.meters.opening import open_meter
 from greencc.meters.sampling import Sampler, is_counter
 
 NOT_SUPPORTED, NO_PERMISSION, LIBRARY, LOST = 3, 4, 12, 15
@@ -45,6 +47,7 @@ class Gpu:
     energy_error: int = 0
     instant_error: int = 0
     average_error: int = 0
+    handle_error: int = 0
 
 
 @dataclass
@@ -67,6 +70,8 @@ class FakeNvml:
         return len(self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:
+        if self.gpus[index].handle_error:
+            raise NVMLError(self.gpus[index].handle_error)
         return self.gpus[index]
 
     def nvmlDeviceGetName(self, handle: Gpu) -> str | bytes:
@@ -170,7 +175,7 @@ def test_it_starts_and_then_refuses_power_as_on_a_jetson(opened) -> None:
     refusing = Gpu("Orin (nvgpu)", 0.0, 0.0, NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED)
     missing = opened(FakeNvml([refusing])).missing()
     assert missing is not None
-    assert "NVML tells no power: Not Supported" in missing
+    assert "NVML tells no power of GPU 0: Not Supported" in missing
     assert "jetson meter" in missing
 
 
@@ -190,8 +195,38 @@ def test_a_gpu_that_is_lost_while_measuring(opened) -> None:
     meter = opened(library)
     meter.read()
     library.gpus[0].energy_error = LOST
-    with pytest.raises(UnavailableError, match="NVML tells no energy: GPU is lost"):
+    with pytest.raises(UnavailableError, match="NVML tells no energy of GPU 0: GPU is lost"):
         meter.read()
+
+
+def test_one_gpu_is_measured_though_another_is_lost(opened, moment) -> None:
+    library = FakeNvml(
+        [Gpu("NVIDIA A100", 100.0), Gpu(handle_error=LOST), Gpu("Tesla P100", energy_error=NOT_SUPPORTED)]
+    )
+    reason = opened(library).missing()
+    assert "NVML gives no handle of GPU 1: GPU is lost" in str(reason)
+    assert "such as nvml:0" in str(reason)
+    moment.during = library.advance
+    first = open_nvml(lambda: library, moment.clock, moment.sleep, only=0)
+    assert first.missing() is None
+    assert (first.name, first.boundary) == ("nvml:0", "GPU board 0: NVIDIA A100")
+    assert isinstance(first, NvmlMeter)
+    assert list(first.read().joules) == ["gpu-0"]
+    third = open_nvml(lambda: library, moment.clock, moment.sleep, only=2)
+    assert isinstance(third, NvmlPowerMeter)
+    assert (third.name, third.sample().watts) == ("nvml-instant:2", {"gpu-2": 300.0})
+    lost = open_nvml(lambda: library, moment.clock, moment.sleep, only=1).missing()
+    assert str(lost) == "NVML gives no handle of GPU 1: GPU is lost"
+    none = open_nvml(lambda: library, moment.clock, moment.sleep, only=3).missing()
+    assert str(none) == "NVML finds no GPU 3 (there are 0 to 2)"
+
+
+@pytest.mark.parametrize("spec", ["nvml:0", "nvml:gpu-0"])
+def test_a_spec_asks_one_gpu_alone(spec: str) -> None:
+    library = FakeNvml([Gpu(energy_error=NOT_SUPPORTED), Gpu(handle_error=LOST)])
+    meter = open_meter(spec, {}, Sources(nvml=lambda: library))
+    assert meter.missing() is None
+    assert meter.name == "nvml-instant:0"
 
 
 def test_a_counter_that_goes_back_or_sticks(opened, moment) -> None:

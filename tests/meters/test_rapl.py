@@ -210,6 +210,18 @@ def test_a_domain_that_vanishes_is_named(laptop: Machine) -> None:
         meter.read()
 
 
+def test_a_laptop_may_draw_a_multiple_of_its_design_power(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.add("intel-rapl:0", "package-0", watts=64.0, range_uj=65_532_610_987)
+    (tmp_path / "class/powercap/intel-rapl:0/constraint_0_max_power_uw").write_text("15000000\n")
+    meter = machine.meter()
+    meter.read()
+    # 22.5 W would take 2900 s for a wrap, in which there have been almost two.
+    machine.sleep(2000.0)
+    with pytest.raises(UnavailableError, match="may have wrapped more than once"):
+        meter.read()
+
+
 def test_too_long_a_gap_may_hide_a_wrap(laptop: Machine) -> None:
     meter = laptop.meter()
     meter.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def test_power_is_integrated_by_trapezoids() -> None:
 
 
 def test_a_failure_starts_a_new_epoch() -> None:
-    power = Power(lambda now: None if now == 3.0 else {"a": 1.0}, step=1.0)
+    power = Power(lambda now: None if now == 3.0 else {"a": 1.0}, step=1.0, period_s=1.0)
     sampler = Sampler(power, clock=power.clock)
     assert [sampler.read().epoch for _ in range(2)] == [0, 0]
     with pytest.raises(UnavailableError, match="vanished"):
@@ -98,7 +99,7 @@ def test_a_late_sample_leaves_a_gap() -> None:
 
 
 def test_a_domain_that_comes_or_goes_is_refused() -> None:
-    power = Power(lambda now: {"a": 1.0, "b": 1.0} if now < 2.0 else {"a": 1.0}, step=1.0)
+    power = Power(lambda now: {"a": 1.0, "b": 1.0} if now < 2.0 else {"a": 1.0}, step=1.0, period_s=1.0)
     sampler = Sampler(power, clock=power.clock)
     sampler.read()
     with pytest.raises(UnavailableError, match="came or went"):
@@ -114,6 +115,108 @@ def test_a_counter_is_passed_on_with_its_epochs() -> None:
     counter.epoch = 2
     assert sampler.read().epoch == 3
     assert [point.watts for point in sampler.trace()] == [None, {"total": 3.0}, None]
+
+
+@dataclass
+class Stepping(Counter):
+    """100 W, counted in steps of 10 J each tenth of a second."""
+
+    period_s: float = 0.1
+
+    def read(self) -> Reading:
+        return Reading(self.now, {"total": 10.0 * int(self.now / 0.1 + 1e-9)}, self.epoch)
+
+
+def test_watts_of_a_stepping_counter_are_its_power_and_joules_stay_exact() -> None:
+    counter = Stepping()
+    sampler = Sampler(counter)
+    # The thread reads every 0.1 s with some jitter; block edges read a few milliseconds after it.
+    jitter = (0.0, 0.004, -0.003, 0.006, -0.004)
+    for number in range(400):
+        counter.now = 1.05 + 0.1 * number + 5.0 * jitter[number % 5]
+        at_thread = sampler.read()
+        counter.now += 0.005
+        at_edge = sampler.read()
+        assert 0.0 <= at_edge.joules["total"] - at_thread.joules["total"] <= 10.0
+    points = sampler.trace()
+    assert len(points) == 800
+    known = [point.watts["total"] for point in points if point.watts is not None]
+    assert len(known) > 780
+    assert 80.0 <= min(known) <= max(known) <= 120.0
+    assert points[-1].joules["total"] == 10.0 * int(counter.now / 0.1)
+
+
+def test_watts_of_an_epoch_are_not_carried_into_the_next() -> None:
+    counter = Stepping()
+    sampler = Sampler(counter)
+    for counter.now in (0.0, 1.0, 1.01):
+        sampler.read()
+    counter.epoch = 1
+    for counter.now in (1.02, 1.03, 3.02):
+        sampler.read()
+    watts = [None if point.watts is None else point.watts["total"] for point in sampler.trace()]
+    assert watts == [None, 100.0, 100.0, None, None, pytest.approx(100.0)]
+
+
+@pytest.mark.parametrize(("period", "bridged", "gap"), [(0.1, 0.4, 0.6), (1.0, 4.5, 5.5)])
+def test_no_more_than_about_five_intervals_are_bridged(period: float, bridged: float, gap: float) -> None:
+    power = Power(lambda now: {"a": 1.0}, step=bridged, period_s=period)
+    sampler = Sampler(power, clock=power.clock)
+    assert [sampler.read().epoch for _ in range(3)] == [0, 0, 0]
+    power.step = gap
+    assert sampler.read().epoch == 1
+    patient = Sampler(Power(lambda now: {"a": 1.0}, step=gap, period_s=period), gap_s=2.0 * gap)
+    assert [patient.read().epoch for _ in range(3)] == [0, 0, 0]
+
+
+def test_the_thread_survives_errors_that_nobody_foresaw() -> None:
+    power = Power(lambda now: {"a": 1.0})
+    calls = 0
+
+    def sample() -> PowerSample:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyError("rail")
+        return PowerSample(time.monotonic(), {"a": 1.0})
+
+    power.sample = sample  # type: ignore[method-assign]
+    with Sampler(power, interval_s=0.01) as sampler:
+        while calls < 4:
+            time.sleep(0.005)
+    assert [failure.message for failure in sampler.failures()] == ["KeyError: 'rail'"]
+    assert sampler.trace()[-1].epoch == 1
+
+
+def test_the_sensor_is_never_asked_twice_at_once() -> None:
+    power = Power(lambda now: {"a": 1.0})
+    inside, waiting, overlapped = threading.Event(), threading.Event(), False
+
+    def missing() -> str | None:
+        inside.set()
+        waiting.wait(0.2)
+        inside.clear()
+        return None
+
+    def sample() -> PowerSample:
+        nonlocal overlapped
+        overlapped |= inside.is_set()
+        return PowerSample(time.monotonic(), {"a": 1.0})
+
+    power.missing, power.sample = missing, sample  # type: ignore[method-assign]
+    with Sampler(power, interval_s=0.01) as sampler:
+        assert sampler.missing() is None
+        sampler.read()
+    assert not overlapped
+
+
+def test_the_thread_does_not_repeat_a_reading_just_taken() -> None:
+    counter = Counter()
+    sampler = Sampler(counter, interval_s=60.0)
+    sampler.read()
+    with sampler:
+        sampler.read()
+    assert counter.readings == 2
 
 
 def test_the_thread_watches_counts_its_cost_and_survives_failures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,30 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         open_meter(f"csv:{tmp_path / 'b.csv'}", {})
     with pytest.raises(UsageError, match="csv: the uncertainty is 2"):
         open_meter(f"csv:{tmp_path / 'b.csv'}?uncertainty=2", {})
+
+
+def test_what_would_never_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is no regular file"):
+            load_recording(path)
+    long = tmp_path / "long.csv"
+    long.write_bytes(b"seconds,watts\n0,1\n" + b" " * (1 << 17) + b"1,1\n")
+    with pytest.raises(InputError, match="line 3 has more than 65536 bytes"):
+        load_recording(long)
+    # What counts is what is read, not the size that the file system tells.
+    monkeypatch.setattr("greencc.meters.csv_replay.MAX_BYTES", 30)
+    long.write_text("seconds,watts\n0,1\n1,1\n2,1\n3,1\n4,1\n")
+    with pytest.raises(InputError, match="has more than"):
+        load_recording(long)
+
+
+def test_the_period_is_computed_once(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = replay(write(WATTS))
+    monkeypatch.setattr("statistics.median", lambda values: pytest.fail("the median of all rows again"))
+    assert meter.period_s == 0.5
+    assert meter.missing() is None
 
 
 def test_a_byte_order_mark_blank_lines_and_negative_times_are_fine(write: Callable[[str], Path]) -> None:

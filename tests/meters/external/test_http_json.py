@@ -126,6 +126,19 @@ def test_pointers_reach_names_with_dots() -> None:
     assert lookup(7, "", "x") == 7
 
 
+@pytest.mark.parametrize("path", ["a." + "7" * 5000, "/a/" + "7" * 5000, "a.2", "a.\u00b2"])
+def test_positions_that_no_list_has(path: str) -> None:
+    with pytest.raises(UnavailableError, match=r"it is a list of 2") as caught:
+        lookup({"a": [1, 2]}, path, "x")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_number_must_be_finite_in_its_unit_too() -> None:
+    assert quantity(1e300, UNITS["J"], "x") == 1e300
+    with pytest.raises(UnavailableError, match=r"x gave 1e\+305 kWh"):
+        quantity("1e305", UNITS["kWh"], "x")
+
+
 @pytest.mark.parametrize("name", sorted(UNITS))
 def test_units_and_their_spelling(name: str) -> None:
     unit = UNITS[name]

@@ -86,6 +86,24 @@ def test_no_message_quotes_a_password(spec: str) -> None:
         seen = seen.__cause__
 
 
+@pytest.mark.parametrize("token", ["geheim\u20ac", "ses\name", "s\xe9same"])
+def test_a_token_that_cannot_be_sent_is_refused_without_quoting_it(token: str) -> None:
+    with pytest.raises(
+        UsageError, match="GREENCC_METER_TOKEN holds characters that cannot be sent"
+    ) as caught:
+        open_meter("http:http://h/?path=a&unit=W", {"GREENCC_METER_TOKEN": token})
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", ".".join(["abc"] * 70)])
+@pytest.mark.parametrize(
+    "spec", ["shelly:http://{}", "http:http://{}/?path=a&unit=W", "mqtt:{}/a?unit=W", "ptdaemon:{}"]
+)
+def test_a_host_that_cannot_be_looked_up_is_refused(spec: str, host: str) -> None:
+    with pytest.raises(UsageError, match="the host's name is none"):
+        open_meter(spec.format(host), {})
+
+
 def test_meters_do_not_show_their_login() -> None:
     for spec in (
         "shelly:http://root:sesame@h",

@@ -13,7 +13,6 @@ import pytest
 
 from greencc.core.errors import ExitCode, UnavailableError
 from greencc.core.meter import Grade
-from greencc.meters._ptd_line import Ranges
 from greencc.meters.opening import open_meter
 from greencc.meters.ptdaemon import PtdMeter
 
@@ -34,7 +33,6 @@ class Daemon:
     uncertainty: str = "0.004"
     port: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
-    taken: list[float] = field(default_factory=list)
 
     def answer(self, command: str) -> str | None:
         self.seen.append(command)
@@ -45,8 +43,6 @@ class Daemon:
             return "Hello, PTDaemon here!"
         if name == "Identify":
             return IDENTITY
-        if name == "RR":
-            return "Ranges,0,1.000000,1,-1.000000"
         if name == "Go":
             if self.measuring:
                 return "Error: measurement already in progress"
@@ -58,9 +54,6 @@ class Daemon:
             return "Stopping untimed measurement" if was else "Error: no measurement to stop"
         if name == "RL":
             return self._unread()
-        if name == "Watts":
-            mean = sum(self.taken) / len(self.taken)
-            return f"Watts,{mean},{min(self.taken)},{max(self.taken)},{len(self.taken)},0,{len(self.taken)}"
         if name == "Uncertainty":
             return f"Uncertainty,{self.uncertainty},0.003,0.005,10,0,10,0"
         return "Unknown command"
@@ -71,7 +64,6 @@ class Daemon:
             return "No unread samples available"
         lines = [f"Last {len(samples)} samples"]
         for seconds, watts in samples:
-            self.taken.append(watts)
             stamp = datetime(2024, 2, 28, 23, 59, 50) + timedelta(seconds=seconds)
             text = stamp.strftime("%m-%d-%Y %H:%M:%S.") + f"{stamp.microsecond // 1000:03d}"
             lines.append(f"Time,{text},Watts,{watts:.6f},Volts,230.1,Amps,0.1,PF,0.9,Mark,greencc")
@@ -121,19 +113,16 @@ def test_watts_times_the_time_between_samples(daemon: Daemon, meter: PtdMeter, c
     assert reading.seconds == 103.2
     assert reading.joules == {"analyser": pytest.approx(10.0 + 20.0 + 30.0 * 1.001)}
     assert reading.epoch == first.epoch
-    assert daemon.seen[:4] == ["Hello", "Identify", "RR", "Go,0,0,greencc"]
+    assert daemon.seen[:3] == ["Hello", "Identify", "Go,0,0,greencc"]
 
 
 def test_what_the_daemon_tells_of_itself(daemon: Daemon, meter: PtdMeter) -> None:
-    assert (meter.period_s, meter.uncertainty, meter.ranges) == (1.0, None, None)
+    assert (meter.period_s, meter.uncertainty) == (1.0, None)
     daemon.unread = [(0.0, 5.0), (1.0, 7.0)]
     meter.read()
     assert meter.boundary == f"power analyser Yokogawa WT310E, PTDaemon at 127.0.0.1:{daemon.port}"
     assert (meter.name, meter.grade, meter.period_s) == ("ptdaemon", Grade.A, 1.0)
     assert meter.uncertainty == 0.004
-    assert meter.ranges == Ranges(amps=1.0, volts=None)
-    summary = meter.summary()
-    assert (summary.average, summary.smallest, summary.largest, summary.samples) == (6.0, 5.0, 7.0, 2)
     daemon.uncertainty, daemon.unread = "-1", [(2.0, 7.0)]
     meter.read()
     assert meter.uncertainty is None
@@ -201,8 +190,8 @@ def test_bad_samples_begin_a_new_epoch(
         ),
         ("Identify", IDENTITY.replace(",1000,1,", ",1000,0,"), "measures no power"),
         ("Identify", IDENTITY.replace(",1000,", ",0,"), "tells an interval of '0' ms"),
-        ("RR", "Invalid number of parameters", "answers RR with 'Invalid number"),
-        ("RR", "Ranges,0,x,0,1", "answers RR with"),
+        ("Uncertainty", "Invalid number of parameters", "answers Uncertainty with 'Invalid number"),
+        ("Uncertainty", "Uncertainty,0.1,x,0,1,0,1,0", "answers Uncertainty with"),
         ("Go", "Error: meter busy", "does not start to measure: 'Error: meter busy' .*another program"),
         ("RL", "Last many samples", "answers RL with"),
         ("RL", "Last 99999999999 samples", "answers RL with"),
@@ -234,8 +223,6 @@ def test_closing_stops_the_measurement(daemon: Daemon, meter: PtdMeter) -> None:
     assert daemon.measuring
     meter.close()
     assert not daemon.measuring
-    with pytest.raises(UnavailableError, match="nothing was measured yet"):
-        meter.summary()
 
 
 def test_letting_go_stops_the_measurement(daemon: Daemon) -> None:
