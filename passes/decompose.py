@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from greencc.core.blas import single_threaded
 from greencc.core.capabilities import Arithmetic
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
@@ -122,7 +123,8 @@ class Decompose(Pass):
         """Factorise the layers of the main graph in place."""
         outcome = Outcome()
         ensure_names(model)
-        return _Run(self, model, ctx, outcome, parse_plan(self.ranks, WHERE)).run()
+        with single_threaded():
+            return _Run(self, model, ctx, outcome, parse_plan(self.ranks, WHERE)).run()
 
 
 @dataclass
