@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.groups import PruneGroup
+from greencc.core.kl import is_scores
 from greencc.core.passes import Context
-from greencc.passes._score_fisher import Gradients, fisher, is_scores, log_slope
+from greencc.passes._score_fisher import Gradients, fisher, log_slope
 from greencc.passes._score_gates import Piece, gated_pieces
 from greencc.passes._score_magnitude import with_magnitudes
 from greencc.passes._score_options import Float64, ScoreOptions

@@ -525,6 +525,16 @@ def test_inputs_whose_products_overflow(kit: Any, random: Random) -> None:
     assert kit.energy_lost(model, repaired, scale) < 1e-3
 
 
+def test_ranks_for_the_model_where_it_gives_decisions_alone(kit: Any, random: Random) -> None:
+    text = """g (float[N,24] x) => (int64[N] y) {
+        a = Gemm(x, w0, b) r = Relu(a) c = Gemm(r, w1, b) y = ArgMax<axis=1, keepdims=0>(c) }"""
+    model = kit.parse(text, w0=low_rank(24, 24, 4, 0), w1=low_rank(24, 24, 4, 1), b=random(24))
+    feeds = data(random, 60, 24)
+    result, outcome, _ = kit.run(model, feeds, rank=RankRule.RATIO, ratio=0.3, min_elements=16, align=1)
+    assert outcome.changed
+    assert np.mean(kit.outputs(model, feeds)[0] == kit.outputs(result, feeds)[0]) > 0.9
+
+
 @pytest.mark.parametrize("min_elements", [16, 10**6])
 def test_excluding_what_there_is_not(kit: Any, random: Random, min_elements: int) -> None:
     model, feeds = network(kit), data(random, 8, 16, 8, 8)
