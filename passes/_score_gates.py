@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Batch
-from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.errors import GreenccError, InputError, UnavailableError
 from greencc.core.gradients import Tape
@@ -31,6 +30,7 @@ from greencc.passes._capture import (
     sample_bytes,
     single_samples,
 )
+from greencc.passes._prune_costs import macs_per_sample
 from greencc.passes._score_masks import Key, Mask, add_masks, close_to
 from greencc.passes._score_options import OTHER_SCORE, Float64, ScoreOptions
 from greencc.passes._score_reads import Weights
@@ -96,7 +96,7 @@ def gated_pieces(
     kinds = [value.dtype for value in model.graph.outputs]
     if not any(kind is None or kind.is_floating_point() for kind in kinds):
         raise InputError("the model has no float output to take gradients of", hint=OTHER_SCORE)
-    work = _PASSES * sum(float(cost.macs or 0) for cost in nodes_cost(model))
+    work = _PASSES * macs_per_sample(model, ctx.samples)
     wanted = min(options.gradient_samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     if not wanted:
         raise no_samples(source)
