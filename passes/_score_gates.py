@@ -138,6 +138,9 @@ class _GatedModel:
             self._graph = ctx.gradients(changed, [mask.name for mask in self._masks.values()])
         except InputError as error:
             raise InputError(error.message, hint=OTHER_SCORE) from error
+        except UnavailableError as error:
+            hint = f"{error.hint}, or {OTHER_SCORE}" if error.hint else OTHER_SCORE
+            raise UnavailableError(error.message, hint=hint) from error
         values = [str(value.name) for value in graph_values(changed.graph)]
         held = sum(sample_bytes(changed, values).values())
         self._rows = max(1, min(batch, _RUN_BYTES // max(held, 1)))

@@ -95,7 +95,7 @@ class Prune(Pass):
             groups = self._groups(structure, outcome if number == 1 else Outcome())
             if not groups:
                 break
-            scores = self._scores(model, groups, ctx)
+            scores = self._scores(model, groups, ctx, outcome)
             if number == 1 and self.measured:
                 whole = self._allocate(model, groups, scores, self.ratio, ctx)
                 if whole.removed and not self._pays(original, whole, ctx, outcome):
@@ -127,10 +127,13 @@ class Prune(Pass):
         )
 
     def _scores(
-        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context
+        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, outcome: Outcome
     ) -> dict[str, NDArray[np.float64]]:
         """The scores, weighted by what the model's outputs make of an error there."""
-        scores = channel_scores(model, groups, self.score, ctx)
+        findings: list[Finding] = []
+        scores = channel_scores(model, groups, self.score, ctx, findings=findings)
+        # Every round says the same.
+        outcome.findings += [item for item in findings if item not in outcome.findings]
         # These are changes of the outputs already.
         if ctx.calibration is None or self.score.of_outputs:
             return scores
