@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from greencc.core.data import Array, Batch, Feeds, TensorSpec
 from greencc.core.engine import Engine
 from greencc.core.graph import Names
-from greencc.core.kl import kl_divergence
+from greencc.core.kl import is_scores, kl_divergence
 from greencc.core.passes import Context
 from greencc.passes._blocks import Shape, find_blocks
 from greencc.passes._capture import BUDGET_BYTES, checked, no_samples, require_data, rows, run_split
@@ -46,7 +46,7 @@ class _Change:
 
     def add(self, expected: Array, got: Array) -> None:
         self.count += len(expected) if expected.ndim else 1
-        if _is_scores(expected):
+        if is_scores(expected):
             self.divergence += _divergence(expected, got)
             return
         old, new = expected.astype(np.float64), got.astype(np.float64)
@@ -219,10 +219,6 @@ def _cosine(before: Array, after: Array) -> NDArray[np.float64]:
     same = (before == after).all(axis=axis)
     found: NDArray[np.float64] = np.where(same, 1.0, products / np.where(norms > 0, norms, 1.0))
     return found
-
-
-def _is_scores(array: Array) -> bool:
-    return array.ndim >= 2 and array.shape[1] >= 2 and math.prod(array.shape[2:]) == 1
 
 
 def _divergence(expected: Array, got: Array) -> float:

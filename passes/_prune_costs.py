@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Feeds
@@ -77,6 +78,17 @@ def macs_by_node(model: ir.Model, samples: Sequence[Feeds]) -> dict[str, float]:
     if samples:
         model = bind_dims(model, {name: values.shape for name, values in samples[0].items()})
     return {cost.name: float(cost.macs or 0) for cost in nodes_cost(model)}
+
+
+def macs_per_sample(model: ir.Model, samples: Sequence[Feeds]) -> float:
+    """Multiply-accumulates of one sample, for budgets of work: sizes as for `macs_by_node`, over the samples bound."""
+    return sum(macs_by_node(model, samples).values()) / bound_together(samples)
+
+
+def bound_together(samples: Sequence[Feeds]) -> int:
+    """Samples in the batch that sets the sizes."""
+    first = np.shape(next(iter(samples[0].values()), 0)) if samples else ()
+    return max(1, first[0]) if first else 1
 
 
 def work_model(model: ir.Model, groups: Iterable[PruneGroup], samples: Sequence[Feeds]) -> WorkModel:

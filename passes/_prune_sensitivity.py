@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Batch
-from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.graph import Names, add_initializer, constant_tensor
 from greencc.core.groups import PruneGroup, Role
 from greencc.core.passes import Context
 from greencc.core.shapes import bind_dims
 from greencc.passes._capture import require_data, run_one, single_samples
+from greencc.passes._prune_costs import macs_per_sample
 from greencc.passes._resume import Resume, value_bytes
 from greencc.passes._score_loss import change
 from greencc.passes._score_reads import Weights
@@ -84,7 +84,7 @@ def divergences(
         samples: Looked at, evenly spread over the data; fewer where the model is large.
     """
     source = require_data(ctx)
-    work = sum(float(cost.macs or 0) for cost in nodes_cost(model)) * max(1, count)
+    work = macs_per_sample(model, ctx.samples) * max(1, count)
     # Large models show what a layer does to the outputs on few samples, and each costs an inference per variant.
     wanted = min(samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     batches = list(single_samples(source, wanted))

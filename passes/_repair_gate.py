@@ -1,19 +1,22 @@
-"""Whether a repair of many layers brings the outputs of the whole model nearer to the original's.
+"""A repair of many layers stays only if it brings the outputs of the whole model nearer to the original's.
 
 Each layer is judged on its own outputs while it is refit, on samples kept aside. That need not add up: with few samples
-for wide layers (feed-forward blocks of transformers) small gains of every layer can move the outputs away.
+for wide layers (feed-forward blocks of transformers) small gains of every layer can move the outputs away. The whole
+is judged on samples that nothing has learned from (`_repair_split`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Batch
-from greencc.core.describe import nodes_cost
-from greencc.core.passes import Context
+from greencc.core.passes import Context, Finding
 from greencc.passes._capture import checked, require_data, rows, run_one
-from greencc.passes._quantized_pair import HELD_OUT
+from greencc.passes._prune_costs import macs_per_sample
+from greencc.passes._repair_split import Chosen, judges, where_judged
 from greencc.passes._score_loss import change
 
 _SAMPLES = 64
@@ -21,16 +24,50 @@ _SAMPLES = 64
 _WORK, _FEWEST = 2e11, 8
 
 
-def divergence(original: ir.Model, models: list[ir.Model], ctx: Context) -> list[float]:
-    """How far the outputs of each model are from the original's: the mean over samples no refit has learned from.
+def repaired(
+    original: ir.Model,
+    model: ir.Model,
+    ctx: Context,
+    repair: Callable[[ir.Model], list[Finding]],
+    rule: str,
+) -> list[Finding]:
+    """Repair a clone of `model`, whose graph takes the place of the model's where the outputs come nearer.
+
+    Args:
+        original: The model whose outputs are wanted.
+        model: With its inputs and outputs; its graph may be replaced.
+        ctx: Gives the calibration data and the engines. Rewrites of a repair that is dropped are taken back.
+        repair: Changes the model it is given in place.
+        rule: Of the finding that tells why a repair was dropped.
+
+    Returns:
+        The findings of the repair, or that one.
+    """
+    trial, announced = model.clone(), len(ctx.rewrites.applied)
+    findings = repair(trial)
+    chosen = _judges(original, ctx)
+    before, after = divergence(original, [model, trial], chosen, ctx)
+    if after <= before:
+        model.graph = trial.graph
+        return findings
+    del ctx.rewrites.applied[announced:]
+    message = (
+        f"the repair was dropped: with it the outputs are further from the original's ({after:.3g} against "
+        f"{before:.3g} {where_judged(chosen.judging)}); give more calibration samples"
+    )
+    return [Finding("warning", message, rule=rule)]
+
+
+def divergence(original: ir.Model, models: list[ir.Model], samples: Chosen, ctx: Context) -> list[float]:
+    """How far the outputs of each model are from the original's: the mean over the samples.
 
     Args:
         original: The model they stand for.
         models: Models with its inputs and outputs.
-        ctx: Gives the calibration data and the engines.
+        samples: What to compare on.
+        ctx: Gives the engines.
     """
-    work = sum(float(cost.macs or 0) for cost in nodes_cost(original))
-    batches = _held_out(ctx, max(_FEWEST, min(_SAMPLES, int(_WORK / max(work, 1.0)))))
+    batches = [rows(item, row, row + 1) for item in checked(samples, 32) for row in range(item.count)]
     exact = _outputs(original, batches, ctx)
     found = []
     for model in models:
@@ -39,18 +76,10 @@ def divergence(original: ir.Model, models: list[ir.Model], ctx: Context) -> list
     return found
 
 
-def _held_out(ctx: Context, wanted: int) -> list[Batch]:
-    """Every fifth sample, one by one; all there are where these are fewer than five."""
-    source = require_data(ctx)
-    step = HELD_OUT if source.count >= HELD_OUT else 1
-    picked: list[Batch] = []
-    first = 0
-    for item in checked(source, 32):
-        for offset in range(item.count):
-            if (first + offset) % step == step - 1 and len(picked) < wanted:
-                picked.append(rows(item, offset, offset + 1))
-        first += item.count
-    return picked
+def _judges(original: ir.Model, ctx: Context) -> Chosen:
+    work = macs_per_sample(original, ctx.samples)
+    wanted = max(_FEWEST, min(_SAMPLES, int(_WORK / max(work, 1.0))))
+    return judges(require_data(ctx), wanted)
 
 
 def _outputs(model: ir.Model, batches: list[Batch], ctx: Context) -> list[dict[str, Array]]:

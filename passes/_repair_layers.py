@@ -15,20 +15,20 @@ A layer of a great many columns would need a huge matrix. There a map between in
 cov(x, x)^-1 for the channels x' of the original and x of what is left, and its weights become W B for the original
 W, tap by tap (GRAIL).
 
-A refit stays only if it lowers the layer's error on samples kept aside.
+A refit stays only if it lowers the layer's error on samples kept aside (`_repair_split`); what so many passes may look
+at is in `_repair_budget`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.graph import Names
@@ -36,15 +36,18 @@ from greencc.core.memory import give_back
 from greencc.core.passes import Context, Finding, FindingKind
 from greencc.core.progress import silent
 from greencc.core.shapes import bind_dims
-from greencc.passes._capture import BUDGET_BYTES, graph_values, require_data, sample_bytes
+from greencc.passes._capture import graph_values, require_data
 from greencc.passes._linear_view import linear_view
+from greencc.passes._prune_costs import bound_together
 from greencc.passes._quantized_pair import Side, run_both
+from greencc.passes._repair_budget import affordable_samples, alike, run_together, stages_that_fit
 from greencc.passes._repair_order import Join, Refit, Source, Step, plan_rounds
-from greencc.passes._repair_rows import Channelwise, Collector, Spread, Task
+from greencc.passes._repair_rows import Channelwise, Collector, Task
 from greencc.passes._repair_select import kept_outputs, layers_after_cut
+from greencc.passes._repair_split import spread, where_judged
 from greencc.passes._repair_weights import Weighted, weight_matrix, weighted
 from greencc.passes._resume import Resume, value_bytes
-from greencc.passes._ridge import Moments, solve
+from greencc.passes._ridge import solve
 
 Float64 = NDArray[np.float64]
 __all__ = ["Join", "Refit", "RefitOptions", "Source", "kept_outputs", "layers_after_cut", "refit"]
@@ -52,9 +55,6 @@ __all__ = ["Join", "Refit", "RefitOptions", "Source", "kept_outputs", "layers_af
 RULE = "refit"
 _LABEL = "Repairing"
 _MIN_ROWS = 4096
-_MIN_SAMPLES = 16
-# Of the largest value of the original for the samples run at once.
-_RUN_BYTES = 16 << 20
 # Of the values kept of both models, so that a pass need not start at the inputs.
 _KEPT_BYTES = 96 << 20
 
@@ -123,7 +123,7 @@ def refit(
 class _Repair:
     def __init__(self, original: ir.Model, compressed: ir.Model, ctx: Context, options: RefitOptions) -> None:
         self.original, self.compressed, self.options = original, compressed, options
-        self.source = Spread(require_data(ctx), options.samples)
+        self.source = spread(require_data(ctx), options.samples)
         self.ctx = ctx
         self.batch = options.batch
         self.names = Names(compressed)
@@ -132,7 +132,7 @@ class _Repair:
         self.findings: list[Finding] = []
         # By the identity of the model.
         self.resume: dict[int, Resume] = {}
-        # Errors on samples kept aside of the layers that were refit, as shares of the outputs' power.
+        # Errors on the rows that judge of the layers that were refit, as shares of the outputs' power.
         self.gains: list[tuple[float, float]] = []
 
     def run(self, layers: Sequence[Refit]) -> list[Finding]:
@@ -146,9 +146,14 @@ class _Repair:
             else:
                 self._note("refused", name, f"it is not refit: {reason}")
         planned = plan_rounds(self.compressed, problems, self.options.rounds)
-        stages = [stage for group in planned for stage in self._stages(group, nodes)]
-        limit, self.batch = self._budget(stages, nodes)
-        self.source = replace(self.source, limit=limit)
+        memory, columns = self.options.memory_mb << 20, self.options.max_columns
+        stages = [
+            stage
+            for group in planned
+            for stage in stages_that_fit(group, nodes, limit=memory, max_columns=columns)
+        ]
+        limit, self.batch = self._budget(stages)
+        self.source = spread(self.source.source, limit)
         for index, stage in enumerate(self.ctx.progress(stages, label=_LABEL, total=len(stages))):
             tasks = [task for item in stage if (task := self._task(item, nodes[item.item.node])) is not None]
             waiting = [step.item for later in stages[index:] for step in later]
@@ -162,51 +167,32 @@ class _Repair:
         if self.gains:
             before, after = (float(np.mean(part)) for part in zip(*self.gains, strict=True))
             message = (
-                f"{len(self.gains)} of {len(wanted)} layers were refit: on samples kept aside their error is "
-                f"{after:.1%} of their outputs' variance on average, {before:.1%} before"
+                f"{len(self.gains)} of {len(wanted)} layers were refit: their error is {after:.1%} of their outputs' "
+                f"variance on average, {before:.1%} before, {where_judged(self.source.judging)}"
             )
             self.findings.append(Finding("note", message, rule=RULE))
         return self.findings
 
-    def _budget(self, stages: Sequence[Sequence[Step]], nodes: Mapping[str, ir.Node]) -> tuple[int, int]:
+    def _budget(self, stages: Sequence[Sequence[Step]]) -> tuple[int, int]:
         """Samples that so many passes may look at, and how many to run at once."""
-        passes = len(stages)
+        options, feeds = self.options, self.ctx.samples
         models = self.original, self.compressed
-        together = 1
-        if self.ctx.samples:
-            # Where the batch is fixed the work is that of all its samples.
-            together = max(1, len(next(iter(self.ctx.samples[0].values()))))
-            sizes = {name: values.shape for name, values in self.ctx.samples[0].items()}
-            models = bind_dims(self.original, sizes), bind_dims(self.compressed, sizes)
-        macs = sum(cost.macs or 0 for model in models for cost in nodes_cost(model))
-        # A pass runs the models up to its layers: half of them on average.
-        most = 1e12 * self.options.work / max(1.0, 0.5 * macs / together * passes)
-        samples = min(self.options.samples, max(_MIN_SAMPLES, int(min(most, 1e9))))
-        names = [str(value.name) for value in graph_values(models[0].graph)]
-        largest = max(sample_bytes(models[0], names).values(), default=1)
-        # The engines hold several values at once, whatever is asked for.
-        batch = max(1, min(self.options.batch, together * _RUN_BYTES // max(largest, 1)))
+        # Where the batch is fixed the work is that of all its samples.
+        together = bound_together(feeds)
+        bound = models
+        if feeds:
+            sizes = {name: values.shape for name, values in feeds[0].items()}
+            bound = bind_dims(self.original, sizes), bind_dims(self.compressed, sizes)
+        samples = min(
+            options.samples, affordable_samples(bound, feeds, len(stages), 1e12 * options.work)
+        )
         inferences = min(samples, self.source.count) / together
-        for model, bound in zip((self.original, self.compressed), models, strict=True):
-            sizes_of = {name: inferences * size for name, size in value_bytes(bound).items()}
+        for model, sized in zip(models, bound, strict=True):
+            sizes_of = {name: inferences * size for name, size in value_bytes(sized).items()}
             build = self.ctx.observe or self.ctx.build
             self.resume[id(model)] = Resume(model, build, sizes_of, _KEPT_BYTES // 2)
-        return samples, self._alike(stages, nodes, batch)
-
-    def _alike(self, stages: Sequence[Sequence[Step]], nodes: Mapping[str, ir.Node], batch: int) -> int:
-        """Samples to run at once in all passes: what one of them keeps is what the next one asks for."""
-        for stage in stages:
-            exact = [step.item.target for step in stage]
-            exact += [step.item.join.total for step in stage if step.item.join is not None]
-            exact += [
-                step.item.source.value for step in stage if step.follows and step.item.source is not None
-            ]
-            seen = [str(nodes[step.item.node].inputs[0].name) for step in stage]  # type: ignore[union-attr]
-            seen += [step.item.join.other for step in stage if step.item.join is not None]
-            sizes = sample_bytes(self.original, exact), sample_bytes(self.compressed, seen)
-            size = sum(sum(part.values()) for part in sizes)
-            batch = max(1, min(batch, BUDGET_BYTES // max(size, 1)))
-        return batch
+        batch = run_together(bound[0], together, options.batch)
+        return samples, alike(stages, *models, batch=batch, max_columns=options.max_columns)
 
     def _note(self, kind: FindingKind, name: str, message: str) -> None:
         self.findings.append(Finding(kind, f"{name!r}: {message}", name, RULE))
@@ -226,23 +212,6 @@ class _Repair:
         if item.keep is not None and len(item.keep) != found.channels:
             return f"{len(item.keep)} channels are to be kept, it has {found.channels}"
         return None
-
-    def _stages(self, group: Sequence[Step], nodes: Mapping[str, ir.Node]) -> Iterator[list[Step]]:
-        """Neighbours whose matrices fit the memory together."""
-        stage: list[Step] = []
-        total = 0
-        for item in group:
-            view = linear_view(nodes[item.item.node])
-            assert view is not None
-            columns = min(view.inputs, self.options.max_columns)
-            size = Moments.nbytes(view.groups, columns, view.outputs)
-            if stage and total + size > self.options.memory_mb << 20:
-                yield stage
-                stage, total = [], 0
-            stage.append(item)
-            total += size
-        if stage:
-            yield stage
 
     def _task(self, step: Step, node: ir.Node) -> Task | None:
         item = step.item
@@ -292,7 +261,7 @@ class _Repair:
         for task in tasks:
             columns = task.shape[1]
             quota = max(_MIN_ROWS, self.options.rows * columns)
-            collectors.append(Collector(task, quota, self.source.count))
+            collectors.append(Collector(task, quota, self.source.judging))
         if not tasks:
             return collectors
         exact = [task.target for task in tasks]
@@ -337,7 +306,8 @@ class _Repair:
         matrix, bias = found
         before, after = _error(judged, start, own), _error(judged, matrix, bias)
         if not after < before:
-            self._note("note", task.name, "a refit does not lower its error on samples kept aside")
+            where = where_judged(self.source.judging)
+            self._note("note", task.name, f"a refit does not lower its error {where}")
             return True
         if not self.ctx.rewrites.allow(RULE, task.name):
             return False
@@ -392,7 +362,7 @@ class _Repair:
 
 
 def _error(judged: tuple[NDArray[np.generic], NDArray[np.generic]], matrix: Float64, bias: Float64) -> float:
-    """Mean square error on the rows kept aside; infinite where it overflows."""
+    """Mean square error on the rows to judge by; infinite where it overflows."""
     inputs, targets = judged
     with np.errstate(all="ignore"):
         outputs = np.matmul(inputs, matrix.astype(np.float32).swapaxes(1, 2)) + bias[:, np.newaxis].astype(

@@ -2,22 +2,21 @@
 
 Every layer takes about equally many rows of each sample, at positions that follow the golden ratio's sequence: even
 for every count, in step with no row length, and independent of how samples are batched. Rows to learn from go into
-moments; a few of every fifth sample are kept to judge by.
+moments; a few of the samples kept aside (`_repair_split`) are kept to judge by.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from greencc.core.data import Array, Batch, DataSource
+from greencc.core.data import Array
 from greencc.passes._capture import non_finite
 from greencc.passes._linear_view import LinearView
-from greencc.passes._quantized_pair import HELD_OUT, Piece
+from greencc.passes._quantized_pair import Piece
 from greencc.passes._repair_order import Source
 from greencc.passes._repair_weights import Weighted
 from greencc.passes._ridge import Moments
@@ -83,10 +82,16 @@ class Task:
 
 
 class Collector:
-    """Gathers the rows of one task from a pass over the data."""
+    """Gathers the rows of one task from a pass over the data.
 
-    def __init__(self, task: Task, quota: int, samples: int) -> None:
-        self.task, self.quota, self.samples = task, quota, samples
+    Args:
+        task: What to repair.
+        quota: Rows to learn from, of all samples together.
+        judging: (samples,): which of them judge; where none do, all of them teach and judge.
+    """
+
+    def __init__(self, task: Task, quota: int, judging: NDArray[np.bool_]) -> None:
+        self.task, self.quota, self.judging = task, quota, judging
         self.moments = Moments(*task.shape)
         self.mismatch: str | None = None
         self._taken = 0
@@ -130,7 +135,7 @@ class Collector:
         self.moments.add(before, after)
 
     def judged(self) -> tuple[Array, Array] | None:
-        """The rows kept aside, inputs and targets; None where there are none."""
+        """The rows to judge by, inputs and targets; None where there are none."""
         if not self._judged[0]:
             return None
         return np.concatenate(self._judged[0], axis=1), np.concatenate(self._judged[1], axis=1)
@@ -178,18 +183,19 @@ class Collector:
         borders = np.arange(piece.count + 1, dtype=np.int64) * total // piece.count
         learn: list[NDArray[np.int64]] = []
         judge: list[NDArray[np.int64]] = []
-        few = self.samples < HELD_OUT
-        aside = self.samples if few else max(1, self.samples // HELD_OUT)
-        for index, held_out in enumerate(piece.held_out):
+        samples, aside = len(self.judging), int(self.judging.sum())
+        # The place of each sample among those that judge.
+        order = np.cumsum(self.judging) - 1 if aside else np.arange(samples)
+        for index in range(piece.count):
             number = piece.first + index
             size = int(borders[index + 1] - borders[index])
-            if number >= self.samples or not size:
+            if number >= samples or not size:
                 continue
-            if few or not held_out:
-                learn.append(borders[index] + self._spread(size, _share(self.quota, number, self.samples)))
-            if few or held_out:
-                order = number if few else number // HELD_OUT
-                judge.append(borders[index] + self._spread(size, _share(self._kept, order, aside)))
+            if not self.judging[number]:
+                learn.append(borders[index] + self._spread(size, _share(self.quota, number, samples)))
+            if self.judging[number] or not aside:
+                kept = _share(self._kept, int(order[number]), aside or samples)
+                judge.append(borders[index] + self._spread(size, kept))
         empty = np.zeros(0, np.int64)
         return np.concatenate([empty, *learn]), np.concatenate([empty, *judge])
 
@@ -199,57 +205,6 @@ class Collector:
         steps = (self._taken + np.arange(wanted)) * _GOLDEN
         self._taken += wanted
         return np.unique((steps % 1.0 * size).astype(np.int64))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """At most `limit` samples of a source, evenly spread over it."""
-
-    source: DataSource
-    limit: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def count(self) -> int:
-        return min(self.limit, self.source.count)
-
-    @property
-    def has_labels(self) -> bool:
-        return self.source.has_labels
-
-    @property
-    def synthetic(self) -> bool:
-        return self.source.synthetic
-
-    def digest(self) -> str:
-        return self.source.digest()
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        if self.limit >= self.source.count:
-            yield from self.source.batches(size)
-            return
-        count, first = self.source.count, 0
-        parts: list[Batch] = []
-        for item in self.source.batches(size):
-            number = first + np.arange(item.count)
-            chosen = (number + 1) * self.limit // count > number * self.limit // count
-            first += item.count
-            if chosen.any():
-                parts.append(Batch({name: values[chosen] for name, values in item.feeds.items()}))
-            if sum(part.count for part in parts) >= size:
-                joined = _joined(parts)
-                yield Batch({name: values[:size] for name, values in joined.feeds.items()})
-                rest = Batch({name: values[size:] for name, values in joined.feeds.items()})
-                parts = [rest] if rest.count else []
-        if parts:
-            yield _joined(parts)
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    return Batch({name: np.concatenate([part.feeds[name] for part in parts]) for name in parts[0].feeds})
 
 
 def _share(quota: int, number: int, count: int) -> int:

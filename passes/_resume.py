@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Feeds, TensorSpec, feeds_key
-from greencc.core.describe import input_specs
+from greencc.core.describe import input_specs, value_spec
 from greencc.core.engine import Engine, EngineBuilder
 from greencc.core.graph import constant_tensor, static_shape, subgraphs_of
+from greencc.passes._capture import graph_values
 
 Held = dict[str, Array]
 
@@ -124,7 +125,9 @@ class _Resumed:
 
     @property
     def outputs(self) -> Sequence[TensorSpec]:
-        return [spec for spec in self._from_start().outputs if spec.name in self._wanted]
+        # As the model tells them: an engine for the whole is built only where a run needs it.
+        values = {str(value.name): value for value in graph_values(self._model.graph)}
+        return [value_spec(values[name]) for name in self._wanted]
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once, from the place where that is possible."""

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from greencc.core.data import Array
 from greencc.core.groups import PruneGroup
+from greencc.core.kl import TINY, are_probabilities, is_scores, log_probabilities
 from greencc.core.passes import Context
 from greencc.passes._score_gates import Piece, gated_pieces
 from greencc.passes._score_magnitude import with_magnitudes
@@ -30,8 +31,6 @@ from greencc.passes._score_reads import Weights
 # More classes than this are drawn from; so many draws, of labels and of projections.
 _ENUMERATED = 16
 _DRAWS = 8
-_SUM_TOLERANCE = 1e-3
-_TINY = 1e-12
 
 Gradients = Mapping[str, Float64]
 
@@ -65,7 +64,7 @@ def _expected(piece: Piece, generator: np.random.Generator) -> Iterator[tuple[Fl
     """
     if all(is_scores(values) for values in piece.outputs.values()):
         for name, scores in piece.outputs.items():
-            chances, classes = np.exp(_log_chances(scores)), scores.shape[1]
+            chances, classes = np.exp(log_probabilities(scores)), scores.shape[1]
             if classes <= _ENUMERATED:
                 for label in range(classes):
                     slope = log_slope(scores, np.full(len(scores), label))
@@ -82,40 +81,17 @@ def _expected(piece: Piece, generator: np.random.Generator) -> Iterator[tuple[Fl
         energy = np.square(rows).sum(axis=1)
         for _ in range(_DRAWS):
             signs = np.where(finite, generator.choice([-1.0, 1.0], size=values.shape), 0.0)
-            weight = np.where(energy > 0.0, 2.0 / (_DRAWS * np.maximum(energy, _TINY)), 0.0)
+            weight = np.where(energy > 0.0, 2.0 / (_DRAWS * np.maximum(energy, TINY)), 0.0)
             yield weight, piece.gradients({name: signs.astype(np.float32)})
-
-
-def is_scores(values: Array) -> bool:
-    """Class scores, a row for each sample."""
-    return values.ndim >= 2 and values.shape[1] >= 2 and values[0].size == values.shape[1]
-
-
-def _are_chances(scores: Array) -> bool:
-    rows = scores.reshape(len(scores), -1)
-    return bool(
-        (rows >= 0).all() and (np.abs(rows.sum(axis=1, dtype=np.float64) - 1.0) < _SUM_TOLERANCE).all()
-    )
-
-
-def _log_chances(scores: Array) -> Float64:
-    """(samples, classes); scores that are no probabilities go through a softmax."""
-    rows = scores.reshape(len(scores), -1).astype(np.float64)
-    if _are_chances(scores):
-        rows = np.log(np.maximum(rows, _TINY))
-    # Classes that are masked out have no probability.
-    rows = np.maximum(np.where(np.isnan(rows), -np.inf, rows), -1e30)
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def log_slope(scores: Array, labels: Array) -> Array:
     """The derivative of each label's log-probability by the scores, of their shape."""
     every = np.arange(len(scores))
     slope = np.zeros((len(scores), scores.shape[1]))
-    if _are_chances(scores):
-        slope[every, labels] = 1.0 / np.maximum(scores.reshape(len(scores), -1)[every, labels], _TINY)
+    if are_probabilities(scores):
+        slope[every, labels] = 1.0 / np.maximum(scores.reshape(len(scores), -1)[every, labels], TINY)
     else:
-        slope -= np.exp(_log_chances(scores))
+        slope -= np.exp(log_probabilities(scores))
         slope[every, labels] += 1.0
     return np.asarray(slope.reshape(scores.shape).astype(np.float32))

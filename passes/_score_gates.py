@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array, Batch
-from greencc.core.describe import nodes_cost
 from greencc.core.engine import Engine
 from greencc.core.errors import GreenccError, InputError, UnavailableError
 from greencc.core.gradients import Tape
 from greencc.core.groups import PruneGroup, Reader
+from greencc.core.kl import is_float
 from greencc.core.passes import Context
 from greencc.passes._capture import (
     graph_values,
@@ -30,16 +30,15 @@ from greencc.passes._capture import (
     sample_bytes,
     single_samples,
 )
-from greencc.passes._score_masks import Key, Mask, add_masks
-from greencc.passes._score_options import Float64, ScoreOptions
+from greencc.passes._prune_costs import macs_per_sample
+from greencc.passes._score_masks import Key, Mask, add_masks, close_to
+from greencc.passes._score_options import OTHER_SCORE, Float64, ScoreOptions
 from greencc.passes._score_reads import Weights
 
 # Of all values of the graph, which the backward pass needs.
 _RUN_BYTES = 512 << 20
-_TOLERANCE = 1e-3
 # Multiply-accumulates to spend, of passes through the model for each sample, and samples to look at all the same.
 _WORK, _PASSES, _FEWEST = 4e12, 20.0, 16
-_INSTEAD = "take score=second-order, which needs no gradients"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,10 @@ def gated_pieces(
     if not groups:
         return
     source = require_data(ctx)
-    work = _PASSES * sum(float(cost.macs or 0) for cost in nodes_cost(model))
+    kinds = [value.dtype for value in model.graph.outputs]
+    if not any(kind is None or kind.is_floating_point() for kind in kinds):
+        raise InputError("the model has no float output to take gradients of", hint=OTHER_SCORE)
+    work = _PASSES * macs_per_sample(model, ctx.samples)
     wanted = min(options.gradient_samples, source.count, max(_FEWEST, int(_WORK / max(work, 1.0))))
     if not wanted:
         raise no_samples(source)
@@ -125,7 +127,7 @@ class _GatedModel:
         self, model: ir.Model, groups: Sequence[PruneGroup], weights: Weights, ctx: Context, batch: int
     ) -> None:
         if ctx.gradients is None:
-            raise UnavailableError("nothing computes gradients here", hint=_INSTEAD)
+            raise UnavailableError("nothing computes gradients here", hint=OTHER_SCORE)
         changed = model.clone()
         self._masks: dict[Key, Mask] = add_masks(changed, weights.all_readers(groups))
         self._readers: dict[str, dict[Key, Reader]] = {
@@ -135,7 +137,10 @@ class _GatedModel:
         try:
             self._graph = ctx.gradients(changed, [mask.name for mask in self._masks.values()])
         except InputError as error:
-            raise InputError(error.message, hint=_INSTEAD) from error
+            raise InputError(error.message, hint=OTHER_SCORE) from error
+        except UnavailableError as error:
+            hint = f"{error.hint}, or {OTHER_SCORE}" if error.hint else OTHER_SCORE
+            raise UnavailableError(error.message, hint=hint) from error
         values = [str(value.name) for value in graph_values(changed.graph)]
         held = sum(sample_bytes(changed, values).values())
         self._rows = max(1, min(batch, _RUN_BYTES // max(held, 1)))
@@ -211,11 +216,11 @@ class _GatedModel:
         try:
             tape = self._graph.run(feeds)
         except InputError as error:
-            raise InputError(error.message, hint=_INSTEAD) from error
+            raise InputError(error.message, hint=OTHER_SCORE) from error
         floats = {
             name: values[:count] if spare else values
             for name, values in tape.outputs.items()
-            if np.issubdtype(values.dtype, np.floating)
+            if is_float(values)
         }
         return Piece(floats, labels, count, self, tape, spare)
 
@@ -243,23 +248,15 @@ class _GatedModel:
                 return False
             expected = alone.gradients({name: values[row : row + 1] for name, values in weights.items()})
             for name, wanted in expected.items():
-                if found[name].shape[0] < len(items) or not _close(wanted[0], found[name][row]):
+                if found[name].shape[0] < len(items) or not close_to(wanted[0], found[name][row]):
                     return False
         return True
 
     def _check(self, item: Batch) -> None:
         expected, found = run_one(self._exact, item), self._one(item).outputs
         for name, values in found.items():
-            if not _close(expected[name], values):
+            if not close_to(expected[name], values):
                 raise InputError(
                     f"PyTorch and the runtime disagree on output {name!r}: its gradients would mean nothing",
-                    hint=_INSTEAD,
+                    hint=OTHER_SCORE,
                 )
-
-
-def _close(expected: Array, found: Array) -> bool:
-    if expected.shape != found.shape:
-        return False
-    finite = np.isfinite(expected)
-    scale = float(np.abs(expected[finite]).max(initial=0.0))
-    return bool(np.allclose(expected, found, rtol=0.0, atol=_TOLERANCE * max(scale, 1e-6), equal_nan=True))

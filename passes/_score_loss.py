@@ -19,16 +19,16 @@ import onnx_ir as ir
 from greencc.core.data import Array, Batch
 from greencc.core.errors import InputError
 from greencc.core.groups import PruneGroup
+from greencc.core.kl import are_probabilities, is_float, is_scores, kl_divergence, log_probabilities
 from greencc.core.passes import Context
 from greencc.passes._capture import no_samples, require_data, single_samples
 from greencc.passes._score_magnitude import with_magnitudes
 from greencc.passes._score_masks import Key, MaskedRuns
-from greencc.passes._score_options import Float64, ScoreOptions
+from greencc.passes._score_options import OTHER_SCORE, Float64, ScoreOptions
 from greencc.passes._score_reads import Weights
 
 # An output that is no number any more is worse than any change.
 _BROKEN = 1e6
-_SUM_TOLERANCE = 1e-3
 
 
 def loss(
@@ -59,7 +59,12 @@ def _measured(
             if used and time.monotonic() > end:
                 break
             base = runs.baseline(sample)
-            if not any(_is_float(array) and np.isfinite(array).any() for array in base.values()):
+            floats = [array for array in base.values() if is_float(array)]
+            if not floats:
+                raise InputError(
+                    "the model has no float output whose change could be measured", hint=OTHER_SCORE
+                )
+            if not any(np.isfinite(array).any() for array in floats):
                 raise InputError(
                     "the outputs of the model are no finite numbers on the calibration data",
                     hint="check the preprocessing of the samples",
@@ -92,32 +97,50 @@ def _masks(runs: MaskedRuns, weights: Weights, group: PruneGroup) -> list[dict[K
 def change(base: Mapping[str, Array], found: Mapping[str, Array], label: int | None = None) -> float:
     """How far the outputs for one sample are from those with all channels on; at least 0.
 
+    Where no output is float it is the share of elements that differ. An output of another shape (as many as the data
+    decide) has changed altogether.
+
     Args:
         base: With all channels on.
         found: With a channel off.
         label: The right class, where it is known and there is one output of class scores.
     """
-    floats = [name for name, array in base.items() if _is_float(array)]
+    floats = [name for name, array in base.items() if is_float(array)]
+    if any(found[name].shape != base[name].shape for name in floats or base):
+        return 1.0
+    if not floats:
+        return max((_differing(base[name], found[name]) for name in base), default=0.0)
     if not all(np.isfinite(found[name][np.isfinite(base[name])]).all() for name in floats):
         return _BROKEN
-    if all(_is_scores(base[name]) for name in floats):
-        pairs = [(_log_probabilities(base[name]), _log_probabilities(found[name])) for name in floats]
-        if label is not None:
-            return abs(float(pairs[0][1][label] - pairs[0][0][label]))
-        return max(max(0.0, float(np.exp(p) @ (p - q))) for p, q in pairs)
-    return max(_relative(base[name], found[name]) for name in floats)
+    if not all(is_scores(base[name]) and len(base[name]) == 1 for name in floats):
+        return max(_relative(base[name], found[name]) for name in floats)
+    if label is not None:
+        (name,) = floats
+        probable = are_probabilities(base[name])
+        before, after = (log_probabilities(item[name], probable=probable)[0] for item in (base, found))
+        return abs(float(after[label] - before[label]))
+    return max(_divergence(base[name], found[name]) for name in floats)
+
+
+def _divergence(base: Array, found: Array) -> float:
+    each = kl_divergence(base, found)
+    return _BROKEN if each is None else float(each[0])
+
+
+def _differing(base: Array, found: Array) -> float:
+    return float(np.mean(base != found)) if base.size else 0.0
 
 
 def _label(base: Mapping[str, Array], sample: Batch) -> int | None:
     """The class of the sample, when it has one and the model has one output of scores with it."""
-    scores = [array for array in base.values() if _is_float(array)]
-    if sample.labels is None or len(scores) != 1 or not _is_scores(scores[0]):
+    scores = [array for array in base.values() if is_float(array)]
+    if sample.labels is None or len(scores) != 1 or not is_scores(scores[0]):
         return None
     label = np.asarray(sample.labels)
     if label.size != 1 or not np.issubdtype(label.dtype, np.integer):
         return None
     number = int(label.reshape(()))
-    return number if 0 <= number < scores[0].size else None
+    return number if 0 <= number < scores[0].shape[1] else None
 
 
 def _relative(base: Array, found: Array) -> float:
@@ -129,23 +152,3 @@ def _relative(base: Array, found: Array) -> float:
     if noise == 0.0:
         return 0.0
     return min(noise / signal, _BROKEN) if signal > 0.0 else _BROKEN
-
-
-def _log_probabilities(array: Array) -> Float64:
-    """Of the classes; scores that are no probabilities go through a softmax."""
-    scores = array.reshape(-1).astype(np.float64)
-    if (scores >= 0).all() and abs(float(scores.sum()) - 1.0) < _SUM_TOLERANCE:
-        scores = np.log(np.maximum(scores, 1e-12))
-    # Classes that are masked out have no probability.
-    scores = np.maximum(np.where(np.isnan(scores), -np.inf, scores), -1e30)
-    shifted = scores - scores.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
-
-
-def _is_scores(array: Array) -> bool:
-    """Class scores of one sample."""
-    return array.ndim >= 2 and array.shape[0] == 1 and array.shape[1] >= 2 and array.size == array.shape[1]
-
-
-def _is_float(array: Array) -> bool:
-    return np.issubdtype(array.dtype, np.floating)

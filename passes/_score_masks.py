@@ -177,12 +177,12 @@ class MaskedRuns:
             if array.shape[:1] != (count,) or expected[0][name].shape[:1] != (1,):
                 return False
             for row, wanted in ((0, expected[0]), (1, expected[1]), (count - 1, expected[count == 2])):
-                if not _close(wanted[name][0], array[row]):
+                if not close_to(wanted[name][0], array[row]):
                     return False
         return True
 
 
-def _close(expected: Array, got: Array) -> bool:
+def close_to(expected: Array, got: Array) -> bool:
     """Equal up to rounding (other batch sizes take other kernels)."""
     if expected.shape != got.shape:
         return False

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from greencc.core.errors import UsageError
 
 Float64 = NDArray[np.float64]
+# The way out where the outputs of the model cannot be used.
+OTHER_SCORE = "take score=second-order, which needs no gradients and no float outputs"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from enum import Enum
 import onnx_ir as ir
 
 from greencc.core.groups import PruneGroup
-from greencc.core.passes import Context
+from greencc.core.passes import Context, Finding
 from greencc.passes._score_activation import activation
 from greencc.passes._score_correlation import correlation
 from greencc.passes._score_fisher import fisher
@@ -64,7 +64,6 @@ _METHODS: dict[Score, _Method] = {
     Score.FPGM: fpgm,
     Score.CORRELATION: correlation,
     Score.LOSS: loss,
-    Score.TAYLOR: taylor,
     Score.FISHER: fisher,
 }
 
@@ -75,6 +74,7 @@ def channel_scores(
     score: Score,
     ctx: Context,
     options: ScoreOptions | None = None,
+    findings: list[Finding] | None = None,
 ) -> dict[str, Float64]:
     """Score the channels of prune groups: the larger, the more the outputs need them; finite and at least 0.
 
@@ -84,6 +84,7 @@ def channel_scores(
         score: How.
         ctx: Gives the calibration data and the engine, to the scores that need them.
         options: Of the scores.
+        findings: Gets a note where another score had to stand in: Fisher for Taylor without usable labels.
 
     Returns:
         (size,) for each group, by its name.
@@ -94,4 +95,12 @@ def channel_scores(
     """
     if not groups:
         return {}
-    return _METHODS[score](model, groups, ctx, options or ScoreOptions())
+    options = options or ScoreOptions()
+    if score is Score.TAYLOR:
+        found = taylor(model, groups, ctx, options)
+        if not isinstance(found, str):
+            return found
+        score = Score.FISHER
+        if findings is not None:
+            findings.append(Finding("note", f"scored by {score.value} because {found}", rule="prune"))
+    return _METHODS[score](model, groups, ctx, options)

@@ -50,6 +50,7 @@ from greencc.passes._decompose_ratio import Wanted, plan_for_ratio
 from greencc.passes._exclude import unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._prune_costs import macs_by_node
+from greencc.passes._repair_gate import repaired
 from greencc.passes._repair_layers import Refit, RefitOptions, refit
 
 _ALIGN = 8
@@ -324,7 +325,15 @@ class _Run:
 
     def _finish(self, original: ir.Model) -> None:
         if self.options.repair and self.ctx.calibration is not None and self.refits:
-            self.outcome.findings.extend(refit(original, self.model, self.refits, self.ctx, RefitOptions()))
+            self.outcome.findings.extend(
+                repaired(
+                    original,
+                    self.model,
+                    self.ctx,
+                    lambda trial: refit(original, trial, self.refits, self.ctx, RefitOptions()),
+                    RULE,
+                )
+            )
         merge_factors(self.model, self.made, self.ctx.rewrites)
 
     def _refuse(self, job: Job, reason: str) -> None:

@@ -268,6 +268,7 @@ def _repair(original: ir.Model, model: ir.Model, skips: Sequence[ir.Value], ctx:
     The blocks' sums are missing on the shortcuts of all later blocks, too, not only in front of the next layer.
     """
     # Only a repair needs it.
+    from greencc.passes import _repair_gate as gate
     from greencc.passes import _repair_layers as repair
 
     reached: set[ir.Value | None] = set(skips)
@@ -277,4 +278,8 @@ def _repair(original: ir.Model, model: ir.Model, skips: Sequence[ir.Value], ctx:
             reached.update(node.outputs)
             if linear_view(node) is not None:
                 layers.append(repair.Refit(str(node.name), str(node.outputs[0].name)))
-    return repair.refit(original, model, layers, ctx) if layers else []
+    if not layers:
+        return []
+    return gate.repaired(
+        original, model, ctx, lambda trial: repair.refit(original, trial, layers, ctx), _RULE
+    )

@@ -29,10 +29,11 @@ from greencc.passes._exclude import unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import macs_by_node, work_model
 from greencc.passes._prune_sensitivity import sensitivities
-from greencc.passes._repair_gate import divergence
+from greencc.passes._repair_gate import repaired
 from greencc.passes._repair_layers import refit
 from greencc.passes._repair_means import correct_classifier, transfer_batch_norm
 from greencc.passes._repair_select import kept_outputs, layers_after_cut, unrepaired
+from greencc.passes._repair_split import teaching
 from greencc.passes._scores import Score, channel_scores
 
 _RULE = "prune"
@@ -94,7 +95,7 @@ class Prune(Pass):
             groups = self._groups(structure, outcome if number == 1 else Outcome())
             if not groups:
                 break
-            scores = self._scores(model, groups, ctx)
+            scores = self._scores(model, groups, ctx, outcome)
             if number == 1 and self.measured:
                 whole = self._allocate(model, groups, scores, self.ratio, ctx)
                 if whole.removed and not self._pays(original, whole, ctx, outcome):
@@ -126,10 +127,13 @@ class Prune(Pass):
         )
 
     def _scores(
-        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context
+        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, outcome: Outcome
     ) -> dict[str, NDArray[np.float64]]:
         """The scores, weighted by what the model's outputs make of an error there."""
-        scores = channel_scores(model, groups, self.score, ctx)
+        findings: list[Finding] = []
+        scores = channel_scores(model, groups, self.score, ctx, findings=findings)
+        # Every round says the same.
+        outcome.findings += [item for item in findings if item not in outcome.findings]
         # These are changes of the outputs already.
         if ctx.calibration is None or self.score.of_outputs:
             return scores
@@ -198,23 +202,20 @@ class Prune(Pass):
         ctx: Context,
         outcome: Outcome,
     ) -> None:
-        """Refit what lost inputs, on a clone that takes the model's place if its outputs are nearer the original's."""
-        trial = model.clone()
-        layers = layers_after_cut(original, trial, later=True, keep=kept)
-        findings = refit(original, trial, layers, ctx)
-        findings += unrepaired(structure, removed, layers)
-        findings += transfer_batch_norm(original, trial, ctx, keep=kept)
-        findings += correct_classifier(original, trial, ctx)
-        plain, repaired = divergence(original, [model, trial], ctx)
-        if repaired <= plain:
-            model.graph = trial.graph
-            outcome.findings += findings
-            return
-        message = (
-            f"the repair was dropped: with it the outputs are further from the original's ({repaired:.3g} against "
-            f"{plain:.3g} on samples kept aside); give more calibration samples"
-        )
-        outcome.findings.append(Finding("warning", message, rule=_RULE))
+        """Refit what lost inputs, and carry means over, where the outputs come nearer to the original's."""
+
+        def repair(trial: ir.Model) -> list[Finding]:
+            layers = layers_after_cut(original, trial, later=True, keep=kept)
+            # Means come from the samples that the layers were refit on: what judges the whole is in neither.
+            learn = teaching(ctx)
+            return [
+                *refit(original, trial, layers, ctx),
+                *unrepaired(structure, removed, layers),
+                *transfer_batch_norm(original, trial, learn, keep=kept),
+                *correct_classifier(original, trial, learn),
+            ]
+
+        outcome.findings += repaired(original, model, ctx, repair, _RULE)
 
     def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:
         """What may be cut; why other groups stay is told once."""

@@ -130,12 +130,12 @@ def describe(model: ir.Model, bindings: Mapping[str, int] | None = None) -> Mode
 
 def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """The graph inputs that callers feed."""
-    return tuple(_spec(value) for value in model.graph.inputs)
+    return tuple(value_spec(value) for value in model.graph.inputs)
 
 
 def output_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """The graph outputs."""
-    return tuple(_spec(value) for value in model.graph.outputs)
+    return tuple(value_spec(value) for value in model.graph.outputs)
 
 
 def nodes_cost(model: ir.Model, bindings: Mapping[str, int] | None = None) -> tuple[NodeCost, ...]:
@@ -167,7 +167,8 @@ def _inlined(model: ir.Model) -> ir.Model:
         return model
 
 
-def _spec(value: ir.Value) -> TensorSpec:
+def value_spec(value: ir.Value) -> TensorSpec:
+    """Name, type and shape of a value; a type that is not known counts as float32."""
     shape = None
     if value.shape is not None:
         shape = tuple(dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape)

@@ -20,6 +20,7 @@ from greencc.core.data import Array, Feeds
 from greencc.core.engine import EngineBuilder
 from greencc.core.errors import GreenccError
 from greencc.core.graph import is_op
+from greencc.core.kl import is_float
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass, RewriteLog
 from greencc.core.recipe import options_of
@@ -129,7 +130,7 @@ class Pipeline:
                 error,
             )
         if step.lossy:
-            return None if np.isfinite(error) else "outputs are no longer finite", error
+            return None if np.isfinite(error) else unbounded_problem(reference, outputs), error
         return slice_problem(reference, outputs, self.tolerance, floors), error
 
     def _blame(
@@ -200,7 +201,7 @@ def output_error(
             if name not in got or got[name].shape != expected[name].shape:
                 return float("inf")
             a, b = expected[name], got[name]
-            if not _is_float(a):
+            if not is_float(a):
                 if not np.array_equal(a, b):
                     return float("inf")
                 continue
@@ -214,6 +215,29 @@ def output_error(
             if distance > max(absolute, floors.get(name, 0.0)):
                 worst = max(worst, distance / max(scale, absolute))
     return worst
+
+
+def unbounded_problem(reference: Sequence[dict[str, Array]], outputs: Sequence[dict[str, Array]]) -> str:
+    """Why `output_error` of these is infinite."""
+    for name in reference[0]:
+        for expected, got in (
+            (run[name], other.get(name)) for run, other in zip(reference, outputs, strict=True)
+        ):
+            if got is None:
+                return f"output {name!r} is gone"
+            if got.shape != expected.shape:
+                return f"output {name!r} changed its shape from {list(expected.shape)} to {list(got.shape)}"
+            if not is_float(expected):
+                if not np.array_equal(expected, got):
+                    return (
+                        f"output {name!r} changed on the sample inputs, and it is {expected.dtype}: "
+                        "how large an error that is has no bound"
+                    )
+                continue
+            wide = got.astype(np.float64)
+            if not np.isfinite(wide[np.isfinite(expected.astype(np.float64))]).all():
+                return "outputs are no longer finite"
+    return "values of the outputs that were not finite are others now"
 
 
 def slice_problem(
@@ -235,7 +259,7 @@ def slice_problem(
     worst, problem = tolerance.per_slice, None
     for name in reference[0] if reference else ():
         runs = [(run[name], other[name]) for run, other in zip(reference, outputs, strict=True)]
-        if not all(_is_float(a) and a.ndim >= 2 and a.shape[-1] == runs[0][0].shape[-1] for a, _ in runs):
+        if not all(is_float(a) and a.ndim >= 2 and a.shape[-1] == runs[0][0].shape[-1] for a, _ in runs):
             continue
         size = np.zeros(runs[0][0].shape[-1])
         moved = np.zeros_like(size)
@@ -275,7 +299,7 @@ def _incomparable(reference: Sequence[dict[str, Array]]) -> list[Finding]:
         name
         for name in (reference[0] if reference else ())
         if not any(
-            np.any(np.isfinite(run[name])) if _is_float(run[name]) else run[name].size for run in reference
+            np.any(np.isfinite(run[name])) if is_float(run[name]) else run[name].size for run in reference
         )
     ]
     if not names:
@@ -290,13 +314,8 @@ def _incomparable(reference: Sequence[dict[str, Array]]) -> list[Finding]:
     ]
 
 
-def _is_float(values: Array) -> bool:
-    # Kind V is bfloat16 and its like: NumPy knows them as extension types.
-    return values.dtype.kind in "fV"
-
-
 def _magnitude(values: Array) -> float:
-    if not _is_float(values):
+    if not is_float(values):
         return 0.0
     wide = np.abs(values.astype(np.float64))
     return float(np.max(wide, where=np.isfinite(wide), initial=0.0))

@@ -16,14 +16,11 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 
 from greencc.core.data import Array
 from greencc.core.errors import InputError
+from greencc.core.kl import SUM_TOLERANCE, TINY, is_scores
 from greencc.recover._samples import Sample
 from greencc.recover._teacher import Teacher
 from greencc.recover.options import RecoverOptions
 from greencc.torch_graph.node import Tensor
-from greencc.verify.metrics import is_scores
-
-_SUM_TOLERANCE = 1e-3
-_TINY = 1e-12
 
 
 def distillation(
@@ -58,7 +55,7 @@ def relative_error(target: Tensor, found: Tensor) -> Tensor:
     if not bool(finite.all()):
         target, found = target[finite], found[finite]
     spread = (target - target.mean()).square().mean()
-    return (found - target).square().mean() / (spread + _TINY)
+    return (found - target).square().mean() / (spread + TINY)
 
 
 def _output_loss(target: Array, found: Tensor, temperature: float) -> Tensor:
@@ -79,7 +76,7 @@ def is_probability(array: Array) -> bool:
     if array.ndim < 2 or array.shape[1 if is_scores(array) else -1] < 2 or (array < 0).any():
         return False
     sums = array.sum(axis=1 if is_scores(array) else -1)
-    return bool((np.abs(sums - 1.0) < _SUM_TOLERANCE).all())
+    return bool((np.abs(sums - 1.0) < SUM_TOLERANCE).all())
 
 
 def _logits(values: Tensor, probable: bool) -> Tensor:

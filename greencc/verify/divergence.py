@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greencc.core.data import Array
-from greencc.core.kl import kl_divergence
-from greencc.verify.metrics import Auto, Metric, TopOne, is_float, is_scores
+from greencc.core.kl import is_float, is_scores, kl_divergence
+from greencc.verify.metrics import Auto, Metric, TopOne
 
 # A broken output (another shape, not finite) is worse than any noise.
 BROKEN = 1e6

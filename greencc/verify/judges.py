@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from greencc.core.data import Array, Batch
 from greencc.core.errors import InputError, UsageError
+from greencc.core.kl import is_scores
 from greencc.verify.certificate import Certificate, certify, certify_bounded
 from greencc.verify.intervals import PoissonBootstrap, paired_drop, resamples
 from greencc.verify.metrics import (
@@ -24,7 +25,6 @@ from greencc.verify.metrics import (
     correct,
     decisions,
     is_labels,
-    is_scores,
     labelled,
 )
 from greencc.verify.user import UserMetric

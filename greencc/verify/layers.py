@@ -11,8 +11,8 @@ import numpy as np
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError
+from greencc.core.kl import is_float
 from greencc.core.report import LayerError
-from greencc.verify.metrics import is_float
 from greencc.verify.outputs import OutputStats, sqnr_db
 
 # float32 rounding alone is about 144 dB; beyond this two activations are the same for every purpose.

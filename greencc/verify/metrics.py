@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from greencc.core.data import Array
 from greencc.core.errors import InputError, UsageError, did_you_mean
+from greencc.core.kl import is_float, is_scores
 from greencc.verify.user import UserMetric, load_user_metric
 
 # 10 % relative L2 error of a sample is an SQNR of 20 dB.
@@ -75,21 +76,6 @@ def parse_metric(text: str | None) -> Metric:
             hint=did_you_mean(kind, ("auto", "top1", "close")) + "; or module:function",
         )
     return load_user_metric(text or "")
-
-
-def is_float(array: Array) -> bool:
-    """True for NumPy's floats and for bfloat16 and the 8-bit floats of ml_dtypes."""
-    return array.dtype.kind == "f" or "float" in array.dtype.name
-
-
-def is_scores(array: Array) -> bool:
-    """True for the shape and type of class scores."""
-    return (
-        is_float(array)
-        and array.ndim >= 2
-        and array.shape[1] >= 2
-        and all(size == 1 for size in array.shape[2:])
-    )
 
 
 def is_labels(array: Array) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greencc.core.data import Array
+from greencc.core.kl import is_float
 from greencc.core.report import OutputError
-from greencc.verify.metrics import is_float
 
 # Rows are widened to float64 a slice at a time, so that large outputs do not triple in memory.
 _SLICE_ELEMENTS = 1 << 20

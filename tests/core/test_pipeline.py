@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from greencc.core.capabilities import Capabilities
 from greencc.core.errors import InputError
 from greencc.core.passes import Context, Outcome, Pass
-from greencc.core.pipeline import Pipeline, Tolerance, output_error, slice_problem
+from greencc.core.pipeline import Pipeline, Tolerance, output_error, slice_problem, unbounded_problem
 
 CAPABILITIES = Capabilities(None, frozenset(), frozenset(), 23, frozenset(), False)
 
@@ -320,6 +320,19 @@ def test_a_hidden_column_rolls_the_pass_back() -> None:
     assert record.error < 1e-4
     assert "slice 3 along the last axis" in record.findings[0].message
     assert (record.findings[0].rule, record.findings[0].node) == ("shift", "mul0")
+
+
+def test_why_an_error_is_unbounded_is_told_apart() -> None:
+    floats, classes = {"y": np.ones(2, np.float32)}, {"y": np.array([1, 2])}
+    for reference, found, reason in (
+        (floats, {"y": np.array([1, np.nan], np.float32)}, "outputs are no longer finite"),
+        (floats, {}, "output 'y' is gone"),
+        (floats, {"y": np.ones(3, np.float32)}, "output 'y' changed its shape from [2] to [3]"),
+        (classes, {"y": np.array([1, 3])}, "it is int64: how large an error that is has no bound"),
+        ({"y": -np.full(2, np.inf, np.float32)}, floats, "were not finite are others now"),
+    ):
+        assert output_error([reference], [found], 1e-9) == float("inf")
+        assert reason in unbounded_problem([reference], [found])
 
 
 def test_outputs_without_a_finite_value_are_warned_about_once() -> None:

@@ -87,8 +87,10 @@ def test_scores_from_gradients_name_the_missing_extra(
     passes = ["--passes", f"prune:score={score}:measured=false", "-o", str(tmp_path / "out.greencc")]
     code = _run(["compile", str(float_files / "model.onnx"), "--effort", "quick", *files, *passes])
     assert code == ExitCode.UNAVAILABLE
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if "PyTorch" in text]
+    text = capsys.readouterr().err
+    (line,) = [line for line in text.splitlines() if "PyTorch" in line]
     assert "taking gradients needs PyTorch, which is not installed" in line
+    assert "pip install 'greencc[finetune]', or take score=second-order" in text
     assert not (tmp_path / "out.greencc").exists()
 
 

@@ -28,9 +28,7 @@ class OrtEngine:
         proto = ir.to_proto(model)
         if outputs is not None:
             del proto.graph.output[:]
-            proto.graph.output.extend(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
-            )
+            proto.graph.output.extend(onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1

@@ -21,6 +21,7 @@ from greencc.core.machine import CpuInfo
 from greencc.core.passes import RewriteLog
 from greencc.core.pipeline import Pipeline
 from greencc.core.report import Interval
+from greencc.passes import decompose
 from greencc.passes._decompose_family import RankRule
 from greencc.passes._decompose_forms import Method
 from greencc.passes._decompose_merge import merge_factors
@@ -523,6 +524,35 @@ def test_inputs_whose_products_overflow(kit: Any, random: Random) -> None:
     assert kit.energy_lost(model, result, scale) < 1e-3
     repaired, _, _ = kit.run(model, feeds, energy=0.9999, min_elements=16)
     assert kit.energy_lost(model, repaired, scale) < 1e-3
+
+
+def test_ranks_for_the_model_where_it_gives_decisions_alone(kit: Any, random: Random) -> None:
+    text = """g (float[N,24] x) => (int64[N] y) {
+        a = Gemm(x, w0, b) r = Relu(a) c = Gemm(r, w1, b) y = ArgMax<axis=1, keepdims=0>(c) }"""
+    model = kit.parse(text, w0=low_rank(24, 24, 4, 0), w1=low_rank(24, 24, 4, 1), b=random(24))
+    feeds = data(random, 60, 24)
+    result, outcome, _ = kit.run(model, feeds, rank=RankRule.RATIO, ratio=0.3, min_elements=16, align=1)
+    assert outcome.changed
+    assert np.mean(kit.outputs(model, feeds)[0] == kit.outputs(result, feeds)[0]) > 0.9
+
+
+def test_a_repair_that_moves_the_outputs_away_is_dropped(
+    kit: Any, random: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(original: ir.Model, compressed: ir.Model, layers: Any, ctx: Any, options: Any) -> list[Any]:
+        assert ctx.rewrites.allow("refit", layers[0].node)
+        bias = next(node for node in compressed.graph if node.outputs[0].name == "y").inputs[2]
+        assert bias is not None
+        bias.const_value = ir.tensor(1e4 * np.arange(20, dtype=np.float32), name=bias.name)
+        return []
+
+    model, feeds = network(kit), data(random, 32, 16, 8, 8)
+    plain, expected, _ = kit.run(model, feeds, energy=0.9, min_elements=256, repair=False)
+    monkeypatch.setattr(decompose, "refit", spoil)
+    result, outcome, ctx = kit.run(model, feeds, energy=0.9, min_elements=256)
+    assert "the repair was dropped" in messages(outcome, "warning")
+    assert outcome.changed == expected.changed == len(ctx.rewrites.applied)
+    np.testing.assert_array_equal(kit.outputs(result, feeds)[0], kit.outputs(plain, feeds)[0])
 
 
 @pytest.mark.parametrize("min_elements", [16, 10**6])

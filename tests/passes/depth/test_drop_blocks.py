@@ -222,6 +222,25 @@ def test_repair_brings_the_outputs_back(feeds: Any, kit: Any) -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_a_repair_that_moves_the_outputs_away_is_dropped(
+    feeds: Any, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(original: ir.Model, compressed: ir.Model, layers: Any, ctx: Context) -> list[Any]:
+        weight = compressed.graph.node("head").inputs[1]
+        assert weight is not None
+        array = constant_of(weight)
+        assert array is not None
+        weight.const_value = ir.tensor(-5 * array, name=weight.name)
+        return []
+
+    plain, model = network(), network()
+    replace(PLAIN, count=1).apply(plain, kit.context(feeds))
+    monkeypatch.setattr(_repair_layers, "refit", spoil)
+    outcome = replace(PLAIN, count=1, repair=True).apply(model, kit.context(feeds))
+    assert "the repair was dropped" in reasons(outcome)
+    np.testing.assert_array_equal(kit.run(model, feeds)[0], kit.run(plain, feeds)[0])
+
+
 def test_clones_share_weights_and_stay_as_they_are(feeds: Any, kit: Any) -> None:
     model = network()
     other = model.clone()

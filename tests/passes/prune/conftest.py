@@ -114,17 +114,18 @@ def counted() -> Counted:
 
 @pytest.fixture
 def context() -> Callable[..., Context]:
-    """A context with calibration data from arrays by input name."""
+    """A context with calibration data from arrays by input name, the first rows of them as the sample."""
 
     def make(
         labels: Array | None = None,
         limit: int | None = None,
         build: Callable[..., OrtEngine] = OrtEngine,
+        rows: int = 1,
         **feeds: Array,
     ) -> Context:
         capabilities = Capabilities(None, frozenset(), frozenset(), 23, frozenset(), True)
         calibration = Arrays(feeds, labels) if feeds else None
-        samples = [{name: values[:1] for name, values in feeds.items()}] if feeds else []
+        samples = [{name: values[:rows] for name, values in feeds.items()}] if feeds else []
         return Context(
             capabilities,
             build,

@@ -73,6 +73,17 @@ def redundant(copies: bool = True) -> ir.Model:
     return model
 
 
+def decisions(model: ir.Model) -> ir.Model:
+    """The model with the class of the largest score as its only output."""
+    (scores,) = model.graph.outputs
+    node = ir.node("ArgMax", [scores], {"axis": 1, "keepdims": 0}, name="decide")
+    node.outputs[0].name, node.outputs[0].dtype = "class", ir.DataType.INT64
+    model.graph.append(node)
+    model.graph.outputs[:] = [node.outputs[0]]
+    infer_shapes(model)
+    return model
+
+
 @pytest.fixture
 def data(tmp_path):  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(1)
@@ -96,11 +107,11 @@ def context(model: ir.Model, path=None, **more) -> Context:  # type: ignore[no-u
     )
 
 
-def outputs(model: ir.Model, count: int = 64) -> np.ndarray:  # type: ignore[type-arg]
+def outputs(model: ir.Model, count: int = 64, name: str = "scores") -> np.ndarray:  # type: ignore[type-arg]
     engine = CpuTarget(threads=1).reference(model)
     image = np.random.default_rng(5).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
     try:
-        return engine.run({"image": image})["scores"]
+        return engine.run({"image": image})[name]
     finally:
         engine.close()
 
@@ -234,6 +245,14 @@ def test_without_data_nothing_is_repaired_and_that_is_said() -> None:
     outcome = Prune(score=Score.MAGNITUDE, measured=False).apply(model, context(model))
     assert outcome.changed
     assert any(finding.kind == "warning" and "repaired" in finding.message for finding in outcome.findings)
+
+
+def test_a_model_that_gives_decisions_alone_is_pruned_and_repaired(data) -> None:  # type: ignore[no-untyped-def]
+    wanted = outputs(redundant()).argmax(axis=1)
+    model = decisions(redundant())
+    outcome = Prune(ratio=0.4, exclude=("second",), measured=False).apply(model, context(model, data))
+    assert outcome.changed == 1
+    assert np.mean(outputs(model, name="class") == wanted) > 0.95
 
 
 def test_a_score_that_needs_data_says_so() -> None:

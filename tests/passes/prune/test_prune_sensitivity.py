@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from greencc.calibration import open_data
+from greencc.core.data import Array, Batch
 from greencc.core.describe import input_specs
 from greencc.core.graph import ensure_names
 from greencc.core.groups import analyse
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context
+from greencc.passes import _prune_sensitivity, _repair_gate
+from greencc.passes._prune_costs import macs_per_sample
 from greencc.passes._prune_sensitivity import sensitivities
 from greencc.targets import CpuTarget
 
@@ -108,3 +114,54 @@ def test_an_output_without_axes_is_compared_too(tmp_path) -> None:  # type: igno
     model.graph.outputs[0] = total.outputs[0]
     infer_shapes(model)
     assert min(measured(model, tmp_path).values()) > 0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_budgets_of_work_count_sizes_that_only_the_samples_tell(rows: int, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Of convolutions on images of any size: as long as these are not bound the work seems to be nothing."""
+    model = chain()
+    macs = macs_per_sample(model, ())
+    assert macs == SIZE * SIZE * 9 * (WIDTH * 3 + WIDTH * WIDTH + 4 * WIDTH)
+    image = model.graph.inputs[0]
+    image.shape = ir.Shape(["n", 3, "h", "w"])
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    infer_shapes(model)
+    assert macs_per_sample(model, ()) < macs / 10
+    samples = [{"image": np.zeros((rows, 3, SIZE, SIZE), np.float32)}]
+    assert macs_per_sample(model, samples) == macs
+    target = CpuTarget(threads=1)
+    source = Images(np.random.default_rng(1).standard_normal((200, 3, SIZE, SIZE)).astype(np.float32))
+    context = Context(target.capabilities(), target.reference, samples, calibration=source)
+    monkeypatch.setattr(_repair_gate, "_WORK", 10.5 * macs)
+    assert _repair_gate._judges(model, context).count == 10
+    groups, seen = analyse(model).prunable, []
+    monkeypatch.setattr(_prune_sensitivity, "_WORK", 10.5 * macs * len(groups))
+    run_one = _prune_sensitivity.run_one
+    monkeypatch.setattr(
+        _prune_sensitivity, "run_one", lambda engine, item: (seen.append(item), run_one(engine, item))[1]
+    )
+    sensitivities(model, groups, context)
+    assert len({id(item) for item in seen}) == 10
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data source over images in memory."""
+
+    images: Array
+    name: str = "images"
+    has_labels: bool = False
+    synthetic: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.images)
+
+    def digest(self) -> str:
+        return ""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        for start in range(0, self.count, size):
+            yield Batch({"image": self.images[start : start + size]})

@@ -143,7 +143,8 @@ def test_every_score_on_every_graph(case, context, name, score):
     model, x = case(name)
     groups = analyse(model).prunable
     assert groups
-    scores = channel_scores(model, groups, score, context(x=x), ScoreOptions(loss_samples=3))
+    ctx = context(x=x, rows=3 if name == "fixed" else 1)
+    scores = channel_scores(model, groups, score, ctx, ScoreOptions(loss_samples=3))
     assert list(scores) == [group.name for group in groups] or set(scores) == {group.name for group in groups}
     for group in groups:
         found = scores[group.name]
@@ -152,7 +153,7 @@ def test_every_score_on_every_graph(case, context, name, score):
         assert (found >= 0).all()
         assert found.max() > 0
         assert found.dtype == np.float64
-    again = channel_scores(model, groups, score, context(x=x), ScoreOptions(loss_samples=3))
+    again = channel_scores(model, groups, score, ctx, ScoreOptions(loss_samples=3))
     assert all(np.array_equal(scores[key], again[key]) for key in scores)
 
 
@@ -548,6 +549,38 @@ def test_a_mask_that_breaks_the_outputs_counts_for_more_than_any_change():
     assert change(zero, {"y": np.ones((1, 3, 2), np.float32)}) == 1e6
     masked = {"y": np.array([[1.0, -np.inf]], np.float32)}
     assert change(masked, masked) == 0
+
+
+def test_outputs_that_are_no_floats_count_by_the_share_that_differs():
+    base = {"y": np.array([[1, 2, 3, 4]]), "z": np.array([7])}
+    assert change(base, base) == 0
+    assert change(base, {**base, "y": np.array([[1, 2, 0, 4]])}) == 0.25
+    assert change(base, {**base, "z": np.array([8])}) == 1
+    # As many as the data decide.
+    assert change(base, {**base, "z": np.array([7, 7])}) == 1
+    assert change({}, {}) == 0
+    # Where there are floats they tell more.
+    floats = {"p": np.zeros((1, 3), np.float32)}
+    assert change({**base, **floats}, {"y": base["y"] + 1, "z": base["z"] + 1, **floats}) == 0
+
+
+DECISION = """net (float[N, 4] x) => (int64[N] y) {
+    h = Gemm(x, a, o) r = Relu(h) s = MatMul(r, b) y = ArgMax<axis=1, keepdims=0>(s) }"""
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (Score.LOSS, "the model has no float output whose change could be measured"),
+        (Score.FISHER, "the model has no float output to take gradients of"),
+        (Score.TAYLOR, "the model has no float output to take gradients of"),
+    ],
+)
+def test_scores_of_the_outputs_refuse_models_without_float_outputs(parse, random, context, score, message):
+    model = parse(DECISION, a=random(4, 6), o=random(6), b=random(6, 3))
+    with pytest.raises(InputError, match=message) as caught:
+        channel_scores(model, analyse(model).prunable, score, context(x=random(20, 4)))
+    assert "score=second-order" in str(caught.value)
 
 
 @pytest.mark.parametrize(

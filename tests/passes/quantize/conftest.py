@@ -48,7 +48,7 @@ OPS = frozenset(
 class OrtEngine:
     """Runs a model without optimisation; counts its runs."""
 
-    def __init__(self, model: ir.Model, outputs: Sequence[str] | None) -> None:
+    def __init__(self, model: ir.Model, outputs: Sequence[str] | None = None) -> None:
         proto = ir.to_proto(model)
         if outputs is not None:
             del proto.graph.output[:]

@@ -403,14 +403,15 @@ def test_bad_options(name: str, value: float) -> None:
         RefitOptions(**{name: value})
 
 
-def test_few_samples_of_many_are_spread_over_the_data(context) -> None:
-    from greencc.passes._repair_rows import Spread
-
-    source = context(x=np.arange(100, dtype=np.float32)[:, np.newaxis]).calibration
-    spread = Spread(source, 10)
-    found = [batch.feeds["x"][:, 0] for batch in spread.batches(4)]
-    assert [len(part) for part in found] == [4, 4, 2]
-    assert np.concatenate(found).tolist() == [9, 19, 29, 39, 49, 59, 69, 79, 89, 99]
+@pytest.mark.parametrize(("count", "aside"), [(4, False), (5, True)])
+def test_it_is_told_where_too_few_samples_leave_none_to_judge_by(count, aside, graph, context) -> None:
+    model = network(graph)
+    small, keep = pruned(model, {"first": [0, 1]})
+    layers = layers_after_cut(model, small, keep=keep, later=True)
+    told = messages(refit(model, small, layers, context(x=normal(count, 3, 6, 6))))
+    assert "layers were refit" in told
+    assert ("on samples kept aside" in told) is aside
+    assert ("on the samples learned from, too few to keep any aside" in told) is not aside
 
 
 def test_what_is_selected_after_a_cut(graph) -> None:

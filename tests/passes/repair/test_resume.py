@@ -9,11 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import greencc.passes._quantized_pair as quantized_pair
+import greencc.passes._repair_budget as repair_budget
 import greencc.passes._repair_layers as repair_layers
 from greencc.core.engine import Engine
 from greencc.core.model import infer_shapes
 from greencc.core.shapes import bind_dims
-from greencc.passes._repair_layers import Refit, refit
+from greencc.passes._repair_layers import Refit, RefitOptions, refit
 from greencc.passes._resume import Resume, value_bytes
 
 LAYERS = ("first", "second", "third", "head")
@@ -102,6 +104,45 @@ def test_what_is_kept_moves_on_from_pass_to_pass(graph, context, run) -> None:
             assert np.allclose(engine.run(feeds)[wanted[0]], run(model, wanted[0], **feeds), atol=1e-5)
         engine.close()
     assert resume.place == resume.first_node(["head"])
+
+
+def test_what_comes_out_is_told_without_an_engine_for_the_whole(graph, context) -> None:
+    model = network(graph)
+    builder = Builder(context().build)
+    resume = resume_of(model, builder)
+    engine = resume.engine(model, [], resume.reachable(resume.first_node(["head"])))
+    feeds = {"x": normal(1, 3, 6, 6)}
+    engine.run(feeds)
+    engine.close()
+    before = len(builder.models)
+    engine = resume.engine(model, ["head_out", "third_out"])
+    later = resume.engine(model, ["head_out"])
+    (spec,) = later.outputs
+    assert (spec.name, spec.dtype, spec.shape) == ("head_out", np.float32, ("n", 5))
+    assert [spec.name for spec in engine.outputs] == ["head_out", "third_out"]
+    assert len(builder.models) == before
+    later.run(feeds)
+    assert [nodes[-1] for nodes in builder.models[before:]] == ["head"]
+    assert "first" not in builder.models[-1]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_all_passes_run_as_many_samples_at_once(wide, graph, context, monkeypatch) -> None:
+    """Also where a wide layer reads its original's input as well: what one pass keeps is asked for by the next."""
+    model = network(graph)
+    data = normal(96, 3, 6, 6)
+    wrong = disturbed(model, "first", "second")
+    # The wide layer has its output and its input in both models, the others two values.
+    size = 4 * 8 * 6 * 6
+    for module in (repair_budget, quantized_pair):
+        monkeypatch.setattr(module, "BUDGET_BYTES", 16 * 2 * size)
+    builder = Builder(context().build)
+    ctx = replace(context(x=data), build=builder, samples=[{"x": data[:1]}])
+    layers = [Refit(name, f"{name}_out") for name in LAYERS[1:]]
+    refit(model, wrong, layers, ctx, RefitOptions(max_columns=60 if wide else 4608))
+    assert len(builder.models) > 4
+    # One engine for the whole of each model, in the first pass.
+    assert sum("first" in nodes for nodes in builder.models) == 2
 
 
 def test_values_before_the_place_are_still_had(graph, context, run) -> None:

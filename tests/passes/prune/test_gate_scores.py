@@ -15,7 +15,11 @@ from greencc.core.errors import InputError, UnavailableError
 from greencc.core.graph import ensure_names
 from greencc.core.groups import PruneGroup, analyse
 from greencc.core.model import infer_shapes
-from greencc.core.passes import Context
+from greencc.core.passes import Context, Finding
+from greencc.passes import _score_gates
+from greencc.passes._score_gates import gated_pieces
+from greencc.passes._score_reads import Weights
+from greencc.passes._score_taylor import taylor
 from greencc.passes._scores import Score, ScoreOptions, channel_scores
 from greencc.targets import CpuTarget
 from greencc.torch_graph import differentiate
@@ -84,10 +88,14 @@ def mlp(text: str = MLP, classes: int = CLASSES, hidden: int = HIDDEN) -> ir.Mod
     )
 
 
-def context(x: Array, labels: Array | None = None, gradients=differentiate) -> Context:  # type: ignore[no-untyped-def]
+def context(x: Array, labels: Array | None = None, gradients=differentiate, rows: int = 1) -> Context:  # type: ignore[no-untyped-def]
     target = CpuTarget(threads=1)
     return Context(
-        target.capabilities(), target.reference, [{"x": x[:1]}], Arrays({"x": x}, labels), gradients=gradients
+        target.capabilities(),
+        target.reference,
+        [{"x": x[:rows]}],
+        Arrays({"x": x}, labels),
+        gradients=gradients,
     )
 
 
@@ -147,6 +155,50 @@ def test_fisher_is_the_curvature_of_the_divergence(text: str) -> None:
     for score, ctx in ((Score.FISHER, context(x)), (Score.FISHER, labelled), (Score.TAYLOR, context(x))):
         group, found = scored(model, score, ctx)
         assert np.allclose(found, wanted[order(group)], rtol=0.02)
+
+
+def test_a_sample_whose_label_is_no_class_is_left_out() -> None:
+    model, x = mlp(), normal(24, 5)
+    labels = np.random.default_rng(0).integers(0, CLASSES, 24)
+    spoilt = labels.copy()
+    spoilt[[3, 17]] = -1, CLASSES
+    left = np.delete(np.arange(24), [3, 17])
+    wanted = scored(model, Score.TAYLOR, context(x[left], labels[left]), mini_batch=1)[1]
+    found = scored(model, Score.TAYLOR, context(x, spoilt), mini_batch=1, batch=5)[1]
+    assert np.allclose(found, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (None, "has no labels"),
+        (np.full(12, -1), "no label of the calibration data is a class"),
+        (np.full(12, CLASSES), "no label of the calibration data is a class"),
+        (np.zeros((12, 2), np.int64), "not one class per sample"),
+        (np.zeros(12, np.float32), "not one class per sample"),
+    ],
+)
+def test_where_fisher_stands_in_it_is_said(labels: Array | None, reason: str) -> None:
+    model, x = mlp(), normal(12, 5)
+    findings: list[Finding] = []
+    groups = analyse(model).prunable
+    ctx = context(x, labels)
+    found = channel_scores(model, groups, Score.TAYLOR, ctx, findings=findings)
+    (finding,) = findings
+    assert finding.message.startswith("scored by fisher because ")
+    assert reason in finding.message
+    wanted = channel_scores(model, groups, Score.FISHER, ctx)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert isinstance(taylor(model, groups, ctx, ScoreOptions()), str)
+
+
+def test_labels_are_looked_at_before_gradients_are_taken() -> None:
+    def never(model: ir.Model, by: list[str]):  # type: ignore[no-untyped-def]
+        raise AssertionError
+
+    model = mlp()
+    ctx = context(normal(12, 5), np.full(12, -1), gradients=never)
+    assert "is a class" in str(taylor(model, analyse(model).prunable, ctx, ScoreOptions()))
 
 
 def test_labels_of_many_classes_are_drawn() -> None:
@@ -221,7 +273,20 @@ def test_a_fixed_batch_and_one_in_name_only_change_nothing(batch: int, score: Sc
     )
     wanted = scored(free, score, context(x, labels))[1]
     for model in (fixed, single) if batch == 1 else (fixed,):
-        assert np.allclose(scored(model, score, context(x, labels))[1], wanted, rtol=1e-4)
+        assert np.allclose(scored(model, score, context(x, labels, rows=batch))[1], wanted, rtol=1e-4)
+
+
+def test_the_work_budget_counts_sizes_that_only_the_samples_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a convolution on images of any size: without them its work is not known, and seems nothing."""
+    text = """net (float[N, 2, H, W] x) => (float[N, 4] y) {
+        s = Conv<pads=[1,1,1,1]>(x, a) r = Relu(s) g = GlobalAveragePool(r) f = Flatten(g) y = MatMul(f, b) }"""
+    model, x = parse(text, a=normal(5, 2, 3, 3), b=normal(5, 4)), normal(60, 2, 8, 8)
+    (group,) = analyse(model).prunable
+    macs = 5 * 2 * 9 * 64 + 5 * 4
+    monkeypatch.setattr(_score_gates, "_WORK", 20.0 * macs * 30.5)
+    for rows in (1, 4):
+        pieces = gated_pieces(model, [group], Weights(model), context(x, rows=rows), ScoreOptions())
+        assert sum(piece.count for piece in pieces) == 30
 
 
 def test_what_has_no_gradient_is_refused_by_name() -> None:
