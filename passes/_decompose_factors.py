@@ -12,6 +12,7 @@ import onnx_ir as ir
 from greencc.core.data import Array
 from greencc.core.graph import Names, add_initializer, attribute_int, attribute_ints, drop_unused, input_at
 from greencc.passes._decompose_problem import Matrix, Problem
+from greencc.passes._exclude import came_from
 
 Attributes = Mapping[str, int | str | float | Sequence[int]]
 
@@ -151,6 +152,7 @@ def emit(
             name=str(node.name) if index == last else names.node(base),
             outputs=[ir.Value(name=names.value(f"{base}_out"), type=result.type)],
         )
+        came_from(made, [node])
         nodes.append(made)
         source = made.outputs[0]
     nodes[-1].outputs[0].shape = result.shape

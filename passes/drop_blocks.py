@@ -22,7 +22,7 @@ from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._blocks import Block, Shape, drop, find_blocks
 from greencc.passes._blocks_score import BlockScore, BlockScorer
 from greencc.passes._capture import graph_values, require_data
-from greencc.passes._exclude import unmatched
+from greencc.passes._exclude import is_excluded, unmatched
 from greencc.passes._linear_view import linear_view
 
 _RULE = "drop-block"
@@ -169,7 +169,7 @@ class DropBlocks(Pass):
         possible = []
         for block in blocks:
             share = sizes.share(block)
-            if block.name in self.exclude:
+            if is_excluded(block.add, self.exclude):
                 reason = "excluded by the options"
             elif share is None:
                 reason = "the work it takes is not known"

@@ -25,7 +25,7 @@ from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._exclude import unmatched
+from greencc.passes._exclude import covered, unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import macs_by_node, work_model
 from greencc.passes._prune_sensitivity import sensitivities
@@ -91,7 +91,9 @@ class Prune(Pass):
         done = 0.0
         for number in range(1, self.rounds + 1):
             structure = analyse(model)
-            groups = self._groups(structure, outcome if number == 1 else Outcome())
+            groups = self._groups(
+                structure, covered(model, self.exclude), outcome if number == 1 else Outcome()
+            )
             if not groups:
                 break
             scores = self._scores(model, groups, ctx)
@@ -216,12 +218,12 @@ class Prune(Pass):
         )
         outcome.findings.append(Finding("warning", message, rule=_RULE))
 
-    def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:
+    def _groups(self, structure: Structure, excluded: frozenset[str], outcome: Outcome) -> list[PruneGroup]:
         """What may be cut; why other groups stay is told once."""
         chosen, locked = [], []
         for group in structure.groups:
             if group.reason is None and not any(
-                site.node in self.exclude for site in group.having(Role.PRODUCER)
+                site.node in excluded for site in group.having(Role.PRODUCER)
             ):
                 chosen.append(group)
             else:

@@ -17,6 +17,7 @@ from greencc.core.capabilities import Arithmetic
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
+from greencc.core.graph import constant_tensor
 from greencc.core.machine import CpuInfo
 from greencc.core.passes import RewriteLog
 from greencc.core.pipeline import Pipeline
@@ -24,6 +25,7 @@ from greencc.core.report import Interval
 from greencc.passes._decompose_family import RankRule
 from greencc.passes._decompose_forms import Method
 from greencc.passes._decompose_merge import merge_factors
+from greencc.passes._exclude import is_excluded
 from greencc.passes.decompose import Decompose
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.targets._cpu_capabilities import int8_support
@@ -557,3 +559,37 @@ def test_bad_data(kit: Any, random: Random) -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Decompose(**options)
+
+
+@pytest.mark.parametrize(("apart", "last"), [(True, "Conv_0"), (False, "Conv_1")])
+def test_excluding_a_layer_holds_for_its_factors(kit: Any, random: Random, apart: bool, last: str) -> None:
+    """What a later pass is told to leave alone it leaves alone in whatever form it has become."""
+    text = f"""g (float[N,32,6,6] x) => (float[N,32,6,6] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        {"b = Relu(a)" if apart else ""}
+        y = Conv({"b" if apart else "a"}, w1)
+    }}"""
+    model = kit.parse(text, w0=kernel(32, 32, 3, 8), w1=random(32, 32, 1, 1))
+    feeds = data(random, 8, 32, 6, 6)
+    ctx = kit.context(feeds)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI))
+    steps = [Decompose(ranks=("Conv_0=tucker:8x8",), repair=False), QuantizeInt8(exclude=("Conv_0",))]
+    result, records = Pipeline(ctx).run(model, steps)
+    floats = {
+        str(node.name)
+        for node in result.graph
+        if node.op_type == "Conv" and constant_tensor(node.inputs[1]) is not None
+    }
+    # With nothing between, the last factor is merged into the next layer, which does work of both then.
+    assert floats == {"Conv_0_factor0", "Conv_0_factor1", last}
+    assert not [finding for finding in records[1].findings if finding.kind == "warning"]
+    # Saving the model does not make them forget it.
+    again = ir.from_proto(ir.to_proto(result))
+    assert {str(node.name) for node in again.graph if is_excluded(node, ("Conv_0",))} == floats
+
+
+@pytest.mark.parametrize("text", ["no JSON", "3"])
+def test_an_origin_that_somebody_else_wrote_is_none(text: str) -> None:
+    node = ir.node("Relu", [None], name="a", metadata_props={"greencc.origin": text})
+    assert not is_excluded(node, ("b",))
+    assert is_excluded(node, ("a",))
