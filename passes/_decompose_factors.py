@@ -144,7 +144,7 @@ def emit(
                 attributes.update(
                     {n: node.attributes[n].as_float() for n in ("alpha", "beta") if n in node.attributes}
                 )
-        base = f"{node.name}_factor{index}"
+        base = factor_name(node, index)
         made = ir.node(
             factor.op_type,
             inputs,
@@ -159,6 +159,11 @@ def emit(
     return nodes
 
 
+def factor_name(node: ir.Node, index: int | str) -> str:
+    """What a factor of a layer is called, unless it is the last one or the name is taken."""
+    return f"{node.name}_factor{index}"
+
+
 def stored_weights(
     graph: ir.Graph, node: ir.Node, candidate: Candidate, dtype: np.dtype[np.generic], names: Names
 ) -> list[ir.Value]:
@@ -166,7 +171,7 @@ def stored_weights(
     made = []
     for index, factor in enumerate(candidate.factors):
         array: Array = np.ascontiguousarray(factor.weight.astype(dtype))
-        made.append(add_initializer(graph, names.value(f"{node.name}_factor{index}_weight"), array))
+        made.append(add_initializer(graph, names.value(f"{factor_name(node, index)}_weight"), array))
     return made
 
 

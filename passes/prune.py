@@ -25,6 +25,7 @@ from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.core.rehearsal import settled
 from greencc.passes._exclude import covered, unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import macs_by_node, work_model
@@ -85,6 +86,7 @@ class Prune(Pass):
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Cut and repair `model` in place."""
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
+        ctx = settled(ctx, model)
         original = model.clone()
         before = _work(original, ctx)
         kept: dict[str, tuple[int, ...]] = {}

@@ -73,6 +73,11 @@ class QuantizeDynamic(Pass):
         if self.min_elements < 0:
             raise UsageError(f"{self.name}: min_elements is {self.min_elements}", hint="give 0 or more")
 
+    @property
+    def spares(self) -> frozenset[str]:
+        """The nodes that are excluded."""
+        return frozenset(self.exclude)
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Quantize `model` in place."""
         outcome = Outcome()

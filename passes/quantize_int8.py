@@ -106,6 +106,11 @@ class QuantizeInt8(Pass):
         if self.batch < 1:
             raise UsageError(f"{self.name}: batch is {self.batch}", hint="give at least 1")
 
+    @property
+    def spares(self) -> frozenset[str]:
+        """The nodes that are excluded."""
+        return frozenset(self.exclude)
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Quantize `model` in place.
 

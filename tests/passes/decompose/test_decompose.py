@@ -254,6 +254,60 @@ def test_what_is_quantized_later_is_measured_between_integers(kit: Any, random: 
     assert any("measured 1.50x in INT8" in finding.message for finding in records[0].findings)
 
 
+def test_layers_that_stay_in_float_are_measured_in_float(kit: Any, random: Random) -> None:
+    """What a later quantization leaves alone by name, or by a factor's name, is timed so, and its equals are not."""
+    text = """g (float[N,32,6,6] x) => (float[N,32,6,6] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        r = Relu(a)
+        b = Conv<pads=[1,1,1,1]>(r, w1)
+        s = Relu(b)
+        c = Conv<pads=[1,1,1,1]>(s, w2)
+        t = Relu(c)
+        y = Conv<pads=[1,1,1,1]>(t, w3)
+    }"""
+    model = kit.parse(text, **{f"w{index}": kernel(32, 32, 3, 4, index) for index in range(4)})
+    feeds = data(random, 8, 32, 6, 6)
+    seen: list[list[tuple[str, bool]]] = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        for one in models:
+            kit.outputs(one, feeds[0])
+            floats = [
+                constant_tensor(node.inputs[1]) is not None for node in one.graph if node.op_type == "Conv"
+            ]
+            names = [str(node.name) for node in one.graph if node.op_type == "Conv"]
+            seen.append(list(zip(names, floats, strict=True)))
+        return Timing((1.0,) * len(models), (Interval(1.5, 1.4, 1.6),) * (len(models) - 1))
+
+    ctx = kit.context(feeds, time=time)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI))
+    later = QuantizeInt8(exclude=("Conv_2", "Conv_4_factor0"))
+    steps = [Decompose(method=Method.TUCKER, energy=0.9, align=4, repair=False), later]
+    result, records = Pipeline(ctx).run(model, steps)
+    told = {str(item.node): item.message for item in records[0].findings if "measured" in item.message}
+    assert {name: message.rpartition(" in ")[2] for name, message in told.items()} == {
+        "Conv_0": "INT8",
+        "Conv_2": "float",
+        "Conv_4": "INT8",
+        "Conv_6": "INT8",
+    }
+    # What was timed is what came out; the first and the last layer are the same, and timed once.
+    factors = [item for item in seen if len(item) == 3]
+    real = {
+        str(node.name): constant_tensor(node.inputs[1]) is not None
+        for node in result.graph
+        if node.op_type == "Conv"
+    }
+    assert len(factors) == 3
+    assert [item[-1][0] for item in factors] == ["Conv_0", "Conv_2", "Conv_4"]
+    assert all(real[name] is floats for item in factors for name, floats in item)
+    assert [item for item in seen if len(item) == 1] == [
+        [("Conv_0", False)],
+        [("Conv_2", True)],
+        [("Conv_4", False)],
+    ]
+
+
 @pytest.mark.parametrize(
     ("arithmetic", "align", "rank"),
     [(Arithmetic.FLOAT, 0, 24), (Arithmetic.INT8, 0, 32), (Arithmetic.INT8, 8, 24)],

@@ -229,6 +229,24 @@ def test_what_is_quantized_later_is_cut_and_timed_for_integers(data) -> None:  #
     assert any("1.40x" in item.message and "in float" in item.message for item in record.findings)
 
 
+def test_a_quantization_that_excludes_all_is_none(data) -> None:  # type: ignore[no-untyped-def]
+    """Then the cut is that of a float model, and measured so."""
+    model = redundant()
+    time, _ = timer(1.3, 1.2, 1.4)
+    ctx = context(model, data, time=time)
+    int8 = int8_support(
+        CpuInfo("x86_64", "test", "test", frozenset({"avx2", "avx512_vnni"}), 1, virtualised=True)
+    )
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=int8))
+    everything = tuple(str(node.name) for node in model.graph)
+    cuts = []
+    for later in ([QuantizeInt8(exclude=everything)], []):
+        found, records = Pipeline(ctx).run(model, [Prune(ratio=0.3), *later])
+        assert any("1.30x" in item.message and "in float" in item.message for item in records[0].findings)
+        cuts.append([node.inputs[1].shape for node in found.graph if node.op_type == "Conv"])
+    assert cuts[0] == cuts[1]
+
+
 def test_without_data_nothing_is_repaired_and_that_is_said() -> None:
     model = redundant()
     outcome = Prune(score=Score.MAGNITUDE, measured=False).apply(model, context(model))
