@@ -242,9 +242,7 @@ class _Run:
             self._refuse(job, reason)
         return reason is None
 
-    def _best(
-        self, job: Job, problem: Problem, timer: LayerTimer | None
-    ) -> tuple[Candidate, str] | None:
+    def _best(self, job: Job, problem: Problem, timer: LayerTimer | None) -> tuple[Candidate, str] | None:
         """The candidate to take, and what was measured of it."""
         options = self.options
         choice = RankChoice(options.rank, options.energy, options.ratio, self._alignment())
@@ -274,9 +272,7 @@ class _Run:
             return None
         return found[index], measured
 
-    def _planned(
-        self, job: Job, problem: Problem, timer: LayerTimer | None
-    ) -> tuple[Candidate, str] | None:
+    def _planned(self, job: Job, problem: Problem, timer: LayerTimer | None) -> tuple[Candidate, str] | None:
         """The candidate of the plan, and what was measured of it."""
         candidate = candidate_of(problem, self.plan[job.name])
         timing = None if timer is None else timer.compare(problem, [candidate])
