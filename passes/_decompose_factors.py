@@ -12,6 +12,7 @@ import onnx_ir as ir
 from greencc.core.data import Array
 from greencc.core.graph import Names, add_initializer, attribute_int, attribute_ints, drop_unused, input_at
 from greencc.passes._decompose_problem import Matrix, Problem
+from greencc.passes._exclude import came_from
 
 Attributes = Mapping[str, int | str | float | Sequence[int]]
 
@@ -143,7 +144,7 @@ def emit(
                 attributes.update(
                     {n: node.attributes[n].as_float() for n in ("alpha", "beta") if n in node.attributes}
                 )
-        base = f"{node.name}_factor{index}"
+        base = factor_name(node, index)
         made = ir.node(
             factor.op_type,
             inputs,
@@ -151,10 +152,16 @@ def emit(
             name=str(node.name) if index == last else names.node(base),
             outputs=[ir.Value(name=names.value(f"{base}_out"), type=result.type)],
         )
+        came_from(made, [node])
         nodes.append(made)
         source = made.outputs[0]
     nodes[-1].outputs[0].shape = result.shape
     return nodes
+
+
+def factor_name(node: ir.Node, index: int | str) -> str:
+    """What a factor of a layer is called, unless it is the last one or the name is taken."""
+    return f"{node.name}_factor{index}"
 
 
 def stored_weights(
@@ -164,7 +171,7 @@ def stored_weights(
     made = []
     for index, factor in enumerate(candidate.factors):
         array: Array = np.ascontiguousarray(factor.weight.astype(dtype))
-        made.append(add_initializer(graph, names.value(f"{node.name}_factor{index}_weight"), array))
+        made.append(add_initializer(graph, names.value(f"{factor_name(node, index)}_weight"), array))
     return made
 
 

@@ -25,6 +25,7 @@ from greencc.core.passes import Context, Finding
 from greencc.core.shapes import bind_dims, bind_sizes
 from greencc.passes._decompose_factors import same_layer
 from greencc.passes._decompose_problem import Matrix, Metric, Problem, metric_of
+from greencc.passes._exclude import is_excluded
 from greencc.passes._linear_view import LINEAR, LinearView, linear_view
 from greencc.passes._quantize_insert import release
 from greencc.passes._weight_only_hessian import plan_stages, sum_moments, too_large
@@ -119,7 +120,7 @@ def _is_layer(node: ir.Node, choice: Choice) -> bool:
 
 def _job(node: ir.Node, choice: Choice) -> Job | str | None:
     """A job, why there is none, or None for a small layer."""
-    if node.name in choice.exclude:
+    if is_excluded(node, choice.exclude):
         return "it is excluded by the options"
     view, tensor = linear_view(node), constant_tensor(input_at(node, 1))
     if view is None or tensor is None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.engine import Timer
+from greencc.core.engine import Timer, Timing
 from greencc.core.graph import Names, add_initializer, constant_tensor, input_at
-from greencc.core.report import Interval
-from greencc.passes._decompose_factors import Candidate, emit, stored_weights
+from greencc.passes._decompose_factors import Candidate, emit, factor_name, stored_weights
 from greencc.passes._decompose_problem import Problem
-
-Speeds = tuple[Interval, ...]
+from greencc.passes._exclude import is_excluded
 
 
 @dataclass
@@ -25,15 +23,17 @@ class LayerTimer:
         time: Of the target, for parts of a model.
         model: Gives opsets and types.
         shapes: Of its values, for one inference.
+        spared: Names of nodes that later passes leave as they are: such a layer may take another time than its equals.
     """
 
     time: Timer
     model: ir.Model
     shapes: Mapping[str, tuple[int, ...]]
-    _known: dict[tuple[object, ...], Speeds] = field(default_factory=dict)
+    spared: frozenset[str] = frozenset()
+    _known: dict[tuple[object, ...], Timing] = field(default_factory=dict)
 
-    def speeds(self, problem: Problem, candidates: Sequence[Candidate]) -> Speeds | None:
-        """How many times as fast as the layer each candidate is; None when the layer's input has no known shape."""
+    def compare(self, problem: Problem, candidates: Sequence[Candidate]) -> Timing | None:
+        """The layer, then the candidates; None when the layer's input has no known shape."""
         node = problem.view.node
         source = input_at(node, 0)
         shape = None if source is None else self.shapes.get(str(source.name))
@@ -46,6 +46,7 @@ class LayerTimer:
             shape,
             problem.view.weight_shape,
             input_at(node, 2) is not None,
+            self._spared(node),
             *(candidate.signature for candidate in candidates),
         )
         if key not in self._known:
@@ -53,8 +54,14 @@ class LayerTimer:
             assert weight is not None
             values = np.random.default_rng(0).standard_normal(shape).astype(weight.dtype.numpy())
             models = [self._single(node, None, shape), *(self._single(node, c, shape) for c in candidates)]
-            self._known[key] = self.time(models, [{"x": values}]).ratios
+            self._known[key] = self.time(models, [{"x": values}])
         return self._known[key]
+
+    def _spared(self, node: ir.Node) -> str | None:
+        """The name of a layer that later passes treat, or its factors, by name."""
+        factors = factor_name(node, "")
+        named = is_excluded(node, self.spared) or any(name.startswith(factors) for name in self.spared)
+        return node.name if named else None
 
     def _single(self, layer: ir.Node, candidate: Candidate | None, shape: tuple[int, ...]) -> ir.Model:
         """A model of the layer alone, or of its factors."""
@@ -72,7 +79,9 @@ class LayerTimer:
         if bias is None and layer.op_type == "Gemm" and self.model.opset_imports.get("", 1) < 11:
             inputs.append(add_initializer(graph, "bias", np.zeros(1, weight.dtype.numpy())))
         attributes = {name: attribute.value for name, attribute in layer.attributes.items()}
-        node = ir.node(layer.op_type, inputs, attributes, name="layer", outputs=[y])
+        node = ir.node(layer.op_type, inputs, attributes, name=layer.name, outputs=[y])
+        # Later passes go by names, and by the layers that factors came from.
+        node.metadata_props.update(layer.metadata_props)
         nodes = [node]
         if candidate is not None:
             names = Names(model)

@@ -20,6 +20,7 @@ from greencc.core.graph import (
     sole_consumer,
 )
 from greencc.core.passes import RewriteLog
+from greencc.passes._exclude import came_from
 from greencc.passes._linear_view import LinearView, linear_view
 
 RULE = "decompose-merge"
@@ -135,6 +136,7 @@ def _merge(graph: ir.Graph, first: LinearView, second: LinearView, names: Names)
         outputs=[ir.Value(name=names.value(f"{old.name}_merged"), type=old.type, shape=old.shape)],
         name=tail.name,
     )
+    came_from(made, [head, tail])
     graph.insert_before(head, made)
     constants = [value for node in (head, tail) for value in node.inputs[1:] if value is not None]
     old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)

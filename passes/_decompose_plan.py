@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,7 +16,6 @@ import onnx_ir as ir
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.passes import Finding
 from greencc.passes._decompose_factors import Candidate
-from greencc.passes._decompose_family import Family
 from greencc.passes._decompose_forms import Method, families, form_problem
 from greencc.passes._decompose_jobs import RULE, Job
 from greencc.passes._decompose_problem import Matrix, Problem
@@ -127,14 +126,20 @@ def candidate_of(problem: Problem, planned: Planned) -> Candidate:
     name = f"{WHERE}: {problem.view.node.op_type} {problem.view.node.name!r} cannot be {planned}"
     *inner, rank = planned.ranks
     if inner and not 1 <= inner[0] <= problem.channels:
-        raise UsageError(f"{name}: it reads {problem.channels} channels", hint=_between(problem.channels))
+        most = _largest(
+            problem.channels, lambda first: next(iter(families(problem, planned.form, [first]))).saves(1)
+        )
+        what = f"it reads {problem.channels} channels" if inner[0] else "a rank is at least 1"
+        raise UsageError(f"{name}: {what}", hint=_between(most))
     family = next(iter(families(problem, planned.form, inner)))
-    if not 1 <= rank <= family.top:
-        raise UsageError(f"{name}: its rank is at most {family.top}", hint=_between(family.top))
-    if not family.saves(rank):
-        most = _largest(family)
-        hint = _between(most) if most else "leave the layer out: this form saves nothing at any rank"
-        raise UsageError(f"{name}: that saves no work, or no parameters", hint=hint)
+    if not 1 <= rank <= family.top or not family.saves(rank):
+        if rank < 1:
+            what = "a rank is at least 1"
+        elif rank > family.top:
+            what = f"its rank is at most {family.top}"
+        else:
+            what = "that saves no work, or no parameters"
+        raise UsageError(f"{name}: {what}", hint=_between(_largest(family.top, family.saves)))
     return family.candidate(rank)
 
 
@@ -144,10 +149,13 @@ def approximation_of(problem: Problem, planned: Planned) -> Matrix:
     return next(iter(families(problem, planned.form, inner))).solve(rank)[1]
 
 
-def _largest(family: Family) -> int:
-    """The largest rank that saves something, 0 where none does."""
-    return bisect_left(range(1, family.top + 1), True, key=lambda rank: not family.saves(rank))
+def _largest(top: int, saves: Callable[[int], bool]) -> int:
+    """The largest rank up to `top` that saves something, 0 where none does."""
+    return bisect_left(range(1, top + 1), True, key=lambda rank: not saves(rank))
 
 
 def _between(most: int) -> str:
+    """What to do, given the largest rank that saves something."""
+    if not most:
+        return "leave the layer out: this form saves nothing at any rank"
     return f"give a rank between 1 and {most}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ class Layer:
 
 
 def find_layers(
-    graph: ir.Graph, ops: Sequence[str], exclude: Sequence[str], min_elements: int, rule: Rule
+    graph: ir.Graph, ops: Sequence[str], exclude: Collection[str], min_elements: int, rule: Rule
 ) -> Iterator[Layer | tuple[str, str]]:
     """Yield every weight of `min_elements` or more once, in graph order; else the node's name and why it is left."""
     seen: set[ir.Value] = set()
@@ -94,7 +94,7 @@ def _layer(
     tensor: ir.TensorProtocol,
     graph: ir.Graph,
     ops: Sequence[str],
-    exclude: Sequence[str],
+    exclude: Collection[str],
     rule: Rule,
 ) -> Layer | str:
     if tensor.dtype not in _TYPES:

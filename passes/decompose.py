@@ -18,10 +18,12 @@ import onnx_ir as ir
 
 from greencc.core.blas import single_threaded
 from greencc.core.capabilities import Arithmetic
+from greencc.core.engine import Timing
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import Names, ensure_names
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.core.rehearsal import settled
 from greencc.passes._decompose_factors import Candidate, emit, replace_layer, stored_weights
 from greencc.passes._decompose_family import RankChoice, RankRule
 from greencc.passes._decompose_forms import Method, candidates, form_problem
@@ -124,6 +126,7 @@ class Decompose(Pass):
         """Factorise the layers of the main graph in place."""
         outcome = Outcome()
         ensure_names(model)
+        ctx = settled(ctx, model)
         with single_threaded():
             return _Run(self, model, ctx, outcome, parse_plan(self.ranks, WHERE)).run()
 
@@ -172,7 +175,7 @@ class _Run:
         timer = None
         if options.measured and not given:
             time = ctx.time_inside or ctx.time
-            timer = LayerTimer(time, original, shapes) if time is not None else None
+            timer = LayerTimer(time, original, shapes, ctx.spared) if time is not None else None
             if timer is None:
                 self._note(
                     "nothing was measured: layers were replaced where that has fewer multiply-accumulates"
@@ -194,14 +197,13 @@ class _Run:
             best = self._planned(job, problem, timer) if planned else self._best(job, problem, timer)
             if best is None or not ctx.rewrites.allow(f"{RULE}-{best[0].form}", job.name):
                 continue
-            candidate, speed = best
+            candidate, measured = best
             self._replace(job, candidate, nodes, names)
             self.done[job.name] = planned_of(candidate)
             after += candidate.macs - problem.macs
             share = candidate.macs / max(problem.macs, 1)
             message = f"{candidate}: {share:.0%} of the work, {candidate.error:.2%} of the output energy lost"
-            measured = "" if speed is None else f", measured {speed:.2f}x in {ctx.arithmetic.value}"
-            self._note(message + measured, job.name)
+            self._note(message + (f", {measured}" if measured else ""), job.name)
         if self.done:
             self._note(
                 f"{len(self.done)} of {len(jobs)} layers looked at are factorised, which leaves "
@@ -243,10 +245,8 @@ class _Run:
             self._refuse(job, reason)
         return reason is None
 
-    def _best(
-        self, job: Job, problem: Problem, timer: LayerTimer | None
-    ) -> tuple[Candidate, float | None] | None:
-        """The candidate to take, with its speed where it was measured."""
+    def _best(self, job: Job, problem: Problem, timer: LayerTimer | None) -> tuple[Candidate, str] | None:
+        """The candidate to take, and what was measured of it."""
         options = self.options
         choice = RankChoice(options.rank, options.energy, options.ratio, self._alignment())
         found = candidates(problem, options.method, choice)
@@ -258,37 +258,34 @@ class _Run:
             if not found:
                 return None
         if timer is None:
-            return found[0], None
+            return found[0], ""
         found = found[:_TIMED]
-        speeds = timer.speeds(problem, found)
-        if speeds is None:
+        timing = timer.compare(problem, found)
+        if timing is None:
             self._note("the shape of its input is not known: it was not measured", job.name)
-            return found[0], None
+            return found[0], ""
+        speeds = timing.ratios
         index = max(range(len(found)), key=lambda i: speeds[i].value)
         if options.rank is RankRule.EVBMF:
             # Errors differ by far: the smallest one that is faster than the layer, not the fastest.
             index = next((i for i, speed in enumerate(speeds) if speed.low > 1.0), index)
+        measured = _measured(timing, index)
         if speeds[index].low <= 1.0:
-            self._refuse(
-                job, f"measured {speeds[index].value:.2f}x in {self.ctx.arithmetic.value} as {found[index]}"
-            )
+            self._refuse(job, f"{measured} as {found[index]}")
             return None
-        return found[index], speeds[index].value
+        return found[index], measured
 
-    def _planned(
-        self, job: Job, problem: Problem, timer: LayerTimer | None
-    ) -> tuple[Candidate, float | None] | None:
-        """The candidate of the plan, with its speed where it was measured."""
+    def _planned(self, job: Job, problem: Problem, timer: LayerTimer | None) -> tuple[Candidate, str] | None:
+        """The candidate of the plan, and what was measured of it."""
         candidate = candidate_of(problem, self.plan[job.name])
-        speeds = None if timer is None else timer.speeds(problem, [candidate])
-        if speeds is None:
-            return candidate, None
-        if speeds[0].low <= 1.0:
-            self._refuse(
-                job, f"measured {speeds[0].value:.2f}x in {self.ctx.arithmetic.value} as {candidate}"
-            )
+        timing = None if timer is None else timer.compare(problem, [candidate])
+        if timing is None:
+            return candidate, ""
+        measured = _measured(timing, 0)
+        if timing.ratios[0].low <= 1.0:
+            self._refuse(job, f"{measured} as {candidate}")
             return None
-        return candidate, speeds[0].value
+        return candidate, measured
 
     def _faithful(self, job: Job, found: list[Candidate]) -> list[Candidate]:
         """The candidates that keep half of the output energy; the others become one finding."""
@@ -341,3 +338,8 @@ class _Run:
 
     def _note(self, message: str, node: str | None = None) -> None:
         self.outcome.findings.append(Finding("note", message, node, RULE))
+
+
+def _measured(timing: Timing, index: int) -> str:
+    """How much faster than the layer a candidate is."""
+    return f"measured {timing.ratios[index].value:.2f}x in {timing.computed_in(index + 1).value}"

@@ -19,10 +19,11 @@ from greencc.core.errors import GreenccError, UsageError
 from greencc.core.graph import ensure_names, static_shape
 from greencc.core.model import bind_dims, infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
+from greencc.core.rehearsal import settled
 from greencc.passes._blocks import Block, Shape, drop, find_blocks
 from greencc.passes._blocks_score import BlockScore, BlockScorer
 from greencc.passes._capture import graph_values, require_data
-from greencc.passes._exclude import unmatched
+from greencc.passes._exclude import is_excluded, unmatched
 from greencc.passes._linear_view import linear_view
 
 _RULE = "drop-block"
@@ -106,6 +107,7 @@ class DropBlocks(Pass):
         ensure_names(model)
         infer_shapes(model)
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
+        ctx = settled(ctx, model)
         sizes = _sizes(model, ctx)
         shortened = model.clone()
         choices = self._choose(model, shortened, sizes, ctx, outcome)
@@ -169,7 +171,7 @@ class DropBlocks(Pass):
         possible = []
         for block in blocks:
             share = sizes.share(block)
-            if block.name in self.exclude:
+            if is_excluded(block.add, self.exclude):
                 reason = "excluded by the options"
             elif share is None:
                 reason = "the work it takes is not known"

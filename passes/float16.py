@@ -22,6 +22,7 @@ from greencc.core.graph import ONNX_DOMAINS, constant_tensor, label, opset_of, s
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._calibrate import observe_ranges
+from greencc.passes._exclude import covered, is_excluded, unmatched
 from greencc.passes._half_convert import Converter
 from greencc.passes._half_masks import clamp_masks, mask_factors
 from greencc.passes._half_placement import place
@@ -127,16 +128,11 @@ class ConvertFloat16(Pass):
         if refusal is not None:
             outcome.findings.append(Finding("refused", refusal, rule=_RULE))
             return outcome
-        names = {node.name for node in model.graph.all_nodes()}
-        outcome.findings += [
-            Finding("warning", f"no node is named {name!r}, so excluding it has no effect", rule=_RULE)
-            for name in self.exclude
-            if name not in names
-        ]
+        outcome.findings += unmatched(model, self.exclude, _RULE)
         if self.scope is Scope.COMPUTE or (self.scope is Scope.AUTO and kernels):
             self._compute(model, kernels, ctx, outcome)
         else:
-            store(model, self.element, self.min_elements, frozenset(self.exclude), ctx, outcome)
+            store(model, self.element, self.min_elements, covered(model, self.exclude), ctx, outcome)
         return outcome
 
     def _compute(self, model: ir.Model, kernels: frozenset[str], ctx: Context, outcome: Outcome) -> None:
@@ -158,7 +154,7 @@ class ConvertFloat16(Pass):
         outcome.changed += len(chosen)
 
     def _candidate(self, node: ir.Node, kernels: frozenset[str], opset: int, graph: ir.Graph) -> bool:
-        if node.domain not in ONNX_DOMAINS or node.op_type in self.keep or node.name in self.exclude:
+        if node.domain not in ONNX_DOMAINS or node.op_type in self.keep or is_excluded(node, self.exclude):
             return False
         if node.op_type not in kernels and node.op_type not in MOVEMENT:
             return False

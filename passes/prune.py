@@ -25,7 +25,8 @@ from greencc.core.errors import UsageError
 from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._exclude import unmatched
+from greencc.core.rehearsal import settled
+from greencc.passes._exclude import covered, unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import macs_by_node, work_model
 from greencc.passes._prune_sensitivity import sensitivities
@@ -39,8 +40,10 @@ from greencc.passes._scores import Score, channel_scores
 _RULE = "prune"
 # Reasons that are told one by one; the others are counted.
 _TOLD = 5
-# Less than this share of what was asked for is worth a warning.
-_MOST = 0.9
+# Less than this share of what was asked for is worth a warning, and so is more than that.
+_MOST, _MUCH = 0.9, 1.25
+# Steps that follow the ratio more closely than those of wide integer kernels.
+_FINE = 8
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,16 @@ class Prune(Pass):
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Cut and repair `model` in place."""
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
+        ctx = settled(ctx, model)
         original = model.clone()
         before = _work(original, ctx)
         kept: dict[str, tuple[int, ...]] = {}
         done = 0.0
         for number in range(1, self.rounds + 1):
             structure = analyse(model)
-            groups = self._groups(structure, outcome if number == 1 else Outcome())
+            groups = self._groups(
+                structure, covered(model, self.exclude), outcome if number == 1 else Outcome()
+            )
             if not groups:
                 break
             scores = self._scores(model, groups, ctx, outcome)
@@ -109,7 +115,7 @@ class Prune(Pass):
                 break
             done = 1.0 - _work(model, ctx) / before if before else 0.0
         outcome.findings += (
-            self._sum_up(original, model, done) if outcome.changed else [self._nothing(before)]
+            self._sum_up(original, model, done, ctx) if outcome.changed else [self._nothing(before)]
         )
         return outcome
 
@@ -148,7 +154,7 @@ class Prune(Pass):
         ratio: float,
         ctx: Context,
     ) -> Allocation:
-        align = self.align or ctx.capabilities.alignment(ctx.arithmetic)
+        align = self._align(ctx)
         work = work_model(model, groups, ctx.samples)
         # Integer kernels are slower with less than a block of channels, float kernels at worst not faster.
         whole = ctx.arithmetic is not Arithmetic.FLOAT
@@ -217,12 +223,12 @@ class Prune(Pass):
 
         outcome.findings += repaired(original, model, ctx, repair, _RULE)
 
-    def _groups(self, structure: Structure, outcome: Outcome) -> list[PruneGroup]:
+    def _groups(self, structure: Structure, excluded: frozenset[str], outcome: Outcome) -> list[PruneGroup]:
         """What may be cut; why other groups stay is told once."""
         chosen, locked = [], []
         for group in structure.groups:
             if group.reason is None and not any(
-                site.node in self.exclude for site in group.having(Role.PRODUCER)
+                site.node in excluded for site in group.having(Role.PRODUCER)
             ):
                 chosen.append(group)
             else:
@@ -257,7 +263,7 @@ class Prune(Pass):
         )
         return False
 
-    def _sum_up(self, original: ir.Model, model: ir.Model, saved: float) -> list[Finding]:
+    def _sum_up(self, original: ir.Model, model: ir.Model, saved: float, ctx: Context) -> list[Finding]:
         before, after = describe(original).params, describe(model).params
         message = f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters"
         findings = [Finding("note", message, rule=_RULE)]
@@ -270,7 +276,26 @@ class Prune(Pass):
                     rule=_RULE,
                 )
             )
+        elif saved > _MUCH * self.ratio:
+            align = self._align(ctx)
+            way = (
+                f"align={min(_FINE, align // 2)} follows the ratio more closely"
+                if align > 1
+                else "ask for less"
+            )
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{saved:.0%} of the multiply-accumulates were removed instead of {self.ratio:.0%}: channels go in "
+                    f"steps of up to {align}, which are large for this model; {way}",
+                    rule=_RULE,
+                )
+            )
         return findings
+
+    def _align(self, ctx: Context) -> int:
+        """What the numbers of channels that are left are multiples of, where a group is wide enough."""
+        return self.align or ctx.capabilities.alignment(ctx.arithmetic)
 
 
 def _work(model: ir.Model, ctx: Context) -> float:

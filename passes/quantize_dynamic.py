@@ -33,6 +33,7 @@ from greencc.passes._dynamic_recurrent import (
     quantize_lstm,
     store_weights,
 )
+from greencc.passes._exclude import is_excluded, unmatched
 from greencc.passes._quantize_placement import quantized_already
 
 _RULE = "quantize-dynamic"
@@ -72,6 +73,11 @@ class QuantizeDynamic(Pass):
         if self.min_elements < 0:
             raise UsageError(f"{self.name}: min_elements is {self.min_elements}", hint="give 0 or more")
 
+    @property
+    def spares(self) -> frozenset[str]:
+        """The nodes that are excluded."""
+        return frozenset(self.exclude)
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Quantize `model` in place."""
         outcome = Outcome()
@@ -81,12 +87,7 @@ class QuantizeDynamic(Pass):
             outcome.findings.append(Finding("refused", refusal or "", rule=_RULE))
             return outcome
         infer_shapes(model)
-        names = {node.name for node in model.graph.all_nodes()}
-        outcome.findings += [
-            Finding("warning", f"no node is named {name!r}, so excluding it has no effect", rule=_RULE)
-            for name in self.exclude
-            if name not in names
-        ]
+        outcome.findings += unmatched(model, self.exclude, _RULE)
         outcome.findings += _unasked(model, self.ops)
         inserter = DynamicInserter(model, facts.int8.weight_bits)
         for node in list(model.graph.all_nodes()):
@@ -128,7 +129,7 @@ class QuantizeDynamic(Pass):
         self, node: ir.Node, facts: Capabilities, int8: Int8Support
     ) -> Product | Recurrent | str | None:
         """How a node is quantized, why not, or None where nobody expects it to be."""
-        if node.name in self.exclude:
+        if is_excluded(node, self.exclude):
             return "excluded by the options"
         if node.op_type not in self.ops:
             return None

@@ -29,7 +29,7 @@ from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._adaround import AdaRoundOptions, RoundingMethod
 from greencc.passes._calibrate import Grid, RangeMethod, RangeOptions, observe_ranges
 from greencc.passes._correct_bias import BiasCorrection, correct_bias
-from greencc.passes._exclude import unmatched
+from greencc.passes._exclude import covered, unmatched
 from greencc.passes._quantize_insert import dequantized_name, insert, release
 from greencc.passes._quantize_nodes import quantized_form
 from greencc.passes._quantize_placement import (
@@ -106,6 +106,11 @@ class QuantizeInt8(Pass):
         if self.batch < 1:
             raise UsageError(f"{self.name}: batch is {self.batch}", hint="give at least 1")
 
+    @property
+    def spares(self) -> frozenset[str]:
+        """The nodes that are excluded."""
+        return frozenset(self.exclude)
+
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Quantize `model` in place.
 
@@ -171,7 +176,7 @@ class QuantizeInt8(Pass):
         """Place, announce every node, and place again without those the log refuses."""
         graph = model.graph
         outcome.findings += unmatched(model, self.exclude, _RULE) + self._unsupported(int8)
-        excluded = frozenset(self.exclude)
+        excluded = covered(model, self.exclude)
         ops = int8.ops & frozenset(self.ops) if self.ops else int8.ops
         broken = _not_finite(place(graph, int8, ops, excluded), int8)
         outcome.findings += [

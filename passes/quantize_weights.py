@@ -30,6 +30,7 @@ from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import ONNX_DOMAINS
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._block_quantize import BITS, BLOCK_SIZES, BlockWeight, Grid, is_finite, nearest
+from greencc.passes._exclude import is_excluded
 from greencc.passes._gptq import Solution
 from greencc.passes._quantize_insert import release
 from greencc.passes._quantize_nodes import quantized_already
@@ -200,7 +201,7 @@ class QuantizeWeights(Pass):
         for node in readers:
             if node not in order:
                 return f"{node.op_type} {node.name!r} reads it inside a sub-graph"
-            if node.name in self.exclude:
+            if is_excluded(node, self.exclude):
                 return f"{node.op_type} {node.name!r} is excluded by the options"
             if node.op_type not in self.ops or node.domain not in ONNX_DOMAINS:
                 return f"{node.op_type} {node.name!r} reads it too, so the float copy would have to stay"

@@ -22,7 +22,7 @@ from greencc.core.data import Array
 from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.graph import ensure_names
 from greencc.core.passes import Context, Finding, Outcome, Pass
-from greencc.passes._exclude import unmatched
+from greencc.passes._exclude import covered, unmatched
 from greencc.passes._linear_view import LINEAR
 from greencc.passes._quantize_insert import release
 from greencc.passes._quantize_nodes import quantized_already
@@ -144,7 +144,8 @@ class Sparsify(Pass):
         chosen: list[Layer] = []
         satisfied = 0
         left: dict[str, list[str]] = {}
-        for found in find_layers(model.graph, self.ops, self.exclude, self.min_elements, rule):
+        excluded = covered(model, self.exclude)
+        for found in find_layers(model.graph, self.ops, excluded, self.min_elements, rule):
             if not isinstance(found, Layer):
                 left.setdefault(found[1], []).append(found[0])
                 continue

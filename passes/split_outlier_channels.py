@@ -34,6 +34,7 @@ from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._calibrate_channels import observe_channels
 from greencc.passes._equalize_split import Split, SplitNoise
+from greencc.passes._exclude import is_excluded
 from greencc.passes._linear import Linear, linear_before
 from greencc.passes._linear_view import linear_view
 from greencc.passes._rewriter import Scope, node_name
@@ -149,7 +150,7 @@ class SplitOutlierChannels(Pass):
         return outcome
 
     def _candidate(self, node: ir.Node) -> _Layer | None:
-        if node.name in self.exclude or is_op(node, "ConvTranspose"):
+        if is_excluded(node, self.exclude) or is_op(node, "ConvTranspose"):
             return None
         view, weight, x = linear_view(node), input_at(node, 1), input_at(node, 0)
         if view is None or view.groups != 1 or weight is None or x is None:

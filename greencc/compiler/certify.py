@@ -38,7 +38,7 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
     problem: LimitError | None = None
     for item in sorted(choice.ranked, key=lambda item: item.form.rank):
         accuracy = _judge(session, item, baseline, splits)
-        problem = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
+        problem = refuse(accuracy, session.options, item.form, synthetic=splits.certification.synthetic)
         if problem is not None:
             item.place = f"refused on the certification split: {problem.message}"
             break
@@ -62,7 +62,7 @@ def _safer(session: Session, choice: Choice, baseline: Engine, splits: Splits, p
     failed = choice.ranked[0].form.name
     while (item := choice.next_safer()) is not None:
         accuracy = _judge(session, item, baseline, splits)
-        refused = refuse(accuracy, session.options, synthetic=splits.certification.synthetic)
+        refused = refuse(accuracy, session.options, item.form, synthetic=splits.certification.synthetic)
         if refused is None and session.options.require_certified:
             break
         if refused is None:

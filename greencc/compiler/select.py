@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from greencc.compiler.advice import output_errors, way_out
 from greencc.compiler.contender import Contender, contender, observed_loss
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
@@ -260,21 +261,27 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
     return ladder[::-1]
 
 
-def refuse(accuracy: Accuracy, options: CompileOptions, *, synthetic: bool = False) -> LimitError | None:
+def refuse(
+    accuracy: Accuracy, options: CompileOptions, form: Form | None = None, *, synthetic: bool = False
+) -> LimitError | None:
     """The error for a form that certification data show to be outside the limit, or None.
 
-    What synthetic data show says nothing about the task, so it never counts against a form.
+    What synthetic data show says nothing about the task, so it never counts against a form. Of a `form` of passes that
+    were asked for by name, the error says what each of them did.
     """
     loss = observed_loss(accuracy)
     if loss > options.max_drop and not synthetic:
         what = "accuracy drops by" if accuracy.drop is not None else "the decisions change on"
-        return LimitError(
+        message = (
             f"{what} {loss:.2%} of the {accuracy.n} certification samples, "
-            f"more than the limit of {options.max_drop * 100:.3g}%",
-            hint="ask less of the passes, raise --max-drop, or give more calibration samples"
-            if options.by_name
-            else "raise --max-drop, give more calibration samples, or use --precision auto",
+            f"more than the limit of {options.max_drop * 100:.3g}%"
         )
+        if not options.by_name:
+            hint = "raise --max-drop, give more calibration samples, or use --precision auto"
+            return LimitError(message, hint=hint)
+        passes, records = (form.passes, form.records) if form is not None else ((), [])
+        errors = output_errors(passes, records)
+        return LimitError(f"{message}; {errors}" if errors else message, hint=way_out(passes, records))
     if options.require_certified and not accuracy.certified:
         return LimitError(
             f"the accuracy could not be certified: {accuracy.reason}",

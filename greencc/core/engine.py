@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from greencc.core.capabilities import Capabilities
+from greencc.core.capabilities import Arithmetic, Capabilities
 from greencc.core.data import Array, Feeds, TensorSpec
 
 if TYPE_CHECKING:
@@ -33,10 +33,16 @@ class Timing:
     Attributes:
         median_ms: One per model.
         ratios: Latency of the first model divided by that of each of the others.
+        arithmetic: What each model computed in; empty: all in float.
     """
 
     median_ms: tuple[float, ...]
     ratios: tuple[Interval, ...]
+    arithmetic: tuple[Arithmetic, ...] = ()
+
+    def computed_in(self, index: int) -> Arithmetic:
+        """What one of the models computed in."""
+        return self.arithmetic[index] if self.arithmetic else Arithmetic.FLOAT
 
 
 class Engine(Protocol):

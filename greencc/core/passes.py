@@ -8,7 +8,7 @@ pass that changes the outputs down to one rewrite and one node (the idea of LLVM
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -91,7 +91,10 @@ class Context:
             and say so.
         time_inside: Measures parts of a model by what they cost inside it: `time`, without what conversions at
             their ends cost that the rest of the model spares them. None: `time`.
-        arithmetic: What the models that are timed compute in: that of the passes to come (`core.rehearsal`).
+        arithmetic: What the models that are timed compute in: that of the passes to come (`core.rehearsal`). They may
+            yet leave all of a model in float: `core.rehearsal.settled` tells.
+        rehearse: What a model, fed so, computes in after the passes to come. None: `arithmetic`.
+        spared: Names of nodes that those passes leave as they are.
         gradients: Differentiates models. None: no one here can.
     """
 
@@ -106,6 +109,8 @@ class Context:
     time: Timer | None = None
     time_inside: Timer | None = None
     arithmetic: Arithmetic = Arithmetic.FLOAT
+    rehearse: Callable[[ir.Model, Sequence[Feeds]], Arithmetic] | None = None
+    spared: frozenset[str] = frozenset()
     gradients: Differentiate | None = None
 
 
@@ -126,6 +131,11 @@ class Pass(ABC):
     lossy: ClassVar[bool] = False
     primary: ClassVar[str | None] = None
     arithmetic: ClassVar[Arithmetic | None] = None
+
+    @property
+    def spares(self) -> frozenset[str]:
+        """Names of nodes that the pass was told to leave as they are."""
+        return frozenset()
 
     @abstractmethod
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:

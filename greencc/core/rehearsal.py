@@ -40,39 +40,50 @@ def rehearsed(ctx: Context, later: Sequence[Pass]) -> Context:
             arithmetic = quick.arithmetic or arithmetic
     if arithmetic is None:
         return ctx
+    rehearsal = _Rehearsal(tuple(steps), ctx)
     whole = part = None
     if ctx.time is not None:
-        whole = _Rehearsal(ctx.time, tuple(steps), ctx)
+        whole = _Timer(ctx.time, rehearsal)
         part = replace(whole, inside=True)
-    return replace(ctx, time=whole, time_inside=part, arithmetic=arithmetic)
+    return replace(
+        ctx,
+        time=whole,
+        time_inside=part,
+        arithmetic=arithmetic,
+        rehearse=rehearsal.arithmetic,
+        spared=frozenset().union(*(step.spares for step in steps)),
+    )
+
+
+def settled(ctx: Context, model: ir.Model) -> Context:
+    """The context with what `model` will really compute in: float where the later passes quantize nothing of it."""
+    if ctx.rehearse is None or not ctx.samples:
+        return ctx
+    return replace(ctx, arithmetic=ctx.rehearse(model, ctx.samples))
 
 
 @dataclass(frozen=True)
 class _Rehearsal:
-    """A timer of what passes make of models.
+    """What passes make of models.
 
     Attributes:
-        time: Measures what they made.
         steps: The passes.
-        ctx: Gives them capabilities and engines; their data are the inputs that are timed.
-        inside: The models are parts of one: they get and give integers where the passes let them.
+        ctx: Gives them capabilities and engines; their data are the inputs of the models.
     """
 
-    time: Timer
     steps: tuple[Pass, ...]
     ctx: Context
-    inside: bool = False
 
-    def __call__(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
-        ready = [self._apply(model, feeds) for model in models]
-        if self.inside:
-            feeds = inside(ready, feeds)
-        return self.time(ready, feeds)
+    def arithmetic(self, model: ir.Model, feeds: Sequence[Feeds]) -> Arithmetic:
+        """What a model computes in afterwards."""
+        return self.apply(model, feeds)[1]
 
-    def _apply(self, model: ir.Model, feeds: Sequence[Feeds]) -> ir.Model:
+    def apply(self, model: ir.Model, feeds: Sequence[Feeds]) -> tuple[ir.Model, Arithmetic]:
+        """What becomes of a clone of a model."""
         model = model.clone()
+        arithmetic = Arithmetic.FLOAT
         for step in self.steps:
-            step.apply(
+            outcome = step.apply(
                 model,
                 replace(
                     self.ctx,
@@ -85,8 +96,32 @@ class _Rehearsal:
                     time=None,
                 ),
             )
+            if outcome.changed:
+                arithmetic = step.arithmetic or arithmetic
             infer_shapes(model)
-        return model
+        return model, arithmetic
+
+
+@dataclass(frozen=True)
+class _Timer:
+    """A timer of what passes make of models.
+
+    Attributes:
+        time: Measures what they made.
+        rehearsal: Makes it.
+        inside: The models are parts of one: they get and give integers where the passes let them.
+    """
+
+    time: Timer
+    rehearsal: _Rehearsal
+    inside: bool = False
+
+    def __call__(self, models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        made = [self.rehearsal.apply(model, feeds) for model in models]
+        ready = [model for model, _ in made]
+        if self.inside:
+            feeds = inside(ready, feeds)
+        return replace(self.time(ready, feeds), arithmetic=tuple(found for _, found in made))
 
 
 @dataclass(frozen=True)

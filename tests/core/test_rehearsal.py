@@ -23,7 +23,7 @@ from greencc.core.machine import CpuInfo
 from greencc.core.model import check_model
 from greencc.core.passes import Context, Outcome, Pass
 from greencc.core.pipeline import Pipeline
-from greencc.core.rehearsal import rehearsed
+from greencc.core.rehearsal import rehearsed, settled
 from greencc.core.report import Interval
 from greencc.passes.convert_qoperator import ConvertQOperator
 from greencc.passes.quantize_dynamic import QuantizeDynamic
@@ -221,3 +221,32 @@ def test_a_pipeline_tells_every_pass_what_comes_after_it(seen: list[Context]) ->
     assert seen[-1].arithmetic is Arithmetic.INT8
     Pipeline(ctx).run(model, [Probe()])
     assert seen[-1].arithmetic is Arithmetic.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("exclude", "arithmetic"),
+    [((), Arithmetic.INT8), (("conv0",), Arithmetic.INT8), (("conv0", "conv1"), Arithmetic.FLOAT)],
+)
+def test_a_quantization_that_leaves_all_in_float_counts_as_none(
+    exclude: tuple[str, ...], arithmetic: Arithmetic
+) -> None:
+    clock = Clock()
+    models = [convolutions(3, 1), convolutions(1, 1)]
+    ctx = rehearsed(context(clock), (QuantizeInt8(exclude=exclude),))
+    assert settled(ctx, models[0]).arithmetic is arithmetic
+    assert ctx.spared == frozenset(exclude)
+    assert ctx.time is not None
+    timing = ctx.time(models, images())
+    assert timing.arithmetic == (arithmetic,) * 2
+    assert timing.computed_in(1) is arithmetic
+    assert any(name == "QuantizeLinear" for name in operators(clock.models[0])) is (
+        arithmetic is Arithmetic.INT8
+    )
+
+
+def test_without_passes_to_come_or_samples_there_is_nothing_to_rehearse() -> None:
+    ctx = context(Clock())
+    assert settled(ctx, convolutions(3)) is ctx
+    blind = rehearsed(replace(ctx, samples=[]), (QuantizeInt8(),))
+    assert settled(blind, convolutions(3)) is blind
+    assert Timing((1.0, 1.0), (Interval(1.0, 1.0, 1.0),)).computed_in(1) is Arithmetic.FLOAT

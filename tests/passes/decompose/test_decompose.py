@@ -17,6 +17,7 @@ from greencc.core.capabilities import Arithmetic
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
+from greencc.core.graph import constant_tensor
 from greencc.core.machine import CpuInfo
 from greencc.core.passes import RewriteLog
 from greencc.core.pipeline import Pipeline
@@ -25,6 +26,7 @@ from greencc.passes import decompose
 from greencc.passes._decompose_family import RankRule
 from greencc.passes._decompose_forms import Method
 from greencc.passes._decompose_merge import merge_factors
+from greencc.passes._exclude import is_excluded
 from greencc.passes.decompose import Decompose
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.targets._cpu_capabilities import int8_support
@@ -251,6 +253,60 @@ def test_what_is_quantized_later_is_measured_between_integers(kit: Any, random: 
     assert all("DequantizeLinear" in operators for operators, _ in seen)
     assert {kind for _, kind in seen} == {ir.DataType.UINT8}
     assert any("measured 1.50x in INT8" in finding.message for finding in records[0].findings)
+
+
+def test_layers_that_stay_in_float_are_measured_in_float(kit: Any, random: Random) -> None:
+    """What a later quantization leaves alone by name, or by a factor's name, is timed so, and its equals are not."""
+    text = """g (float[N,32,6,6] x) => (float[N,32,6,6] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        r = Relu(a)
+        b = Conv<pads=[1,1,1,1]>(r, w1)
+        s = Relu(b)
+        c = Conv<pads=[1,1,1,1]>(s, w2)
+        t = Relu(c)
+        y = Conv<pads=[1,1,1,1]>(t, w3)
+    }"""
+    model = kit.parse(text, **{f"w{index}": kernel(32, 32, 3, 4, index) for index in range(4)})
+    feeds = data(random, 8, 32, 6, 6)
+    seen: list[list[tuple[str, bool]]] = []
+
+    def time(models: Sequence[ir.Model], feeds: Sequence[Feeds]) -> Timing:
+        for one in models:
+            kit.outputs(one, feeds[0])
+            floats = [
+                constant_tensor(node.inputs[1]) is not None for node in one.graph if node.op_type == "Conv"
+            ]
+            names = [str(node.name) for node in one.graph if node.op_type == "Conv"]
+            seen.append(list(zip(names, floats, strict=True)))
+        return Timing((1.0,) * len(models), (Interval(1.5, 1.4, 1.6),) * (len(models) - 1))
+
+    ctx = kit.context(feeds, time=time)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI))
+    later = QuantizeInt8(exclude=("Conv_2", "Conv_4_factor0"))
+    steps = [Decompose(method=Method.TUCKER, energy=0.9, align=4, repair=False), later]
+    result, records = Pipeline(ctx).run(model, steps)
+    told = {str(item.node): item.message for item in records[0].findings if "measured" in item.message}
+    assert {name: message.rpartition(" in ")[2] for name, message in told.items()} == {
+        "Conv_0": "INT8",
+        "Conv_2": "float",
+        "Conv_4": "INT8",
+        "Conv_6": "INT8",
+    }
+    # What was timed is what came out; the first and the last layer are the same, and timed once.
+    factors = [item for item in seen if len(item) == 3]
+    real = {
+        str(node.name): constant_tensor(node.inputs[1]) is not None
+        for node in result.graph
+        if node.op_type == "Conv"
+    }
+    assert len(factors) == 3
+    assert [item[-1][0] for item in factors] == ["Conv_0", "Conv_2", "Conv_4"]
+    assert all(real[name] is floats for item in factors for name, floats in item)
+    assert [item for item in seen if len(item) == 1] == [
+        [("Conv_0", False)],
+        [("Conv_2", True)],
+        [("Conv_4", False)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -587,3 +643,37 @@ def test_bad_data(kit: Any, random: Random) -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Decompose(**options)
+
+
+@pytest.mark.parametrize(("apart", "last"), [(True, "Conv_0"), (False, "Conv_1")])
+def test_excluding_a_layer_holds_for_its_factors(kit: Any, random: Random, apart: bool, last: str) -> None:
+    """What a later pass is told to leave alone it leaves alone in whatever form it has become."""
+    text = f"""g (float[N,32,6,6] x) => (float[N,32,6,6] y) {{
+        a = Conv<pads=[1,1,1,1]>(x, w0)
+        {"b = Relu(a)" if apart else ""}
+        y = Conv({"b" if apart else "a"}, w1)
+    }}"""
+    model = kit.parse(text, w0=kernel(32, 32, 3, 8), w1=random(32, 32, 1, 1))
+    feeds = data(random, 8, 32, 6, 6)
+    ctx = kit.context(feeds)
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=VNNI))
+    steps = [Decompose(ranks=("Conv_0=tucker:8x8",), repair=False), QuantizeInt8(exclude=("Conv_0",))]
+    result, records = Pipeline(ctx).run(model, steps)
+    floats = {
+        str(node.name)
+        for node in result.graph
+        if node.op_type == "Conv" and constant_tensor(node.inputs[1]) is not None
+    }
+    # With nothing between, the last factor is merged into the next layer, which does work of both then.
+    assert floats == {"Conv_0_factor0", "Conv_0_factor1", last}
+    assert not [finding for finding in records[1].findings if finding.kind == "warning"]
+    # Saving the model does not make them forget it.
+    again = ir.from_proto(ir.to_proto(result))
+    assert {str(node.name) for node in again.graph if is_excluded(node, ("Conv_0",))} == floats
+
+
+@pytest.mark.parametrize("text", ["no JSON", "3"])
+def test_an_origin_that_somebody_else_wrote_is_none(text: str) -> None:
+    node = ir.node("Relu", [None], name="a", metadata_props={"greencc.origin": text})
+    assert not is_excluded(node, ("b",))
+    assert is_excluded(node, ("a",))

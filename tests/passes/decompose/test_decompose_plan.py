@@ -148,11 +148,12 @@ def test_a_layer_comes_once() -> None:
         (f"{LAST}=svd:4", f"'{LAST}' cannot be factorised: .*excluded", {"exclude": (LAST,)}),
         (f"{FIRST}=svd:4", "cannot be svd:4: svd is for products and 1x1", {}),
         (f"{LAST}=tucker:4x4", "cannot be tucker:4x4: tucker is for convolutions", {}),
-        (f"{LAST}=svd:0", "its rank is at most 20 .*between 1 and 20", {}),
-        (f"{LAST}=svd:21", "its rank is at most 20", {}),
+        (f"{LAST}=svd:0", "a rank is at least 1 .*between 1 and 15", {}),
+        (f"{LAST}=svd:21", "its rank is at most 20 .*between 1 and 15", {}),
         (f"{LAST}=svd:20", "saves no work.*between 1 and 15", {}),
         (f"{SECOND}=tucker:33x4", "it reads 32 channels .*between 1 and 32", {}),
-        (f"{SECOND}=tucker:0x4", "it reads 32 channels", {}),
+        (f"{SECOND}=tucker:0x4", "a rank is at least 1 .*between 1 and 32", {}),
+        (f"{SECOND}=tucker:4x0", "a rank is at least 1 .*between 1 and 36", {}),
         (f"{SECOND}=tucker:32x64", "saves no work", {}),
     ],
 )
@@ -161,6 +162,23 @@ def test_a_plan_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         kit.run(network(kit), {"x": random(4, 16, 8, 8)}, ranks=(item,), **{"min_elements": 256, **options})
+
+
+@pytest.mark.parametrize("rank", [0, 22, 32, 33, 999])
+def test_the_rank_that_is_proposed_is_the_largest_that_works(kit: Any, random: Random, rank: int) -> None:
+    model = kit.parse("g (float[N,32] x) => (float[N,64] y) { y = Gemm(x, w) }", w=random(32, 64))
+    feeds = {"x": random(64, 32)}
+    with pytest.raises(UsageError, match=r"between 1 and 21\b"):
+        kit.run(model, feeds, ranks=(f"Gemm_0=svd:{rank}",))
+    _, outcome, _ = kit.run(model, feeds, ranks=("Gemm_0=svd:21",))
+    assert outcome.chosen == {"ranks": ("Gemm_0=svd:21",)}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_form_that_never_saves_is_to_be_left_out(kit: Any, random: Random, rank: int) -> None:
+    model = kit.parse("g (float[N,2] x) => (float[N,2] y) { y = Gemm(x, w) }", w=random(2, 2))
+    with pytest.raises(UsageError, match="leave the layer out"):
+        kit.run(model, {"x": random(64, 2)}, ranks=(f"Gemm_0=svd:{rank}",), min_elements=1)
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5])

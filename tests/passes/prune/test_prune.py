@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from greencc.calibration import Source, open_data
+from greencc.core.capabilities import Arithmetic
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Timing
@@ -238,6 +239,50 @@ def test_what_is_quantized_later_is_cut_and_timed_for_integers(data) -> None:  #
     _, (record,) = Pipeline(ctx).run(model, [Prune(ratio=0.3)])
     assert not any("QuantizeLinear" in operators for operators in seen[2:])
     assert any("1.40x" in item.message and "in float" in item.message for item in record.findings)
+
+
+def test_a_quantization_that_excludes_all_is_none(data) -> None:  # type: ignore[no-untyped-def]
+    """Then the cut is that of a float model, and measured so."""
+    model = redundant()
+    time, _ = timer(1.3, 1.2, 1.4)
+    ctx = context(model, data, time=time)
+    int8 = int8_support(
+        CpuInfo("x86_64", "test", "test", frozenset({"avx2", "avx512_vnni"}), 1, virtualised=True)
+    )
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=int8))
+    everything = tuple(str(node.name) for node in model.graph)
+    cuts = []
+    for later in ([QuantizeInt8(exclude=everything)], []):
+        found, records = Pipeline(ctx).run(model, [Prune(ratio=0.3), *later])
+        assert any("1.30x" in item.message and "in float" in item.message for item in records[0].findings)
+        cuts.append([node.inputs[1].shape for node in found.graph if node.op_type == "Conv"])
+    assert cuts[0] == cuts[1]
+
+
+def test_coarse_steps_that_take_too_much_are_told(data, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Whole blocks of integer kernels are much of a small model; the warning says how to come closer."""
+    monkeypatch.setitem(globals(), "WIDTH", 32)
+    model = redundant()
+    ctx = replace(context(model, data), arithmetic=Arithmetic.INT8)
+    int8 = int8_support(
+        CpuInfo("x86_64", "test", "test", frozenset({"avx2", "avx512_vnni"}), 1, virtualised=True)
+    )
+    ctx = replace(ctx, capabilities=replace(ctx.capabilities, int8=int8))
+
+    def cut(align: int) -> tuple[float, list[str]]:
+        found = model.clone()
+        outcome = Prune(ratio=0.22, align=align, measured=False, repair=False).apply(found, ctx)
+        work = [describe(one, {"n": 1}).macs or 0 for one in (model, found)]
+        return 1 - work[1] / work[0], [item.message for item in outcome.findings if item.kind == "warning"]
+
+    saved, (warning,) = cut(0)
+    assert saved > 0.4
+    assert f"{saved:.0%} of the multiply-accumulates were removed instead of 22%" in warning
+    assert "steps of up to 16" in warning
+    assert "align=8 follows" in warning
+    closer, warnings = cut(8)
+    assert closer < 1.25 * 0.22
+    assert warnings == []
 
 
 def test_without_data_nothing_is_repaired_and_that_is_said() -> None:
