@@ -19,9 +19,7 @@ _MIN_SAMPLES = 16
 _RUN_BYTES = 16 << 20
 
 
-def affordable_samples(
-    models: Sequence[ir.Model], feeds: Sequence[Feeds], passes: int, work: float
-) -> int:
+def affordable_samples(models: Sequence[ir.Model], feeds: Sequence[Feeds], passes: int, work: float) -> int:
     """Samples that so many passes over the data may look at.
 
     Args:

@@ -183,9 +183,7 @@ class _Repair:
         if feeds:
             sizes = {name: values.shape for name, values in feeds[0].items()}
             bound = bind_dims(self.original, sizes), bind_dims(self.compressed, sizes)
-        samples = min(
-            options.samples, affordable_samples(bound, feeds, len(stages), 1e12 * options.work)
-        )
+        samples = min(options.samples, affordable_samples(bound, feeds, len(stages), 1e12 * options.work))
         inferences = min(samples, self.source.count) / together
         for model, sized in zip(models, bound, strict=True):
             sizes_of = {name: inferences * size for name, size in value_bytes(sized).items()}

@@ -132,7 +132,5 @@ def _joined(first: Batch, second: Batch) -> Batch:
     def both(one: Array, other: Array) -> Array:
         return np.concatenate([one, other])
 
-    labels = (
-        None if first.labels is None or second.labels is None else both(first.labels, second.labels)
-    )
+    labels = None if first.labels is None or second.labels is None else both(first.labels, second.labels)
     return Batch({name: both(values, second.feeds[name]) for name, values in first.feeds.items()}, labels)
