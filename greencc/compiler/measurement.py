@@ -33,6 +33,7 @@ from greencc.meters import available_meters
 from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device_store import calibrated_profile
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
+from greencc.report.figures import partial
 
 PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 # A compile's own energy window is short; `greencc measure` runs the whole protocol.
@@ -70,6 +71,11 @@ class Measurement:
     ratio: Ratio
     conditions: dict[str, Any]
     campaign: Campaign | None = None
+
+    @property
+    def partial(self) -> bool:
+        """The meter failed on the way: the energy rests on the rounds before, and nothing is claimed of it."""
+        return partial(self.conditions, self.baseline.energy_mj, self.artifact.energy_mj)
 
     def carbon(self, options: CarbonOptions) -> Carbon | None:
         """SCI per inference of both variants, or None where their energy is not known."""
@@ -125,6 +131,9 @@ def measure_variants(
     facts["rounds"] = timing.rounds
     facts["rounds_discarded"] = timing.discarded
     facts["clean"] = timing.clean
+    if artifact.artifact.resolve() == baseline.artifact.resolve():
+        # What differs between the two is noise.
+        facts["same_artifact"] = True
     if campaign is not None:
         facts.update(campaign.facts())
     return Measurement(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -125,6 +126,19 @@ def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Pat
     assert [shaded.count(kind) for kind in ("idle", "baseline", "artifact")] == [11, 5, 5]
 
 
+def test_beside_itself_a_model_shows_noise_and_saves_nothing(
+    meter: BenchMeter, digits: Path, greencc: Run
+) -> None:
+    outcome = greencc(*WITH_METER, "--save", "out")
+    words = " ".join(outcome.out.split())
+    assert words.count("noise") == 2
+    assert not any(claim in words for claim in ("saves", "costs", "faster", "slower", "no saving shown"))
+    assert json.loads(Path("out/measurement.json").read_text())["conditions"]["same_artifact"] is True
+    shutil.copy("model.onnx", "other.onnx")
+    outcome = greencc(*WITH_METER, "--against", "other.onnx")
+    assert "noise" not in outcome.out
+
+
 def test_carbon_follows_the_energy(meter: BenchMeter, digits: Path, greencc: Run) -> None:
     outcome = greencc(*WITH_METER, "--grid-intensity", "100g", "--save", "out")
     assert "Carbon (SCI) per inference" in outcome.out
@@ -151,8 +165,10 @@ def test_a_meter_that_dies_leaves_what_was_measured(
     longer = tuple(replace(each, rounds=30) for each in protocols.PROTOCOLS)
     monkeypatch.setattr(protocols, "PROTOCOLS", longer)
     meter.dies_after = 2.5
-    outcome = greencc(*WITH_METER, "--save", "out")
+    shutil.copy("model.onnx", "other.onnx")
+    outcome = greencc(*WITH_METER, "--save", "out", "--against", "other.onnx")
     assert outcome.code == ExitCode.UNAVAILABLE
+    assert "no saving claimed" in " ".join(outcome.out.split())
     assert "Energy, measured" in outcome.out
     assert (
         "energy rests on part of the measurement: bench failed 3 times in a row: the rail vanished"

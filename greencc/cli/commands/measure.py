@@ -137,9 +137,8 @@ def _print(
     from greencc.report import measurement_table
     from greencc.report.energy import carbon_note
 
-    clean = found.conditions.get("clean") is not False
     out = stdout()
-    out.print(measurement_table(found.baseline, found.artifact, found.ratio, clean=clean))
+    out.print(measurement_table(found.baseline, found.artifact, found.ratio, found.conditions))
     energy = found.artifact.energy_mj
     if energy is not None:
         out.print(f"Energy: {energy.method}. Boundary: {energy.boundary}.", markup=False)
