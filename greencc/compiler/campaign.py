@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from greencc.core.data import Array, Feeds
+from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.meter import Meter, PowerMeter
@@ -18,6 +16,7 @@ from greencc.measure.profiles import QUICK as QUICK_PROFILE
 from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
+from greencc.measure.times import Times, joined
 from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
@@ -278,13 +277,12 @@ def load_figures(blocks: Sequence[Block], variant: str) -> LoadFigures | None:
         requests=requests,
         per_second=requests / sum(block.seconds for block in good),
         late=sum(block.late for block in good),
-        latency_ms=percentiles(np.concatenate([block.latencies_ms for block in good])),
-        service_ms=percentiles(np.concatenate([block.services_ms for block in good])),
+        latency_ms=percentiles(joined([block.latencies_ms for block in good])),
+        service_ms=percentiles(joined([block.services_ms for block in good])),
         clean=clean,
     )
 
 
-def percentiles(values: Array) -> Percentiles:
+def percentiles(times: Times) -> Percentiles:
     """Of some milliseconds, at least one."""
-    found = np.percentile(values.astype(np.float64), (50.0, 95.0, 99.0, 99.9))
-    return Percentiles(*(float(value) for value in found))
+    return Percentiles(*times.percentiles((50.0, 95.0, 99.0, 99.9)))

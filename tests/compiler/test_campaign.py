@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from greencc.compiler.campaign import load_figures, make_plan
@@ -12,10 +11,11 @@ from greencc.compiler.options import parse_rate
 from greencc.core.errors import UsageError
 from greencc.measure.blocks import Block, Discard
 from greencc.measure.loadgen import Arrivals
+from greencc.measure.times import times_of
 
 
 def block(latency: float, discarded: Discard | None = None, **fields: Any) -> Block:
-    values = np.full(10, latency, np.float32)
+    values = times_of([latency] * 10)
     return Block(
         None,
         2.0,

@@ -178,7 +178,7 @@ def test_without_a_meter_the_load_is_measured(make_engine: Make, make_bench: Mak
     assert (result.comparison, result.problem, result.idle_parts) == (None, None, ())
     assert result.stopped == "all 3 rounds are measured"
     assert {block.joules for block in result.blocks} == {None}
-    assert result.blocks[1].latencies_ms == pytest.approx([200.0] * 5, rel=1e-5)
+    assert list(result.blocks[1].latencies_ms.values) == pytest.approx([200.0] * 5, rel=1e-5)
 
 
 def test_a_load_below_idle_falls_back_to_gross(measure: Make) -> None:
