@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
-from greencc.core.meter import Meter, PowerMeter
+from greencc.core.meter import Grade, Meter, PowerMeter
 from greencc.measure.blocks import Bench, Block, Discard
 from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Load
@@ -118,6 +118,17 @@ class MeterFacts:
     period_s: float
     uncertainty: float | None
 
+    @property
+    def title(self) -> str:
+        """``rapl: measured, grade B, boundary package-0, gain error not published``."""
+        word = "measured" if Grade[self.grade].measured else "estimated"
+        gain = (
+            "gain error not published"
+            if self.uncertainty is None
+            else f"gain uncertain by {100 * self.uncertainty:.3g}% (one standard uncertainty)"
+        )
+        return f"{self.name}: {word}, grade {self.grade}, boundary {self.boundary}, {gain}"
+
 
 @dataclass(frozen=True)
 class Campaign:
@@ -173,8 +184,9 @@ class Campaign:
         }
         if result.warm_up is not None:
             facts["warm_up"] = result.warm_up.why
-        if result.idle is not None:
-            facts["idle_watts"] = result.idle.watts
+        if result.idle_watts is not None:
+            idle = result.idle_watts
+            facts.update(idle_watts=idle.value, idle_watts_low=idle.low, idle_watts_high=idle.high)
         if self.cost is not None:
             facts["sampling_core_share"] = self.cost.core_share
             facts["sampling_readings"] = self.cost.samples

@@ -16,6 +16,7 @@ from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Meter
+from greencc.core.report import Interval
 from greencc.measure.blocks import Bench, Block, Discard, IdlePart, Windows
 from greencc.measure.energy_statistics import IdlePower, Round, idle_power, summarise
 from greencc.measure.intervals import half_width
@@ -39,6 +40,7 @@ class EnergyResult:
     Attributes:
         comparison: The figures; None without a meter, or where too little was measured.
         idle: Idle power; None where it was not measured.
+        idle_watts: The same as an interval.
         idle_parts: All parts of the idle windows.
         blocks: All blocks, the discarded ones too.
         rounds: Rounds that count.
@@ -52,6 +54,7 @@ class EnergyResult:
 
     comparison: EnergyComparison | None
     idle: IdlePower | None
+    idle_watts: Interval | None
     idle_parts: tuple[IdlePart, ...]
     blocks: tuple[Block, ...]
     rounds: int
@@ -247,6 +250,7 @@ class _Campaign:
         return EnergyResult(
             comparison=comparison,
             idle=idle,
+            idle_watts=None if idle is None else idle.interval(self.confidence),
             idle_parts=tuple(self.idle_parts),
             blocks=tuple(self.blocks),
             rounds=len(self.rounds),

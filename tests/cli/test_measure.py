@@ -116,11 +116,21 @@ def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Pat
     assert energy["low"] <= energy["value"] <= energy["high"]
     with Path("out/trace.csv").open() as stream:
         trace = list(csv.DictReader(stream))
-    assert list(trace[0]) == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
+    assert list(trace[0]) == ["seconds", "epoch", "block", "rail.joules", "rail.watts", "grade", "boundary"]
     assert {"idle before", "idle after", "baseline 0", "artifact 1"} <= {row["block"] for row in trace}
+    idle = campaign["idle_power"]
+    assert idle["low"] <= idle["value"] == campaign["idle_watts"] <= idle["high"]
+    conditions = data["conditions"]
+    assert conditions["idle_watts_low"] == idle["low"] < idle["high"] == conditions["idle_watts_high"]
+    for each in (idle, *campaign["idle"], *campaign["blocks"], *rows, *trace):
+        assert (each["grade"], each["boundary"]) == ("A", "test rail")
+    assert f"W idle [{idle['low']:.3g}, {idle['high']:.3g}]" in energy["method"]
     times = [float(row["seconds"]) for row in trace]
     assert times == sorted(times)
     svg = ElementTree.fromstring(Path("out/trace.svg").read_text())
+    assert "grade A, boundary test rail, gain uncertain by 1% (one standard uncertainty)" in "".join(
+        svg.itertext()
+    )
     shaded = [each.get("class") for each in svg.iter("{http://www.w3.org/2000/svg}rect")]
     # One each in the legend.
     assert [shaded.count(kind) for kind in ("idle", "baseline", "artifact")] == [11, 5, 5]
@@ -156,6 +166,35 @@ def test_it_is_saved_once(meter: BenchMeter, digits: Path, greencc: Run, refused
     before = Path("out/measurement.json").read_text()
     assert greencc(*WITH_METER, "--save", "out", "--force").code == ExitCode.OK
     assert Path("out/measurement.json").read_text() != before
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(
+    meter: BenchMeter, digits: Path, refused: Run
+) -> None:
+    Path("file").write_text("")
+    refused((*WITH_METER, "--save", "file/out"), ExitCode.BAD_INPUT, "cannot write file/out", "folder")
+    assert meter.began is None
+    # What was tried leaves nothing, and neither does a measurement that is refused later.
+    refused((*WITH_METER, "-i", "nothing.npz", "--save", "a/b/out"), ExitCode.BAD_INPUT, "nothing.npz")
+    assert not Path("a").exists()
+
+
+def test_figures_that_cannot_be_saved_are_printed_all_the_same(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = BenchMeter.read
+
+    def read_and_spoil(self: BenchMeter) -> Reading:
+        Path("out").mkdir(exist_ok=True)
+        return read(self)
+
+    monkeypatch.setattr(BenchMeter, "read", read_and_spoil)
+    outcome = greencc(*WITH_METER, "--save", "out")
+    assert outcome.code == ExitCode.BAD_INPUT
+    assert "out already exists" in outcome.err
+    assert "Energy, measured" in outcome.out
+    assert "Saved in" not in outcome.out
+    assert list(Path("out").iterdir()) == []
 
 
 def test_a_meter_that_dies_leaves_what_was_measured(
@@ -221,7 +260,8 @@ def test_without_a_meter_there_is_no_trace(meter: BenchMeter, digits: Path, gree
     assert sorted(path.name for path in Path("out").iterdir()) == ["blocks.csv", "measurement.json"]
     data = json.loads(Path("out/measurement.json").read_text())
     assert data["artifact"]["energy_mj"]["grade"] == "D"
-    assert {block["joules"] for block in data["campaign"]["blocks"]} == {None}
+    for block in data["campaign"]["blocks"]:
+        assert (block["joules"], block["grade"], block["boundary"]) == (None, None, None)
     assert data["campaign"]["meter"] is None
 
 
@@ -247,5 +287,13 @@ def test_parquet(meter: BenchMeter, digits: Path, greencc: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert greencc(*WITH_METER, "--save", "out", "--trace-format", "parquet").code == ExitCode.OK
     table = parquet.read_table("out/trace.parquet")
-    assert table.column_names == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
+    assert table.column_names == [
+        "seconds",
+        "epoch",
+        "block",
+        "rail.joules",
+        "rail.watts",
+        "grade",
+        "boundary",
+    ]
     assert table.num_rows > 5
