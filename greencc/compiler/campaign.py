@@ -17,6 +17,7 @@ from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
 from greencc.measure.times import Times, joined
+from greencc.meters.known import METERS, Covers
 from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
@@ -31,12 +32,14 @@ class MeasurePlan:
         protocol: Of the energy.
         load: How the engines are driven while energy is measured.
         meter: What to measure with; None: the best that works here.
+        covers: What `meter` covers, where it is one of the device; None: not known.
         drive: Drive the engines by the load even where no meter works: latencies under load are figures of their own.
     """
 
     protocol: EnergyProtocol = DEFAULT
     load: Load = FLAT_OUT
     meter: Meter | PowerMeter | None = None
+    covers: Covers | None = None
     drive: bool = True
 
     @property
@@ -65,7 +68,8 @@ def make_plan(
         meter: Spec of a meter such as ``shelly:http://...``; None: the best that works here.
 
     Raises:
-        UsageError: A value makes no sense, or the limit is too short for the protocol.
+        UsageError: A value makes no sense, the limit is too short for the protocol or the rate too low, or the meter is
+            a model.
         UnavailableError: The meter gives no reading.
     """
     if poisson and rate is None:
@@ -73,8 +77,22 @@ def make_plan(
     arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
     found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
     opened = None if meter is None else open_working_meter(meter)
-    found.check_limit(0.0 if opened is None else opened.period_s)
-    return MeasurePlan(found, Load(arrivals, rate), opened)
+    if opened is not None and not opened.grade.measured:
+        raise UsageError(
+            f"{opened.name} (grade {opened.grade.name}) estimates; energy is measured with grade A or B",
+            hint="what a recording was made with, its spec tells: csv:FILE?grade=A",
+        )
+    period = 0.0 if opened is None else opened.period_s
+    found.check_limit(period)
+    found.check_rate(rate, period)
+    covers = None if meter is None else covered_by(meter)
+    return MeasurePlan(found, Load(arrivals, rate), opened, covers)
+
+
+def covered_by(spec: str) -> Covers | None:
+    """What the on-device meter of a spec such as ``nvml:0`` covers; None of external ones, which nobody knows."""
+    kind = spec.strip().partition(":")[0]
+    return next((known.covers for known in METERS if known.name == kind), None)
 
 
 @dataclass(frozen=True)
@@ -252,13 +270,15 @@ def run_load(
     """Without a meter: drive both by turns for as long as latency is measured. There is no energy in the result."""
     protocol, seconds = plan.protocol, min(plan.profile.seconds, plan.protocol.limit_seconds)
     blocks = 2 * protocol.per_variant * protocol.rounds
+    # At a low rate a block is long enough for a request.
+    block = max(seconds / blocks, 0.0 if plan.load.rate is None else 1.0 / plan.load.rate)
     brief = replace(
         protocol,
         idle_seconds=0.0,
         warm_up_seconds=0.0,
-        block_seconds=seconds / blocks,
+        block_seconds=block,
         target=None,
-        limit_seconds=2.0 * seconds,
+        limit_seconds=max(2.0 * seconds, 4 * protocol.per_variant * block),
     )
     result = measure_energy(engines[0], engines[1], feeds, None, brief, load=plan.load, bench=bench)
     return Campaign(

@@ -193,7 +193,13 @@ def _campaign(
 ) -> Campaign | None:
     """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
     campaign: Campaign | None = None
-    for meter in available_meters() if plan.meter is None else [plan.meter]:
+    processor = session.target.processor
+    if plan.meter is not None and plan.covers is not None and not plan.covers.fits(processor):
+        session.warn(
+            f"{plan.meter.name} does not see the {processor.upper()}, where this ran: the energy is that of the "
+            f"{plan.covers.value.upper()} meanwhile"
+        )
+    for meter in available_meters(processor) if plan.meter is None else [plan.meter]:
         needed = plan.protocol.shortest(meter.period_s)
         if needed > plan.protocol.limit_seconds:
             session.warn(
@@ -205,6 +211,9 @@ def _campaign(
         if campaign.result.comparison is not None:
             return campaign
         session.warn(f"energy was not measured with {meter.name}: {campaign.result.problem}")
+        if not campaign.result.meter_failed:
+            # A busy machine is as busy for the next meter.
+            return campaign
     if campaign is None and plan.drive:
         return run_load(engines, feeds, plan)
     return campaign

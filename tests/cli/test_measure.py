@@ -241,11 +241,58 @@ def test_a_model_is_no_meter(meter: BenchMeter, digits: Path, refused: Run) -> N
     refused(WITH_METER, ExitCode.USAGE, "bench (grade C) estimates")
 
 
+def second_meter(meter: BenchMeter, monkeypatch: pytest.MonkeyPatch) -> BenchMeter:
+    """The best meter and another one, as on a machine that has both."""
+    other = BenchMeter(name="other")
+
+    def found(processor: str) -> list[BenchMeter]:
+        assert processor == "cpu"
+        return [meter, other]
+
+    monkeypatch.setattr(measurement, "available_meters", found)
+    return other
+
+
+def test_when_a_meter_fails_the_next_one_has_its_turn(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = second_meter(meter, monkeypatch)
+    meter.dies_after = 0.3
+    outcome = greencc(*QUICK)
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert other.began is not None
+    assert "measured with other" in " ".join(outcome.out.split())
+
+
+def test_when_the_machine_is_busy_no_other_meter_is_tried(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = second_meter(meter, monkeypatch)
+    monkeypatch.setattr(SystemLoad, "others_seconds", lambda self: 100.0 * time.monotonic())
+    brief = tuple(replace(each, limit_seconds=2.0) for each in protocols.PROTOCOLS)
+    monkeypatch.setattr(protocols, "PROTOCOLS", brief)
+    outcome = greencc(*QUICK)
+    assert outcome.code == ExitCode.UNAVAILABLE
+    assert (meter.began is None, other.began is None) == (False, True)
+    words = " ".join(outcome.err.split())
+    assert "energy was not measured with bench: only 0 rounds of blocks were undisturbed" in words
+    assert "Energy, estimated" in " ".join(outcome.out.split())
+
+
+def test_a_meter_of_another_processor_is_named(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_meter", lambda spec: meter)
+    outcome = greencc(*QUICK, "--meter", "nvml:0")
+    assert "bench does not see the CPU, where this ran" in " ".join(outcome.err.split())
+    assert "does not see" not in greencc(*QUICK, "--meter", "rapl").err
+
+
 def test_a_meter_too_slow_for_the_protocol_is_left_out(
     meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter.period_s = 5.0
-    monkeypatch.setattr(measurement, "available_meters", lambda: (meter,))
+    monkeypatch.setattr(measurement, "available_meters", lambda *processor: (meter,))
     outcome = greencc(*QUICK)
     assert outcome.code == ExitCode.OK, outcome.err
     assert "bench updates every 5 s, too seldom for the quick protocol" in " ".join(outcome.err.split())
