@@ -99,7 +99,7 @@ def measure_variants(
     effort = session.options.effort
     confidence = session.options.confidence
     threads = int(device.facts.get("threads", "1"))
-    conditions = record_conditions(threads)
+    conditions = record_conditions(threads, processor=session.target.processor)
     for warning in conditions.warnings:
         session.warn(warning)
     if effort is Effort.QUICK:
