@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from greencc.core.data import Array, Feeds
+from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
-from greencc.core.meter import Meter, PowerMeter
+from greencc.core.meter import Grade, Meter, PowerMeter
 from greencc.measure.blocks import Bench, Block, Discard
 from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Load
@@ -18,6 +16,8 @@ from greencc.measure.profiles import QUICK as QUICK_PROFILE
 from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
+from greencc.measure.times import Times, joined
+from greencc.meters.known import METERS, Covers
 from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
@@ -32,12 +32,14 @@ class MeasurePlan:
         protocol: Of the energy.
         load: How the engines are driven while energy is measured.
         meter: What to measure with; None: the best that works here.
+        covers: What `meter` covers, where it is one of the device; None: not known.
         drive: Drive the engines by the load even where no meter works: latencies under load are figures of their own.
     """
 
     protocol: EnergyProtocol = DEFAULT
     load: Load = FLAT_OUT
     meter: Meter | PowerMeter | None = None
+    covers: Covers | None = None
     drive: bool = True
 
     @property
@@ -66,7 +68,8 @@ def make_plan(
         meter: Spec of a meter such as ``shelly:http://...``; None: the best that works here.
 
     Raises:
-        UsageError: A value makes no sense, or the limit is too short for the protocol.
+        UsageError: A value makes no sense, the limit is too short for the protocol or the rate too low, or the meter is
+            a model.
         UnavailableError: The meter gives no reading.
     """
     if poisson and rate is None:
@@ -74,8 +77,22 @@ def make_plan(
     arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
     found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
     opened = None if meter is None else open_working_meter(meter)
-    found.check_limit(0.0 if opened is None else opened.period_s)
-    return MeasurePlan(found, Load(arrivals, rate), opened)
+    if opened is not None and not opened.grade.measured:
+        raise UsageError(
+            f"{opened.name} (grade {opened.grade.name}) estimates; energy is measured with grade A or B",
+            hint="what a recording was made with, its spec tells: csv:FILE?grade=A",
+        )
+    period = 0.0 if opened is None else opened.period_s
+    found.check_limit(period)
+    found.check_rate(rate, period)
+    covers = None if meter is None else covered_by(meter)
+    return MeasurePlan(found, Load(arrivals, rate), opened, covers)
+
+
+def covered_by(spec: str) -> Covers | None:
+    """What the on-device meter of a spec such as ``nvml:0`` covers; None of external ones, which nobody knows."""
+    kind = spec.strip().partition(":")[0]
+    return next((known.covers for known in METERS if known.name == kind), None)
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,17 @@ class MeterFacts:
     boundary: str
     period_s: float
     uncertainty: float | None
+
+    @property
+    def title(self) -> str:
+        """``rapl: measured, grade B, boundary package-0, gain error not published``."""
+        word = "measured" if Grade[self.grade].measured else "estimated"
+        gain = (
+            "gain error not published"
+            if self.uncertainty is None
+            else f"gain uncertain by {100 * self.uncertainty:.3g}% (one standard uncertainty)"
+        )
+        return f"{self.name}: {word}, grade {self.grade}, boundary {self.boundary}, {gain}"
 
 
 @dataclass(frozen=True)
@@ -174,8 +202,9 @@ class Campaign:
         }
         if result.warm_up is not None:
             facts["warm_up"] = result.warm_up.why
-        if result.idle is not None:
-            facts["idle_watts"] = result.idle.watts
+        if result.idle_watts is not None:
+            idle = result.idle_watts
+            facts.update(idle_watts=idle.value, idle_watts_low=idle.low, idle_watts_high=idle.high)
         if self.cost is not None:
             facts["sampling_core_share"] = self.cost.core_share
             facts["sampling_readings"] = self.cost.samples
@@ -241,13 +270,15 @@ def run_load(
     """Without a meter: drive both by turns for as long as latency is measured. There is no energy in the result."""
     protocol, seconds = plan.protocol, min(plan.profile.seconds, plan.protocol.limit_seconds)
     blocks = 2 * protocol.per_variant * protocol.rounds
+    # At a low rate a block is long enough for a request.
+    block = max(seconds / blocks, 0.0 if plan.load.rate is None else 1.0 / plan.load.rate)
     brief = replace(
         protocol,
         idle_seconds=0.0,
         warm_up_seconds=0.0,
-        block_seconds=seconds / blocks,
+        block_seconds=block,
         target=None,
-        limit_seconds=2.0 * seconds,
+        limit_seconds=max(2.0 * seconds, 4 * protocol.per_variant * block),
     )
     result = measure_energy(engines[0], engines[1], feeds, None, brief, load=plan.load, bench=bench)
     return Campaign(
@@ -278,13 +309,12 @@ def load_figures(blocks: Sequence[Block], variant: str) -> LoadFigures | None:
         requests=requests,
         per_second=requests / sum(block.seconds for block in good),
         late=sum(block.late for block in good),
-        latency_ms=percentiles(np.concatenate([block.latencies_ms for block in good])),
-        service_ms=percentiles(np.concatenate([block.services_ms for block in good])),
+        latency_ms=percentiles(joined([block.latencies_ms for block in good])),
+        service_ms=percentiles(joined([block.services_ms for block in good])),
         clean=clean,
     )
 
 
-def percentiles(values: Array) -> Percentiles:
+def percentiles(times: Times) -> Percentiles:
     """Of some milliseconds, at least one."""
-    found = np.percentile(values.astype(np.float64), (50.0, 95.0, 99.0, 99.9))
-    return Percentiles(*(float(value) for value in found))
+    return Percentiles(*times.percentiles((50.0, 95.0, 99.0, 99.9)))

@@ -16,8 +16,7 @@ import numpy as np
 from greencc.compiler.campaign import Campaign, describe_load, percentiles
 from greencc.compiler.measurement import Measurement
 from greencc.core.errors import InputError, UnavailableError
-from greencc.core.files import atomic_folder
-from greencc.core.meter import Grade
+from greencc.core.files import atomic_folder, check_can_write
 from greencc.measure.blocks import Block, IdlePart
 from greencc.measure.carbon import CarbonOptions
 from greencc.meters.sampling import TracePoint
@@ -73,13 +72,14 @@ def check_writable(options: SaveOptions) -> None:
     """Make sure that the folder can be written, before minutes are spent on measuring.
 
     Raises:
-        InputError: The folder exists.
+        InputError: The folder exists or cannot be written.
         UnavailableError: Parquet was asked for without its dependency.
     """
     if os.path.lexists(options.folder) and not options.overwrite:
         raise InputError(
             f"{options.folder} exists already", hint="--force replaces it, or choose another folder"
         )
+    check_can_write(options.folder)
     if options.format is TraceFormat.PARQUET:
         _parquet()
 
@@ -121,13 +121,12 @@ def plot(campaign: Campaign) -> str:
     watts = np.array(
         [np.nan if point.watts is None else sum(point.watts.values()) for point in campaign.trace]
     )
-    word = "measured" if Grade[meter.grade].measured else "estimated"
     return trace_plot(
         seconds,
         watts,
         spans,
         title=f"Power during the campaign, {campaign.plan.protocol.title}",
-        subtitle=f"{meter.name}: {word}, grade {meter.grade}, boundary {meter.boundary}",
+        subtitle=meter.title,
     )
 
 
@@ -147,7 +146,10 @@ def _campaign(campaign: Campaign) -> dict[str, Any]:
         "rounds": result.rounds,
         "discarded": dict(result.discarded),
         "warm_up": None if result.warm_up is None else asdict(result.warm_up),
-        "idle_watts": None if result.idle is None else result.idle.watts,
+        "idle_watts": None if result.idle_watts is None else result.idle_watts.value,
+        "idle_power": None
+        if result.idle_watts is None
+        else {**asdict(result.idle_watts), **_known(campaign, result.idle_watts.value)},
         "under_load": {
             "baseline": None if campaign.baseline is None else asdict(campaign.baseline),
             "artifact": None if campaign.artifact is None else asdict(campaign.artifact),
@@ -155,21 +157,31 @@ def _campaign(campaign: Campaign) -> dict[str, Any]:
         "sampling": None
         if campaign.cost is None
         else {**asdict(campaign.cost), "core_share": campaign.cost.core_share, "failures": campaign.failures},
-        "idle": [_idle_row(part, result.began) for part in result.idle_parts],
-        "blocks": [_block_row(block, result.began) for block in result.blocks],
+        "idle": [_idle_row(part, campaign) for part in result.idle_parts],
+        "blocks": [_block_row(block, campaign) for block in result.blocks],
     }
 
 
-def _block_row(block: Block, began: float) -> dict[str, Any]:
+def _known(campaign: Campaign, figure: float | None) -> dict[str, Any]:
+    """Grade and boundary, which no joule or watt goes without."""
+    meter = None if figure is None else campaign.meter
+    return {
+        "grade": None if meter is None else meter.grade,
+        "boundary": None if meter is None else meter.boundary,
+    }
+
+
+def _block_row(block: Block, campaign: Campaign) -> dict[str, Any]:
     return {
         "variant": block.variant,
         "round": block.round,
-        "begin_s": block.begin - began,
+        "begin_s": block.begin - campaign.result.began,
         "seconds": block.seconds,
         "inferences": block.count,
         "late": block.late,
         "joules": block.joules,
         "watts": None if block.joules is None or block.seconds <= 0.0 else block.joules / block.seconds,
+        **_known(campaign, block.joules),
         "domains": dict(block.domains),
         "latency_ms": asdict(percentiles(block.latencies_ms)) if block.count else None,
         "service_ms": asdict(percentiles(block.services_ms)) if block.count else None,
@@ -180,12 +192,13 @@ def _block_row(block: Block, began: float) -> dict[str, Any]:
     }
 
 
-def _idle_row(part: IdlePart, began: float) -> dict[str, Any]:
+def _idle_row(part: IdlePart, campaign: Campaign) -> dict[str, Any]:
     return {
         "window": part.which,
-        "begin_s": part.begin - began,
+        "begin_s": part.begin - campaign.result.began,
         "seconds": part.seconds,
         "joules": part.joules,
+        **_known(campaign, part.joules),
         "discarded": None if part.discarded is None else part.discarded.value,
         "note": part.note,
     }
@@ -194,7 +207,7 @@ def _idle_row(part: IdlePart, began: float) -> dict[str, Any]:
 def _block_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
     """Rows of blocks.csv: as in the JSON, with nested columns spread out."""
     for block in campaign.result.blocks:
-        row = _block_row(block, campaign.result.began)
+        row = _block_row(block, campaign)
         domains = row.pop("domains")
         for key in ("latency_ms", "service_ms"):
             for name, value in (row.pop(key) or {}).items():
@@ -210,6 +223,9 @@ def _windows(campaign: Campaign) -> list[Block | IdlePart]:
 def _trace_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
     """Rows of the trace. A label stands on the readings inside its window, that is on the power that led to them."""
     windows, index = _windows(campaign), 0
+    known = (
+        {} if campaign.meter is None else {"grade": campaign.meter.grade, "boundary": campaign.meter.boundary}
+    )
     for point in campaign.trace:
         while index < len(windows) and point.seconds > windows[index].begin + windows[index].seconds + 1e-9:
             index += 1
@@ -220,6 +236,7 @@ def _trace_rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
             "block": _label(windows[index]) if inside else "",
             **{f"{name}.joules": value for name, value in point.joules.items()},
             **_watts(point),
+            **known,
         }
 
 

@@ -22,9 +22,15 @@ _EXTRAS = (
 )
 
 
+_EXTERNAL = (
+    "outside the device, grade A: wall plugs (Shelly), HTTP, MQTT, PTDaemon, recordings; "
+    "greencc measure --meter SPEC, such as shelly:http://192.168.1.5 (docs/energy.md)"
+)
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line: `fix` says what to do about it, where there is something to do."""
+    """One line: `fix` says what is wrong and what to do about it, where there is something to do."""
 
     group: str
     name: str
@@ -44,9 +50,9 @@ def diagnose() -> list[Row]:
         if meter.ok:
             rows.append(Row("Energy meters", meter.name, "ok", detail))
         else:
-            # One line: what is missing on most machines should not fill the screen.
-            reason = f"{meter.boundary}, grade {meter.grade.name}: {meter.reason}"
-            rows.append(Row("Energy meters", meter.name, "missing", reason))
+            detail = f"{meter.boundary}, grade {meter.grade.name}"
+            rows.append(Row("Energy meters", meter.name, "missing", detail, meter.reason))
+    rows.append(Row("Energy meters", "external", "note", _EXTERNAL))
     for extra, module, purpose in _EXTRAS:
         there = importlib.util.find_spec(module) is not None
         fix = None if there else f"pip install 'greencc[{extra}]'"

@@ -19,7 +19,6 @@ from greencc.core.report import (
     REST,
     Energy,
     Figures,
-    Interval,
     LayerEnergies,
     LayerEnergy,
     LayerShare,
@@ -95,8 +94,8 @@ def layer_energies(
         for name in (*kinds, REST)
     )
     return LayerEnergies(
-        baseline_mj=_interval(totals[0]),
-        artifact_mj=_interval(totals[1]),
+        baseline_mj=totals[0].interval(),
+        artifact_mj=totals[1].interval(),
         grade=max(total.grade for total in totals),
         boundary="; ".join(dict.fromkeys(total.boundary for total in totals)),
         method=_method(totals, measured, by_work=counted[0] is not None),
@@ -105,10 +104,10 @@ def layer_energies(
 
 
 def _totals(baseline: Energy | None, artifact: Energy | None) -> tuple[Energy, Energy] | None:
-    """What is shared out: net energy where both are above 0, else gross energy, else nothing."""
+    """What is shared out: net energy where both are net and above 0, else gross energy, else nothing."""
     if baseline is None or artifact is None:
         return None
-    if baseline.value <= 0.0 or artifact.value <= 0.0:
+    if baseline.value <= 0.0 or artifact.value <= 0.0 or baseline.net != artifact.net:
         baseline, artifact = _gross(baseline), _gross(artifact)
     if baseline.value <= 0.0 or artifact.value <= 0.0:
         return None
@@ -116,21 +115,23 @@ def _totals(baseline: Energy | None, artifact: Energy | None) -> tuple[Energy, E
 
 
 def _gross(energy: Energy) -> Energy:
-    """The same with the idle power in it, whose error was in the net figure's interval already."""
-    if energy.gross is None:
-        return energy
-    idle = energy.gross - energy.value
-    return replace(energy, value=energy.gross, low=energy.low + idle, high=energy.high + idle, gross=None)
-
-
-def _interval(energy: Energy) -> Interval:
-    return Interval(energy.value, energy.low, energy.high)
+    """The same with the idle power in it."""
+    found = energy.gross_interval()
+    return replace(
+        energy,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        gross=None,
+        gross_low=None,
+        gross_high=None,
+    )
 
 
 def _method(totals: tuple[Energy, Energy], measured: Measurement, *, by_work: bool) -> str:
     words = {"measured" if Grade[total.grade].measured else "estimated" for total in totals}
     clean = measured.conditions.get("clean") is not False
-    net = "net of the idle power" if totals[0].gross is not None else "gross"
+    net = "net of the idle power" if totals[0].net else "gross"
     return (
         "attributed by model from profiled times"
         + (", counted operations and bytes" if by_work else " alone: the operations could not be counted")
@@ -149,9 +150,7 @@ def _shared(
     known = counts or {}
     parts = [Workload(known.get(name, _NOTHING), us / 1e6 * scale) for name, us in side.times.items()]
     parts.append(Workload(known.get(REST, _NOTHING), max(0.0, seconds - profiled * scale)))
-    shares = layer_shares(
-        parts, device_power(device.facts), load_of(device.facts), net=total.gross is not None
-    )
+    shares = layer_shares(parts, device_power(device.facts), load_of(device.facts), net=total.net)
     return dict(zip((*side.times, REST), share_out(total, shares), strict=True))
 
 

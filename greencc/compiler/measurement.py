@@ -33,6 +33,7 @@ from greencc.meters import available_meters
 from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device_store import calibrated_profile
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
+from greencc.report.figures import partial
 
 PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 # A compile's own energy window is short; `greencc measure` runs the whole protocol.
@@ -71,6 +72,11 @@ class Measurement:
     conditions: dict[str, Any]
     campaign: Campaign | None = None
 
+    @property
+    def partial(self) -> bool:
+        """The meter failed on the way: the energy rests on the rounds before, and nothing is claimed of it."""
+        return partial(self.conditions, self.baseline.energy_mj, self.artifact.energy_mj)
+
     def carbon(self, options: CarbonOptions) -> Carbon | None:
         """SCI per inference of both variants, or None where their energy is not known."""
         latencies = (self.baseline.latency_ms.median, self.artifact.latency_ms.median)
@@ -93,7 +99,7 @@ def measure_variants(
     effort = session.options.effort
     confidence = session.options.confidence
     threads = int(device.facts.get("threads", "1"))
-    conditions = record_conditions(threads)
+    conditions = record_conditions(threads, processor=session.target.processor)
     for warning in conditions.warnings:
         session.warn(warning)
     if effort is Effort.QUICK:
@@ -125,6 +131,9 @@ def measure_variants(
     facts["rounds"] = timing.rounds
     facts["rounds_discarded"] = timing.discarded
     facts["clean"] = timing.clean
+    if artifact.artifact.resolve() == baseline.artifact.resolve():
+        # What differs between the two is noise.
+        facts["same_artifact"] = True
     if campaign is not None:
         facts.update(campaign.facts())
     return Measurement(
@@ -184,7 +193,13 @@ def _campaign(
 ) -> Campaign | None:
     """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
     campaign: Campaign | None = None
-    for meter in available_meters() if plan.meter is None else [plan.meter]:
+    processor = session.target.processor
+    if plan.meter is not None and plan.covers is not None and not plan.covers.fits(processor):
+        session.warn(
+            f"{plan.meter.name} does not see the {processor.upper()}, where this ran: the energy is that of the "
+            f"{plan.covers.value.upper()} meanwhile"
+        )
+    for meter in available_meters(processor) if plan.meter is None else [plan.meter]:
         needed = plan.protocol.shortest(meter.period_s)
         if needed > plan.protocol.limit_seconds:
             session.warn(
@@ -196,6 +211,9 @@ def _campaign(
         if campaign.result.comparison is not None:
             return campaign
         session.warn(f"energy was not measured with {meter.name}: {campaign.result.problem}")
+        if not campaign.result.meter_failed:
+            # A busy machine is as busy for the next meter.
+            return campaign
     if campaign is None and plan.drive:
         return run_load(engines, feeds, plan)
     return campaign

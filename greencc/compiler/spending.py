@@ -54,13 +54,12 @@ def _break_even(energy: Energy | None, measured: Measurement) -> BreakEven:
         return BreakEven(None, "the energy is not known")
     if measured.conditions.get("clean") is False:
         return BreakEven(None, "no saving claimed: other processes were busy while measuring")
-    # Where net energy is not above 0, the ratio is that of gross energy.
-    idle = 0.0
-    if before.gross is not None and (before.value <= 0.0 or after.value <= 0.0):
-        idle = before.gross - before.value
+    if measured.partial:
+        return BreakEven(None, "no saving claimed: the energy rests on part of the measurement")
+    # The ratio is of what both figures are: net, or gross where net energy cannot be told from nothing.
     saved = Interval(
         *(
-            (end + idle) * (1.0 - 1.0 / factor)
+            end * (1.0 - 1.0 / factor)
             for end, factor in (
                 (before.value, ratio.value),
                 (before.low, ratio.low),

@@ -79,6 +79,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    processor: ClassVar[str] = "cpu"
+    """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -72,6 +72,23 @@ def _parent_folder(final: Path) -> Iterator[Path]:
         raise
 
 
+def check_can_write(final: Path) -> None:
+    """Make a temporary sibling of `final`, as `atomic_folder` does, and remove it: to know before the work is done.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    with suppress(_TrialEndedError), _parent_folder(final) as parent:
+        with translated_os_errors(final):
+            Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=parent)).rmdir()
+        # An error, so that folders made for the trial go as well.
+        raise _TrialEndedError
+
+
+class _TrialEndedError(Exception):
+    """What was tried worked, and is to be undone."""
+
+
 @contextmanager
 def atomic_folder(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `final`; rename it to `final` when the block ends well.

@@ -26,8 +26,9 @@ class Interval:
 class Energy:
     """Energy per inference in millijoules (where a name says so, of something else in joules).
 
-    Measured figures (grades A and B) are net of the idle power, with the `gross` beside them; estimated ones (C and D)
-    are gross, and `gross` is None. `method` says so in words.
+    A figure with a `gross` beside it, and that one's interval, is net of the idle power; one without is gross itself:
+    every estimate (C and D), and a measurement (A and B) where idle is not known or explains all. `method` says so in
+    words.
     """
 
     value: float
@@ -37,6 +38,28 @@ class Energy:
     boundary: str
     method: str
     gross: float | None = None
+    gross_low: float | None = None
+    gross_high: float | None = None
+
+    @property
+    def net(self) -> bool:
+        """Whether the idle power is not in it."""
+        return self.gross is not None
+
+    def interval(self) -> Interval:
+        """Net or gross, as it is."""
+        return Interval(self.value, self.low, self.high)
+
+    def gross_interval(self) -> Interval:
+        """Gross. Where it has no ends of its own (older reports): the net ones, moved by the idle share."""
+        if self.gross is None:
+            return self.interval()
+        idle = self.gross - self.value
+        return Interval(
+            self.gross,
+            self.low + idle if self.gross_low is None else self.gross_low,
+            self.high + idle if self.gross_high is None else self.gross_high,
+        )
 
 
 @dataclass(frozen=True)

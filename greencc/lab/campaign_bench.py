@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from greencc.bundle import Bundle, load
 from greencc.compiler.campaign import Campaign, LoadFigures, MeasurePlan, make_plan
 from greencc.compiler.check import measure, verify_accuracy
@@ -237,9 +235,7 @@ def _rows(campaign: Campaign) -> Iterator[dict[str, Any]]:
     """Rows of `blocks.csv`; joules, their grade and their boundary are there or not there together."""
     wall = time.time() - time.monotonic()
     for number, block in enumerate(campaign.result.blocks, 1):
-        times = (
-            (None, None) if not len(block.latencies_ms) else np.percentile(block.latencies_ms, (50.0, 99.0))
-        )
+        times = block.latencies_ms.percentiles((50.0, 99.0)) if len(block.latencies_ms) else (None, None)
         meter = None if block.joules is None else campaign.meter
         yield {
             "role": block.variant,

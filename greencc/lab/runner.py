@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -143,7 +142,7 @@ def _block(bench: Bench, name: str, engine: Engine, feeds: Feeds) -> Observation
         length = max(length, _PERIODS_PER_BLOCK * meter.period_s)
     before = meter.read() if meter is not None else None
     driven = drive(engine, [feeds], length, clock=bench.clock, sleep=bench.sleep)
-    seconds = statistics.median(driven.services_ms) / 1e3
+    seconds = driven.services_ms.percentiles((50.0,))[0] / 1e3
     if meter is None or before is None:
         return Observation(name, seconds, None, None, driven.count, disturbed=False)
     after = meter.read()

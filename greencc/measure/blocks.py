@@ -14,7 +14,7 @@ from enum import Enum
 
 import numpy as np
 
-from greencc.core.data import Array, Feeds
+from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Meter, Reading
@@ -22,6 +22,7 @@ from greencc.measure.clocks import ClockProbe, ClockReading, SystemClocks, stepp
 from greencc.measure.load import LoadProbe, SystemLoad, others_share
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Driven, Load, drive
 from greencc.measure.thermal import SystemThermal, ThermalProbe, ThermalState, throttled
+from greencc.measure.times import Times
 
 _BUSY_SHARE = 0.1
 _LONGEST_PHASE_SECONDS = 1.0
@@ -81,8 +82,8 @@ class Block:
     variant: str = ""
     round: int = 0
     domains: Mapping[str, float] = field(default_factory=dict)
-    latencies_ms: Array = field(default_factory=lambda: np.zeros(0, np.float32), repr=False, compare=False)
-    services_ms: Array = field(default_factory=lambda: np.zeros(0, np.float32), repr=False, compare=False)
+    latencies_ms: Times = field(default_factory=Times, repr=False, compare=False)
+    services_ms: Times = field(default_factory=Times, repr=False, compare=False)
     late: int = 0
     discarded: Discard | None = None
     note: str = ""
@@ -266,8 +267,8 @@ def _block(
         variant=variant,
         round=number,
         domains={} if energy is None else energy.domains,
-        latencies_ms=np.asarray(() if driven is None else driven.latencies_ms, np.float32),
-        services_ms=np.asarray(() if driven is None else driven.services_ms, np.float32),
+        latencies_ms=Times() if driven is None else driven.latencies_ms,
+        services_ms=Times() if driven is None else driven.services_ms,
         late=0 if driven is None else driven.late,
         discarded=discarded,
         note=note,

@@ -220,14 +220,10 @@ def carbon_of(
 def _micrograms(
     energy: Energy, milliseconds: float, grid: GridIntensity, embodied: Embodied | None
 ) -> Interval:
-    # Net figures carry their gross beside them. What idling adds is common to all three, and its error was in theirs.
-    idle = 0.0 if energy.gross is None else energy.gross - energy.value
     made = 0.0
     if embodied is not None:
         lifetime_ms = embodied.lifetime_years * _SECONDS_PER_YEAR * 1e3
         made = embodied.kg * 1e9 * milliseconds / lifetime_ms
     per_millijoule = grid.grams_per_kwh * 1e6 / (_JOULES_PER_KWH * 1e3)
-    value, low, high = (
-        (item + idle) * per_millijoule + made for item in (energy.value, energy.low, energy.high)
-    )
-    return Interval(value, low, high)
+    gross = energy.gross_interval()
+    return Interval(*(item * per_millijoule + made for item in (gross.value, gross.low, gross.high)))

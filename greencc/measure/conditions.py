@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from greencc.core import machine
+from greencc.measure.power_mode import Runner, power_mode, run_command
 from greencc.measure.thermal import hottest
 
 _BUSY_PROCESS_PERCENT = 20.0
@@ -29,17 +30,25 @@ def record_conditions(
     threads: int,
     root: Path = machine.ROOT,
     sample_seconds: float = _SAMPLE_SECONDS,
+    *,
+    processor: str = "cpu",
+    run: Runner = run_command,
 ) -> Conditions:
-    """Look at governor, clocks, load, temperature, other busy processes, power source and virtualisation.
+    """Look at governor, clocks, power mode, load, temperature, other busy processes, power source and virtualisation.
 
     Args:
         threads: What the engines will use.
         root: File system root, so that recorded machines can be replayed.
         sample_seconds: How long to watch other processes; 0 does not.
+        processor: ``cpu`` or ``gpu``: where the work is done.
+        run: Runs the commands that tell a power mode.
     """
     facts: dict[str, str] = {"threads": str(threads)}
     warnings: list[str] = []
     _governor(root, facts, warnings)
+    modes, doubts = power_mode(root, run, processor)
+    facts.update(modes)
+    warnings += doubts
     _load(root, facts, warnings)
     _temperature(root, facts, warnings)
     _power_source(root, facts, warnings)

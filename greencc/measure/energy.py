@@ -16,6 +16,7 @@ from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.meter import EnergyComparison, Meter
+from greencc.core.report import Interval
 from greencc.measure.blocks import Bench, Block, Discard, IdlePart, Windows
 from greencc.measure.energy_statistics import IdlePower, Round, idle_power, summarise
 from greencc.measure.intervals import half_width
@@ -39,12 +40,14 @@ class EnergyResult:
     Attributes:
         comparison: The figures; None without a meter, or where too little was measured.
         idle: Idle power; None where it was not measured.
+        idle_watts: The same as an interval.
         idle_parts: All parts of the idle windows.
         blocks: All blocks, the discarded ones too.
         rounds: Rounds that count.
         discarded: Blocks and idle parts that do not count, by reason.
         stopped: Why measuring ended.
         problem: Why the figures are missing or rest on part of the measurement; None: all went well.
+        meter_failed: The problem is the meter's: another one may do better. False: the machine's, such as being busy.
         warnings: What a reader must know besides those of the comparison.
         warm_up: How the machine was warmed up; None: by whoever came before.
         began: Monotonic seconds.
@@ -52,12 +55,14 @@ class EnergyResult:
 
     comparison: EnergyComparison | None
     idle: IdlePower | None
+    idle_watts: Interval | None
     idle_parts: tuple[IdlePart, ...]
     blocks: tuple[Block, ...]
     rounds: int
     discarded: Mapping[str, int]
     stopped: str
     problem: str | None
+    meter_failed: bool
     warnings: tuple[str, ...]
     warm_up: WarmUp | None
     began: float
@@ -89,7 +94,8 @@ def measure_energy(
     A meter that fails in mid-run does not raise: what was measured is in the result, and `problem` says what happened.
 
     Raises:
-        UsageError: There is no input, the meter is a model, or the time limit is too short for two rounds.
+        UsageError: There is no input, the meter is a model, the time limit is too short for two rounds, or the rate too
+            low for a request in every block.
         InputError: An engine refuses an input.
     """
     if not feeds:
@@ -98,7 +104,9 @@ def measure_energy(
         raise UsageError(
             f"{meter.name} (grade {meter.grade.name}) estimates; energy is measured with grade A or B"
         )
-    protocol.check_limit(0.0 if meter is None else meter.period_s)
+    period = 0.0 if meter is None else meter.period_s
+    protocol.check_limit(period)
+    protocol.check_rate(load.rate, period)
     campaign = _Campaign((baseline, artifact), feeds, meter, protocol, load, confidence, bench or Bench())
     return campaign.run()
 
@@ -235,24 +243,28 @@ class _Campaign:
     def _result(self, stopped: str, warmed: WarmUp | None) -> EnergyResult:
         idle = idle_power(self.idle_parts)
         problem, warnings = self.failure, self._warnings(idle, warmed)
+        meter_failed = problem is not None
         comparison: EnergyComparison | None = None
         if self.meter is not None:
             if stuck := self._stuck():
-                problem = stuck
+                problem, meter_failed = stuck, True
             elif len(self.rounds) >= 2:
                 comparison = summarise(self.rounds, idle, self.meter, self.protocol, self.confidence)
                 stopped = f"{stopped}; {self._known(half_width(comparison.ratio))}"
             else:
+                meter_failed = meter_failed or self._lost_to_the_meter()
                 problem = problem or self._too_few()
         return EnergyResult(
             comparison=comparison,
             idle=idle,
+            idle_watts=None if idle is None else idle.interval(self.confidence),
             idle_parts=tuple(self.idle_parts),
             blocks=tuple(self.blocks),
             rounds=len(self.rounds),
             discarded=self._discarded(),
             stopped=stopped,
             problem=problem,
+            meter_failed=meter_failed,
             warnings=tuple(warnings),
             warm_up=warmed,
             began=self.began,
@@ -267,6 +279,13 @@ class _Campaign:
     def _discarded(self) -> dict[str, int]:
         windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
         return dict(Counter(each.discarded.value for each in windows if each.discarded is not None))
+
+    def _lost_to_the_meter(self) -> bool:
+        """Whether the meter spoilt as many windows as the machine did, or more."""
+        windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
+        causes = [each.discarded for each in windows if each.discarded not in (None, Discard.COMPANION)]
+        meters = sum(cause is not None and cause.of_meter for cause in causes)
+        return 0 < meters >= len(causes) - meters
 
     def _too_few(self) -> str:
         counts = ", ".join(f"{reason}: {count}" for reason, count in self._discarded().items())

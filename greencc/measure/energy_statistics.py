@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.core.meter import EnergyComparison, Sensor
 from greencc.core.report import Energy, Interval
@@ -74,6 +74,11 @@ class IdlePower:
         """What `factor` times the power has of uncertainty."""
         return [(factor * self.error, self.degrees), (factor * self.unknown, math.inf)]
 
+    def interval(self, confidence: float) -> Interval:
+        """Watts at `centre`."""
+        half = _expanded(self.terms(1.0), confidence)
+        return Interval(self.watts, self.watts - half, self.watts + half)
+
     def at(self, seconds: float) -> float:
         """Watts at a moment."""
         return self.watts + self.slope * (seconds - self.centre)
@@ -116,20 +121,40 @@ def summarise(
     protocol: EnergyProtocol,
     confidence: float = 0.95,
 ) -> EnergyComparison:
-    """Figures and ratio of rounds, at least two. Without `idle` energy is gross: idle is not subtracted."""
+    """Figures and ratio of rounds, at least two.
+
+    All of them are net, with gross figures beside; or all gross, where `idle` is not known or explains the load.
+    """
     sides = [_Side(blocks) for blocks in _sides(rounds)]
     warnings: list[str] = []
     net = idle if idle is not None and all(side.tellable(idle) for side in sides) else None
+    against = "gross, idle is not subtracted"
+    if idle is not None:
+        known = idle.interval(confidence)
+        power = f"{known.value:.3g} W idle [{known.low:.3g}, {known.high:.3g}]"
+        against = f"net of {power}" if net is not None else f"gross, too little to tell from {power}"
     if idle is not None and net is None:
-        warnings.append("the load is too small to tell from idle: the energy ratio is that of gross energy")
+        warnings.append("the load is too small to tell from idle: energy and its ratio are gross")
+    basis = _Basis(meter, protocol, confidence, net, against)
     if not protocol.clears_gate:
         warnings.append(f"energy was measured with the {protocol.name} protocol, which cannot clear a gate")
     return EnergyComparison(
-        sides[0].energy(idle, meter, protocol, confidence),
-        sides[1].energy(idle, meter, protocol, confidence),
+        sides[0].energy(basis),
+        sides[1].energy(basis),
         _ratio(sides[0], sides[1], net, protocol.rounds, confidence),
         tuple(warnings),
     )
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What figures rest on: `idle` is what they are net of, and `against` says so in words."""
+
+    meter: Sensor
+    protocol: EnergyProtocol
+    confidence: float
+    idle: IdlePower | None
+    against: str
 
 
 @dataclass(frozen=True)
@@ -167,40 +192,46 @@ class _Side:
             self.seconds_per_inference() * math.hypot(idle.error, idle.unknown)
         )
 
-    def energy(
-        self, idle: IdlePower | None, meter: Sensor, protocol: EnergyProtocol, confidence: float
-    ) -> Energy:
-        values, gross = self.values(idle), statistics.fmean(self.gross())
-        mean = statistics.fmean(values)
+    def energy(self, basis: _Basis) -> Energy:
+        meter = basis.meter
         blocks = [block for each in self.rounds for block in each]
-        block_seconds = statistics.fmean(block.seconds for block in blocks)
-        systematic: list[Uncertainty] = [
-            ((meter.uncertainty or 0.0) * mean, math.inf),
-            # Each end of a block falls anywhere between two updates: a triangular distribution.
-            (meter.period_s / (math.sqrt(6.0) * block_seconds) * gross, math.inf),
-        ]
-        if idle is not None:
-            systematic += idle.terms(self.seconds_per_inference())
-        half = _half(values, protocol.rounds, systematic, confidence)
-        value = statistics.median(values) if protocol.median else mean
+        seconds = statistics.fmean(block.seconds for block in blocks)
+        figure, gross = self._figure(basis, basis.idle), self._figure(basis, None)
         gain = (
             ""
             if meter.uncertainty is not None
             else "; the gain error of the meter is not published and not in it"
         )
-        against = f"net of {idle.watts:.3g} W idle" if idle is not None else "gross, idle is not subtracted"
-        return Energy(
-            value=value * 1e3,
-            low=min(value, mean - half) * 1e3,
-            high=max(value, mean + half) * 1e3,
+        found = Energy(
+            value=figure.value,
+            low=figure.low,
+            high=figure.high,
             grade=meter.grade.name,
             boundary=meter.boundary,
             method=(
-                f"measured with {meter.name}, {against}, {protocol.title}: "
-                f"{len(blocks)} blocks of {block_seconds:.3g} s{gain}"
+                f"measured with {meter.name}, {basis.against}, {basis.protocol.title}: "
+                f"{len(blocks)} blocks of {seconds:.3g} s{gain}"
             ),
-            gross=gross * 1e3,
         )
+        if basis.idle is None:
+            return found
+        return replace(found, gross=gross.value, gross_low=gross.low, gross_high=gross.high)
+
+    def _figure(self, basis: _Basis, idle: IdlePower | None) -> Interval:
+        """Millijoules per inference, net of `idle`; gross without."""
+        values, gross = self.values(idle), statistics.fmean(self.gross())
+        mean = statistics.fmean(values)
+        seconds = statistics.fmean(block.seconds for each in self.rounds for block in each)
+        systematic: list[Uncertainty] = [
+            ((basis.meter.uncertainty or 0.0) * mean, math.inf),
+            # Each end of a block falls anywhere between two updates: a triangular distribution.
+            (basis.meter.period_s / (math.sqrt(6.0) * seconds) * gross, math.inf),
+        ]
+        if idle is not None:
+            systematic += idle.terms(self.seconds_per_inference())
+        half = _half(values, basis.protocol.rounds, systematic, basis.confidence)
+        value = statistics.median(values) if basis.protocol.median else mean
+        return Interval(value * 1e3, min(value, mean - half) * 1e3, max(value, mean + half) * 1e3)
 
 
 def _ratio(first: _Side, second: _Side, idle: IdlePower | None, stage: int, confidence: float) -> Interval:

@@ -19,6 +19,7 @@ import numpy as np
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
+from greencc.measure.times import Times, TimesRecorder
 
 
 class Arrivals(Enum):
@@ -81,8 +82,8 @@ class Driven:
 
     count: int
     seconds: float
-    latencies_ms: tuple[float, ...]
-    services_ms: tuple[float, ...]
+    latencies_ms: Times
+    services_ms: Times
     late: int
 
 
@@ -113,24 +114,26 @@ def drive(
     """
     if not feeds:
         raise UsageError("driving an engine takes at least one input")
-    latencies: list[float] = []
-    services: list[float] = []
-    late = 0
+    latencies, services = TimesRecorder(), TimesRecorder()
+    count = late = 0
     offsets = load.offsets()
     start = now = clock()
     while True:
-        due = start + next(offsets, now - start)
-        if latencies and due - start >= seconds:
+        offset = next(offsets, now - start)
+        if count and offset >= seconds:
             break
+        # One request at least, within the stretch: at random arrivals the first may be due long after.
+        due = start + min(offset, seconds)
         if due > now:
             sleep(due - now)
         began = clock()
-        engine.run(feeds[(first + len(latencies)) % len(feeds)])
+        engine.run(feeds[(first + count) % len(feeds)])
         now = clock()
-        services.append((now - began) * 1e3)
-        latencies.append((now - due) * 1e3)
+        count += 1
+        services.add((now - began) * 1e3)
+        latencies.add((now - due) * 1e3)
         late += load.rate is not None and began - due > now - began
     if load.rate is not None and now - start < seconds:
         sleep(seconds - (now - start))
         now = clock()
-    return Driven(len(latencies), now - start, tuple(latencies), tuple(services), late)
+    return Driven(count, now - start, latencies.times(), services.times(), late)

@@ -93,6 +93,19 @@ class EnergyProtocol:
                 hint=f"a longer --limit{shorter}",
             )
 
+    def check_rate(self, rate: float | None, period_s: float) -> None:
+        """Make sure that a request comes in every block.
+
+        Raises:
+            UsageError: It does not.
+        """
+        length = self.block_length(period_s)
+        if rate is not None and rate * length < 1.0 - 1e-9:
+            raise UsageError(
+                f"at {rate:g} requests per second most blocks of {length:g} s would have none",
+                hint=f"a --rate of {1.0 / length:.3g}/s or more, or flat out",
+            )
+
     def adapted(self, *, target: float | None = None, limit_seconds: float | None = None) -> EnergyProtocol:
         """The protocol with another target or time limit; None leaves what there is.
 

@@ -44,6 +44,8 @@ def warm_up(
         limit: Seconds after which it ends in any case.
     """
     start = bench.clock()
+    # At a low rate a slice is long enough for a request: shorter ones would raise the rate.
+    length = _SLICE_SECONDS if load.rate is None else max(_SLICE_SECONDS, 1.0 / load.rate)
     seen: deque[tuple[float, float]] = deque()
     number = 0
     while True:
@@ -63,7 +65,5 @@ def warm_up(
                 return WarmUp(
                     elapsed, f"the temperature still moved {moved:.1f} K after {elapsed:.0f} s", steady=False
                 )
-        drive(
-            engines[number % len(engines)], feeds, _SLICE_SECONDS, load, clock=bench.clock, sleep=bench.sleep
-        )
+        drive(engines[number % len(engines)], feeds, length, load, clock=bench.clock, sleep=bench.sleep)
         number += 1

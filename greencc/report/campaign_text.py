@@ -13,11 +13,10 @@ from greencc.report.figures import (
     bytes_text,
     change_text,
     energy_change,
-    interval_text,
     joules_interval,
-    number,
     percent,
     points,
+    ratio_text,
     round_share,
     size_text,
     time_ms,
@@ -118,11 +117,6 @@ def _claim(row: Row, ratio: Ratio, text: str) -> str:
     if row.disturbed:
         return f"{NOT_CLAIMED}: {ratio_text(ratio.interval)}"
     return text
-
-
-def ratio_text(ratio: Interval) -> str:
-    """``1.83× [1.78, 1.88]``."""
-    return f"{number(ratio.value)}× {interval_text(ratio)}"
 
 
 def _size(row: Row) -> tuple[str, str]:

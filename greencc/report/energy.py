@@ -82,7 +82,7 @@ def layers_note(report: Report) -> str:
         known = [(row, part) for row in found.rows if (part := _part(row, side)) is not None]
         top = sorted(known, key=lambda item: -item[1].share.value)[:_NAMED]
         named = [
-            f"{shorten(printable(row.name), _LONGEST)} {share(part.share.value, 2)} [{_percents(part.share)}]"
+            f"{shorten(printable(row.name), _LONGEST)} {share_interval(part)}"
             for row, part in top
             if part.share.value > 0
         ]
@@ -191,15 +191,19 @@ def _row(item: LayerEnergy) -> LayerRow:
 
 
 def _others(rows: Sequence[LayerEnergy]) -> LayerRow:
-    """Sums of the rest. Their ends are sums too: wider than need be, where layers share a cause."""
+    """Sums of the rest."""
     cells = []
     for side in ("baseline", "artifact"):
-        part = _sum([part for row in rows if (part := _part(row, side)) is not None])
+        part = sum_shares([part for row in rows if (part := _part(row, side)) is not None])
         cells += [_energy_cell(part), _share_cell(part)]
     return LayerRow(f"{len(rows)} other layer" + ("s" if len(rows) > 1 else ""), "", *cells)
 
 
-def _sum(parts: Sequence[LayerShare]) -> LayerShare | None:
+def sum_shares(parts: Sequence[LayerShare]) -> LayerShare | None:
+    """Shares and energies of layers together. Their ends are sums too: wider than need be, where layers share a cause.
+
+    None without any.
+    """
     if not parts:
         return None
     shares, energies = [part.share for part in parts], [part.mj for part in parts]
@@ -219,7 +223,12 @@ def _energy_cell(part: LayerShare | None) -> str:
 
 
 def _share_cell(part: LayerShare | None) -> str:
-    return MISSING if part is None else f"{share(part.share.value, 2)} [{_percents(part.share)}]"
+    return MISSING if part is None else share_interval(part)
+
+
+def share_interval(part: LayerShare) -> str:
+    """``5.8 % [5.2, 6.4]``."""
+    return f"{share(part.share.value, 2)} [{_percents(part.share)}]"
 
 
 def _percents(interval: Interval) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from greencc.core.meter import Grade
@@ -14,6 +14,7 @@ MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 NOT_CLAIMED = "no saving claimed"
 BUSY = "other processes were busy while measuring"
+PARTIAL = "the energy rests on part of the measurement"
 
 # Sizes and counts that differ by less are the same.
 _SAME = 0.005
@@ -145,6 +146,27 @@ def clean(report: Report) -> bool:
     return report.conditions.get("clean") is not False
 
 
+def partial(conditions: Mapping[str, object], *energies: Energy | None) -> bool:
+    """True when the meter failed on the way: energy rests on the rounds before, and nothing is claimed of it."""
+    return bool(conditions.get("energy_problem")) and measured(*energies)
+
+
+def energy_doubt(report: Report) -> str:
+    """Why no saving of energy is claimed; empty where it may be."""
+    return _energy_doubt(report.conditions, report.baseline.energy_mj, report.artifact.energy_mj)
+
+
+def _energy_doubt(conditions: Mapping[str, object], old: Energy | None, new: Energy | None) -> str:
+    if conditions.get("clean") is False:
+        return BUSY
+    return PARTIAL if partial(conditions, old, new) else ""
+
+
+def basis(*energies: Energy) -> str:
+    """``net`` or ``gross``: what measured figures, and their ratio, are; estimates are gross by definition."""
+    return "net" if all(energy.net for energy in energies) else "gross"
+
+
 def unchanged(ratio: Interval) -> bool:
     """True for a ratio that is 1 by construction: the artifact is the baseline."""
     return ratio.value == ratio.low == ratio.high == 1.0
@@ -175,6 +197,20 @@ def change_text(ratio: Interval, better: str, worse: str, nothing: str) -> str:
     return f"{nothing} {interval_text(ratio)}"
 
 
+def ratio_text(ratio: Interval) -> str:
+    """``1.83× [1.78, 1.88]``."""
+    return f"{number(ratio.value)}× {interval_text(ratio)}"
+
+
+def _claim(ratio: Interval, text: str, conditions: Mapping[str, object], doubt: str) -> str:
+    """What a ratio shows: of an artifact beside itself its noise, and nothing where there is a doubt."""
+    if unchanged(ratio):
+        return text
+    if conditions.get("same_artifact") is True:
+        return f"{ratio_text(ratio)}, noise"
+    return NOT_CLAIMED if doubt else text
+
+
 def size_text(ratio: Interval) -> str:
     """Size is exact: no interval. A difference under half a percent is none."""
     if abs(ratio.value - 1.0) < _SAME:
@@ -185,13 +221,18 @@ def size_text(ratio: Interval) -> str:
 def figure_rows(report: Report) -> list[Row]:
     """The rows of the figures table; figures that were not measured are left out."""
     return [
-        *measured_rows(report.baseline, report.artifact, report.ratio, clean=clean(report)),
+        *measured_rows(report.baseline, report.artifact, report.ratio, report.conditions),
         *_accuracy_rows(report),
     ]
 
 
-def measured_rows(old: Figures, new: Figures, ratio: Ratio, *, clean: bool = True) -> list[Row]:
-    """The rows that need no accuracy: latency, energy, size and memory; see `clean` for the flag."""
+def measured_rows(old: Figures, new: Figures, ratio: Ratio, conditions: Mapping[str, object]) -> list[Row]:
+    """The rows that need no accuracy: latency, energy, size and memory.
+
+    The conditions tell what may be claimed: nothing on a busy machine (`clean` false), nothing of energy that rests on
+    part of the measurement (`energy_problem`), and of an artifact beside itself (`same_artifact`) only the noise.
+    """
+    doubt = BUSY if conditions.get("clean") is False else ""
     faster = change_text(ratio.latency, "faster", "slower", "no speed-up shown")
     interleaved = f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved"
     rows = [
@@ -199,12 +240,12 @@ def measured_rows(old: Figures, new: Figures, ratio: Ratio, *, clean: bool = Tru
             "Latency, median",
             time_ms(old.latency_ms.median),
             time_ms(new.latency_ms.median),
-            faster if clean or unchanged(ratio.latency) else NOT_CLAIMED,
-            interleaved if clean else f"{interleaved}; {BUSY}",
+            _claim(ratio.latency, faster, conditions, doubt),
+            f"{interleaved}; {doubt}" if doubt else interleaved,
         ),
         Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
         Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
-        *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, clean),
+        *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, conditions),
         Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
         *_count_row("Parameters", old.params, new.params),
         *_count_row("MACs", old.macs, new.macs),
@@ -230,19 +271,34 @@ def _runs(baseline: int, artifact: int) -> str:
     return f"{baseline:,} and {artifact:,} runs"
 
 
-def _energy_rows(old: Energy | None, new: Energy | None, ratio: Interval | None, clean: bool) -> list[Row]:
+def _energy_rows(
+    old: Energy | None, new: Energy | None, ratio: Interval | None, conditions: Mapping[str, object]
+) -> list[Row]:
     if old is None or new is None:
         return []
-    word = "measured" if measured(old, new) else "estimated"
-    grade = worst_grade(old, new)
-    change = "" if ratio is None else energy_change(ratio, word)
-    if ratio is not None and not clean and not unchanged(ratio):
-        change = NOT_CLAIMED
+    sure, grade = measured(old, new), worst_grade(old, new)
+    word = "measured" if sure else "estimated"
+    doubt = _energy_doubt(conditions, old, new)
+    change = ""
+    if ratio is not None:
+        kind = "measured, gross" if sure and basis(old, new) == "gross" else word
+        change = _claim(ratio, energy_change(ratio, kind), conditions, doubt)
     note = f"{word}, grade {grade}: {old.boundary}, {old.method}"
     if (old.boundary, old.method) != (new.boundary, new.method):
         note += f"; artifact: {new.boundary}, {new.method}"
-
-    return [Row(f"Energy, {word} ({grade})", joules_interval(old), joules_interval(new), change, note)]
+    if doubt:
+        note += f"; {doubt}"
+    label = f"Energy, {word} ({grade})"
+    if sure:
+        label += f", {basis(old, new)}"
+    gross = (joules_interval(old.gross_interval()), joules_interval(new.gross_interval()))
+    if basis(old, new) == "gross":
+        return [Row(label, *gross, change, note)]
+    known = f"{word}, grade {grade}: {old.boundary}, idle power included"
+    return [
+        Row(label, joules_interval(old), joules_interval(new), change, note),
+        Row(f"Energy, {word} ({grade}), gross", *gross, "", known),
+    ]
 
 
 def joules_interval(energy: Energy | Interval) -> str:
@@ -251,12 +307,16 @@ def joules_interval(energy: Energy | Interval) -> str:
 
 
 def energy_change(ratio: Interval, word: str) -> str:
-    """``saves 31 % [27, 35]``, claimed only when the whole interval clears 1; "unchanged" when it is exactly 1."""
+    """``saves 31 % [27, 35]``, claimed only when the whole interval clears 1; "unchanged" when it is exactly 1.
+
+    `word` follows, but for "measured", which is what nobody has to be told: ``estimated``, or ``gross``.
+    """
     if unchanged(ratio):
         return "unchanged"
     saved = saving(ratio)
     bounds = f"[{number(saved.low * 100, 2)}, {number(saved.high * 100, 2)}]"
-    suffix = "" if word == "measured" else f", {word}"
+    told = word.removeprefix("measured").removeprefix(", ")
+    suffix = f", {told}" if told else ""
     if ratio.low > 1.0:
         return f"saves {number(saved.value * 100, 2)} % {bounds}{suffix}"
     if ratio.high < 1.0:

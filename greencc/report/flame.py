@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from greencc.core.report import REST, Interval, LayerEnergies, LayerEnergy, LayerShare
-from greencc.report.energy import ATTRIBUTED, grade_text, heaviest, word
-from greencc.report.figures import joules, joules_interval, number, printable, share, shorten
+from greencc.report.energy import ATTRIBUTED, grade_text, heaviest, share_interval, sum_shares, word
+from greencc.report.figures import joules_interval, printable, share, shorten
 from greencc.report.svg import figure, percent, tag
 
 _ROW = 24
@@ -214,16 +214,12 @@ def _cut(label: str, characters: int) -> str:
 
 
 def _title(scope: _Scope, side: str) -> str:
-    part: LayerShare | None = None if scope.row is None else getattr(scope.row, side)
-    if scope.row is None or part is None:
-        rows = [row for row in scope.rows() if getattr(row, side) is not None]
-        energy = sum(getattr(row, side).mj.value for row in rows)
-        width = sum(_share(row, side) for row in rows)
-        text = f"{printable(scope.name)}: {joules(energy)}, {share(width, 2)} of the {side}"
-        return f"{text}, {len(rows)} layers, {ATTRIBUTED}"
-    kind = f" ({printable(scope.row.op_type)})" if scope.row.op_type else ""
-    ends = f"[{number(part.share.low * 100, 2)}, {number(part.share.high * 100, 2)}]"
-    return (
-        f"{printable(scope.row.name)}{kind}: {joules_interval(part.mj)}, "
-        f"{share(part.share.value, 2)} {ends} of the {side}, {ATTRIBUTED}"
-    )
+    rows = [row for row in ([scope.row] if scope.row else scope.rows()) if getattr(row, side) is not None]
+    part = sum_shares([getattr(row, side) for row in rows])
+    # A cell is as wide as its share: there is one.
+    assert part is not None
+    name = printable(scope.name if scope.row is None else scope.row.name)
+    if scope.row is not None and scope.row.op_type:
+        name += f" ({printable(scope.row.op_type)})"
+    counted = f", {len(rows)} layers" if scope.row is None else ""
+    return f"{name}: {joules_interval(part.mj)}, {share_interval(part)} of the {side}{counted}, {ATTRIBUTED}"

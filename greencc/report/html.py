@@ -112,7 +112,8 @@ def _latency_tile(report: Report) -> Tile:
     if show.unchanged(ratio):
         value, unit, tone = "1.00×", "unchanged", "plain"
     elif not show.clean(report):
-        return _busy_tile("Latency", f"median {show.time_ms(old)} → {show.time_ms(new)}", "measured")
+        detail = f"median {show.time_ms(old)} → {show.time_ms(new)}"
+        return _doubted_tile("Latency", detail, "measured", show.BUSY)
     elif ratio.low > 1.0:
         value, unit, tone = f"{show.number(ratio.value)}×", "faster", "good"
     elif ratio.high < 1.0:
@@ -131,11 +132,13 @@ def _energy_tile(report: Report) -> list[Tile]:
     word = "measured" if sure else "estimated"
     interval = f"[{show.number(saved.low * 100, 2)}, {show.number(saved.high * 100, 2)}] %"
     badge = f"{word}, grade {show.worst_grade(old, new)}"
+    if sure:
+        badge += f", {show.basis(old, new)}"
     change = f"{show.joules(old.value)} → {show.joules(new.value)} per inference"
     if show.unchanged(ratio):
         value, unit, tone = "0 %", "unchanged", "plain"
-    elif not show.clean(report):
-        return [_busy_tile("Energy", f"{change}; {old.boundary}", badge)]
+    elif doubt := show.energy_doubt(report):
+        return [_doubted_tile("Energy", f"{change}; {old.boundary}", badge, doubt)]
     elif ratio.low > 1.0:
         value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "less energy", "good"
     elif ratio.high < 1.0:
@@ -146,9 +149,9 @@ def _energy_tile(report: Report) -> list[Tile]:
     return [Tile("Energy", value, unit, detail, badge, tone, sure=sure)]
 
 
-def _busy_tile(label: str, detail: str, badge: str) -> Tile:
-    """A figure that was taken on a busy machine: it is shown, and nothing is claimed."""
-    return Tile(label, show.MISSING, show.NOT_CLAIMED, f"{detail}; {show.BUSY}", badge, "plain", sure=False)
+def _doubted_tile(label: str, detail: str, badge: str, doubt: str) -> Tile:
+    """A figure that was taken on a busy machine, or is partial: it is shown, and nothing is claimed."""
+    return Tile(label, show.MISSING, show.NOT_CLAIMED, f"{detail}; {doubt}", badge, "plain", sure=False)
 
 
 def _size_tile(report: Report) -> Tile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -36,12 +36,11 @@ def figures_table(report: Report) -> Table:
     return _table(figure_rows(report))
 
 
-def measurement_table(baseline: Figures, artifact: Figures, ratio: Ratio, *, clean: bool = True) -> Table:
-    """Baseline / artifact / ratio of a measurement, which has no accuracy.
-
-    `clean` is false when other processes were busy meanwhile: then no saving is claimed.
-    """
-    return _table(measured_rows(baseline, artifact, ratio, clean=clean))
+def measurement_table(
+    baseline: Figures, artifact: Figures, ratio: Ratio, conditions: Mapping[str, object]
+) -> Table:
+    """Baseline / artifact / ratio of a measurement, which has no accuracy; its conditions tell what may be claimed."""
+    return _table(measured_rows(baseline, artifact, ratio, conditions))
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -14,10 +14,12 @@ from greencc.core.report import Report
 from greencc.report.figures import (
     BUSY,
     NOT_CLAIMED,
+    basis,
     capitalized,
     change_text,
     clean,
     energy_change,
+    energy_doubt,
     measured,
     number,
     points,
@@ -123,8 +125,10 @@ def _gains(report: Report, *, better: bool, exact_only: bool = False) -> list[st
     if sure and not better and latency.high < 1.0:
         texts.append(f"{number(1 / latency.value)}× slower")
     old, new = report.baseline.energy_mj, report.artifact.energy_mj
-    if sure and energy is not None and old is not None and new is not None:
-        suffix = "" if measured(old, new) else " (estimated)"
+    if sure and not energy_doubt(report) and energy is not None and old is not None and new is not None:
+        suffix = "" if basis(old, new) == "net" else " (gross)"
+        if not measured(old, new):
+            suffix = " (estimated)"
         if better and energy.low > 1.0:
             texts.append(f"{number(saving(energy).value * 100, 2)} % less energy{suffix}")
         if not better and energy.high < 1.0:
@@ -191,9 +195,12 @@ def _energy(report: Report) -> str:
     sure = measured(old, new)
     word = "measured" if sure else "estimated"
     text = energy_change(ratio, "measured")  # the sentence says the word itself
-    if not clean(report) and not unchanged(ratio):
-        text = _NOT_CLAIMED
-    return f"{capitalized(word)} energy (grade {worst_grade(old, new)}, {printable(old.boundary)}): {text}"
+    if (doubt := energy_doubt(report)) and not unchanged(ratio):
+        text = f"{NOT_CLAIMED}: {doubt}"
+    known = f"grade {worst_grade(old, new)}, {printable(old.boundary)}"
+    if sure:
+        known += f", {basis(old, new)}"
+    return f"{capitalized(word)} energy ({known}): {text}"
 
 
 def _listed(texts: list[str]) -> str:

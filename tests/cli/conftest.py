@@ -106,7 +106,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(QUICK, seconds=0.05, rounds=4, min_rounds=4, min_runs=2, warm_up_seconds=0.01)
     monkeypatch.setitem(measurement.PROFILES, Effort.QUICK, short)
     monkeypatch.setattr(campaign, "QUICK_PROFILE", short)
-    monkeypatch.setattr(measurement, "available_meters", lambda: ())
+    monkeypatch.setattr(measurement, "available_meters", lambda *processor: ())
     monkeypatch.setattr(measurement, "peak_memory", lambda *args, **kwargs: PeakMemory(None, "a test"))
     monkeypatch.setattr(select, "quick_compare", functools.partial(select.quick_compare, profile=short))
 

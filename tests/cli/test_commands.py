@@ -16,12 +16,15 @@ import pytest
 
 import greencc as api
 from greencc.cli.types import EFFORTS, PRECISIONS, PROTOCOLS, TRACE_FORMATS
+from greencc.compiler import doctor
 from greencc.compiler.campaign_files import TraceFormat
 from greencc.compiler.options import Effort, Precision
 from greencc.core.errors import ExitCode, InputError
+from greencc.core.meter import Grade
 from greencc.core.recipe import load_recipe
 from greencc.core.report import Accuracy
 from greencc.measure import protocols
+from greencc.meters import MeterProbe
 from greencc.passes import PASSES
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.report import parse_report
@@ -424,7 +427,7 @@ def test_measure_prints_json(bundle, greencc, brief):
     assert outcome.code == ExitCode.OK, outcome.err
     data = json.loads(outcome.out)
     assert data.keys() == {
-        "schema", "baseline", "artifact", "ratio", "conditions", "campaign", "warnings",
+        "schema", "baseline", "artifact", "ratio", "carbon", "conditions", "campaign", "warnings",
     }  # fmt: skip
     for side in ("baseline", "artifact"):
         assert data[side]["latency_ms"]["median"] > 0
@@ -494,6 +497,16 @@ def test_doctor(greencc):
     assert {"jetson", "hwmon", "model"} <= set(meters)
     for row in meters.values():
         assert re.search(r"grade [A-D]\b", row["detail"])
+
+
+def test_what_the_doctor_says_to_do_can_be_copied(greencc, monkeypatch):
+    rule = 'SUBSYSTEM=="powercap", ACTION=="add", RUN+="/bin/chmod a+r /sys%p/energy_uj"'
+    reason = f"the counters are readable by root alone; put this line into the rules: {rule}; " * 2
+    found = [MeterProbe("rapl", Grade.B, "package-0", False, reason)]
+    monkeypatch.setattr(doctor, "probe", lambda: found)
+    outcome = greencc("doctor")
+    assert reason in outcome.out
+    assert "greencc measure --meter SPEC" in " ".join(outcome.out.split())
 
 
 # The Python API.

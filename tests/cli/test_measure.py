@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -115,14 +116,37 @@ def test_a_measured_campaign_is_printed_and_saved(meter: BenchMeter, digits: Pat
     assert energy["low"] <= energy["value"] <= energy["high"]
     with Path("out/trace.csv").open() as stream:
         trace = list(csv.DictReader(stream))
-    assert list(trace[0]) == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
+    assert list(trace[0]) == ["seconds", "epoch", "block", "rail.joules", "rail.watts", "grade", "boundary"]
     assert {"idle before", "idle after", "baseline 0", "artifact 1"} <= {row["block"] for row in trace}
+    idle = campaign["idle_power"]
+    assert idle["low"] <= idle["value"] == campaign["idle_watts"] <= idle["high"]
+    conditions = data["conditions"]
+    assert conditions["idle_watts_low"] == idle["low"] < idle["high"] == conditions["idle_watts_high"]
+    for each in (idle, *campaign["idle"], *campaign["blocks"], *rows, *trace):
+        assert (each["grade"], each["boundary"]) == ("A", "test rail")
+    assert f"W idle [{idle['low']:.3g}, {idle['high']:.3g}]" in energy["method"]
     times = [float(row["seconds"]) for row in trace]
     assert times == sorted(times)
     svg = ElementTree.fromstring(Path("out/trace.svg").read_text())
+    assert "grade A, boundary test rail, gain uncertain by 1% (one standard uncertainty)" in "".join(
+        svg.itertext()
+    )
     shaded = [each.get("class") for each in svg.iter("{http://www.w3.org/2000/svg}rect")]
     # One each in the legend.
     assert [shaded.count(kind) for kind in ("idle", "baseline", "artifact")] == [11, 5, 5]
+
+
+def test_beside_itself_a_model_shows_noise_and_saves_nothing(
+    meter: BenchMeter, digits: Path, greencc: Run
+) -> None:
+    outcome = greencc(*WITH_METER, "--save", "out")
+    words = " ".join(outcome.out.split())
+    assert words.count("noise") == 2
+    assert not any(claim in words for claim in ("saves", "costs", "faster", "slower", "no saving shown"))
+    assert json.loads(Path("out/measurement.json").read_text())["conditions"]["same_artifact"] is True
+    shutil.copy("model.onnx", "other.onnx")
+    outcome = greencc(*WITH_METER, "--against", "other.onnx")
+    assert "noise" not in outcome.out
 
 
 def test_carbon_follows_the_energy(meter: BenchMeter, digits: Path, greencc: Run) -> None:
@@ -144,6 +168,35 @@ def test_it_is_saved_once(meter: BenchMeter, digits: Path, greencc: Run, refused
     assert Path("out/measurement.json").read_text() != before
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(
+    meter: BenchMeter, digits: Path, refused: Run
+) -> None:
+    Path("file").write_text("")
+    refused((*WITH_METER, "--save", "file/out"), ExitCode.BAD_INPUT, "cannot write file/out", "folder")
+    assert meter.began is None
+    # What was tried leaves nothing, and neither does a measurement that is refused later.
+    refused((*WITH_METER, "-i", "nothing.npz", "--save", "a/b/out"), ExitCode.BAD_INPUT, "nothing.npz")
+    assert not Path("a").exists()
+
+
+def test_figures_that_cannot_be_saved_are_printed_all_the_same(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = BenchMeter.read
+
+    def read_and_spoil(self: BenchMeter) -> Reading:
+        Path("out").mkdir(exist_ok=True)
+        return read(self)
+
+    monkeypatch.setattr(BenchMeter, "read", read_and_spoil)
+    outcome = greencc(*WITH_METER, "--save", "out")
+    assert outcome.code == ExitCode.BAD_INPUT
+    assert "out already exists" in outcome.err
+    assert "Energy, measured" in outcome.out
+    assert "Saved in" not in outcome.out
+    assert list(Path("out").iterdir()) == []
+
+
 def test_a_meter_that_dies_leaves_what_was_measured(
     meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,8 +204,10 @@ def test_a_meter_that_dies_leaves_what_was_measured(
     longer = tuple(replace(each, rounds=30) for each in protocols.PROTOCOLS)
     monkeypatch.setattr(protocols, "PROTOCOLS", longer)
     meter.dies_after = 2.5
-    outcome = greencc(*WITH_METER, "--save", "out")
+    shutil.copy("model.onnx", "other.onnx")
+    outcome = greencc(*WITH_METER, "--save", "out", "--against", "other.onnx")
     assert outcome.code == ExitCode.UNAVAILABLE
+    assert "no saving claimed" in " ".join(outcome.out.split())
     assert "Energy, measured" in outcome.out
     assert (
         "energy rests on part of the measurement: bench failed 3 times in a row: the rail vanished"
@@ -186,11 +241,58 @@ def test_a_model_is_no_meter(meter: BenchMeter, digits: Path, refused: Run) -> N
     refused(WITH_METER, ExitCode.USAGE, "bench (grade C) estimates")
 
 
+def second_meter(meter: BenchMeter, monkeypatch: pytest.MonkeyPatch) -> BenchMeter:
+    """The best meter and another one, as on a machine that has both."""
+    other = BenchMeter(name="other")
+
+    def found(processor: str) -> list[BenchMeter]:
+        assert processor == "cpu"
+        return [meter, other]
+
+    monkeypatch.setattr(measurement, "available_meters", found)
+    return other
+
+
+def test_when_a_meter_fails_the_next_one_has_its_turn(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = second_meter(meter, monkeypatch)
+    meter.dies_after = 0.3
+    outcome = greencc(*QUICK)
+    assert outcome.code == ExitCode.OK, outcome.err
+    assert other.began is not None
+    assert "measured with other" in " ".join(outcome.out.split())
+
+
+def test_when_the_machine_is_busy_no_other_meter_is_tried(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = second_meter(meter, monkeypatch)
+    monkeypatch.setattr(SystemLoad, "others_seconds", lambda self: 100.0 * time.monotonic())
+    brief = tuple(replace(each, limit_seconds=2.0) for each in protocols.PROTOCOLS)
+    monkeypatch.setattr(protocols, "PROTOCOLS", brief)
+    outcome = greencc(*QUICK)
+    assert outcome.code == ExitCode.UNAVAILABLE
+    assert (meter.began is None, other.began is None) == (False, True)
+    words = " ".join(outcome.err.split())
+    assert "energy was not measured with bench: only 0 rounds of blocks were undisturbed" in words
+    assert "Energy, estimated" in " ".join(outcome.out.split())
+
+
+def test_a_meter_of_another_processor_is_named(
+    meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_meter", lambda spec: meter)
+    outcome = greencc(*QUICK, "--meter", "nvml:0")
+    assert "bench does not see the CPU, where this ran" in " ".join(outcome.err.split())
+    assert "does not see" not in greencc(*QUICK, "--meter", "rapl").err
+
+
 def test_a_meter_too_slow_for_the_protocol_is_left_out(
     meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter.period_s = 5.0
-    monkeypatch.setattr(measurement, "available_meters", lambda: (meter,))
+    monkeypatch.setattr(measurement, "available_meters", lambda *processor: (meter,))
     outcome = greencc(*QUICK)
     assert outcome.code == ExitCode.OK, outcome.err
     assert "bench updates every 5 s, too seldom for the quick protocol" in " ".join(outcome.err.split())
@@ -205,7 +307,8 @@ def test_without_a_meter_there_is_no_trace(meter: BenchMeter, digits: Path, gree
     assert sorted(path.name for path in Path("out").iterdir()) == ["blocks.csv", "measurement.json"]
     data = json.loads(Path("out/measurement.json").read_text())
     assert data["artifact"]["energy_mj"]["grade"] == "D"
-    assert {block["joules"] for block in data["campaign"]["blocks"]} == {None}
+    for block in data["campaign"]["blocks"]:
+        assert (block["joules"], block["grade"], block["boundary"]) == (None, None, None)
     assert data["campaign"]["meter"] is None
 
 
@@ -231,5 +334,13 @@ def test_parquet(meter: BenchMeter, digits: Path, greencc: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert greencc(*WITH_METER, "--save", "out", "--trace-format", "parquet").code == ExitCode.OK
     table = parquet.read_table("out/trace.parquet")
-    assert table.column_names == ["seconds", "epoch", "block", "rail.joules", "rail.watts"]
+    assert table.column_names == [
+        "seconds",
+        "epoch",
+        "block",
+        "rail.joules",
+        "rail.watts",
+        "grade",
+        "boundary",
+    ]
     assert table.num_rows > 5

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from greencc.compiler.campaign import load_figures, make_plan
+from greencc.compiler import campaign
+from greencc.compiler.campaign import covered_by, load_figures, make_plan, run_load
 from greencc.compiler.options import parse_rate
 from greencc.core.errors import UsageError
 from greencc.measure.blocks import Block, Discard
 from greencc.measure.loadgen import Arrivals
+from greencc.measure.protocols import EnergyProtocol
+from greencc.measure.times import times_of
+from greencc.meters import Covers
 
 
 def block(latency: float, discarded: Discard | None = None, **fields: Any) -> Block:
-    values = np.full(10, latency, np.float32)
+    values = times_of([latency] * 10)
     return Block(
         None,
         2.0,
@@ -36,6 +41,52 @@ def test_plans() -> None:
     assert make_plan().load.arrivals is Arrivals.FLAT_OUT
     with pytest.raises(UsageError, match="random arrivals take a rate"):
         make_plan(poisson=True)
+
+
+def test_a_rate_that_leaves_blocks_without_a_request_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"at 0.002 requests per second most blocks of 10 s") as caught:
+        make_plan(rate=0.002)
+    assert caught.value.hint == "a --rate of 0.1/s or more, or flat out"
+    assert make_plan(rate=0.1).load.rate == 0.1
+
+
+def test_a_recording_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    recording = tmp_path / "recording.csv"
+    recording.write_text("seconds,watts\n" + "".join(f"{number / 10},5.0\n" for number in range(100)))
+    with pytest.raises(UsageError, match=r"\(grade D\) estimates") as caught:
+        make_plan(meter=f"csv:{recording}")
+    assert caught.value.hint is not None
+    assert "csv:FILE?grade=A" in caught.value.hint
+    plan = make_plan(meter=f"csv:{recording}?grade=A")
+    assert plan.meter is not None
+    assert plan.covers is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "covers"),
+    [("rapl", Covers.CPU), (" nvml:0", Covers.GPU), ("jetson", Covers.BOARD), ("shelly:http://nvml", None)],
+)
+def test_what_a_spec_covers(spec: str, covers: Covers | None) -> None:
+    assert covered_by(spec) is covers
+
+
+def test_without_a_meter_a_block_is_long_enough_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[EnergyProtocol] = []
+
+    def measure(
+        first: Any, second: Any, feeds: Any, meter: None, protocol: EnergyProtocol, **options: Any
+    ) -> Any:
+        seen.append(protocol)
+        return SimpleNamespace(blocks=())
+
+    monkeypatch.setattr(campaign, "measure_energy", measure)
+    for rate in (0.2, 1000.0):
+        run_load((None, None), [], make_plan(rate=rate))  # type: ignore[arg-type]
+    slow, fast = seen
+    assert slow.block_seconds == 5.0
+    assert fast.block_seconds == 1.0
+    for each in seen:
+        each.check_limit(0.0)
 
 
 @pytest.mark.parametrize(

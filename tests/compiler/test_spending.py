@@ -122,9 +122,7 @@ def test_net_energy_that_may_be_below_zero_shows_nothing(tmp_path: Path) -> None
 
 
 def test_where_net_is_lost_the_saving_is_that_of_gross_energy(tmp_path: Path) -> None:
-    found = measured(
-        energy(-1.0, -2.0, 0.0, gross=20.0), energy(-2.0, -3.0, -1.0, gross=10.0), Interval(2.0, 2.0, 2.0)
-    )
+    found = measured(energy(20.0, 19.0, 21.0), energy(10.0, 9.0, 11.0), Interval(2.0, 2.0, 2.0))
     count = repaid(accounted(tmp_path, found, Counter())).inferences
     assert count is not None
     assert count.value == pytest.approx(1e5 / 10.0)
@@ -133,6 +131,11 @@ def test_where_net_is_lost_the_saving_is_that_of_gross_energy(tmp_path: Path) ->
 def test_nothing_is_claimed_on_a_busy_machine(tmp_path: Path) -> None:
     busy = replace(METERED, conditions={"clean": False})
     assert "other processes" in repaid(accounted(tmp_path, busy, Counter())).reason
+
+
+def test_nothing_is_claimed_of_energy_that_rests_on_part_of_the_measurement(tmp_path: Path) -> None:
+    part = replace(METERED, conditions={"energy_problem": "the rail vanished"})
+    assert "part of the measurement" in repaid(accounted(tmp_path, part, Counter())).reason
 
 
 @pytest.mark.parametrize("side", ["baseline", "artifact", "ratio"])

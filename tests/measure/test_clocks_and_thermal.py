@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greencc.measure.clocks import ClockReading, SystemClocks, stepped, suspended
-from greencc.measure.loadgen import Load
+from greencc.measure.loadgen import Arrivals, Load
 from greencc.measure.thermal import SystemThermal, ThermalState, hottest, throttled
 from greencc.measure.warm_up import warm_up
 
@@ -106,6 +106,14 @@ def test_warm_up_ends_when_the_temperature_stands_still(
     assert found.seconds == pytest.approx(49.0, abs=2.0)
     assert found.why.startswith("the temperature moved")
     assert min(engine.runs for engine in engines) > 200
+
+
+def test_warm_up_keeps_to_a_low_rate(make_engine: Make, make_bench: Make, feeds: Any, fake_time: Any) -> None:
+    engine = make_engine(0.1)
+    begin = fake_time.now
+    warm_up((engine,), feeds, Load(Arrivals.FIXED, 0.1), make_bench(), window=30.0, limit=60.0)
+    assert engine.runs == 3
+    assert fake_time.now - begin == pytest.approx(30.0)
 
 
 def test_warm_up_ends_at_the_limit(make_engine: Make, make_bench: Make, feeds: Any) -> None:

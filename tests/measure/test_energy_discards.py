@@ -70,6 +70,7 @@ def test_a_meter_that_dies_at_once_gives_no_figure(measure: Make, make_meter: Ma
     result = measure(meter=make_meter(failing=lambda number: number > 12))
     assert (result.comparison, result.rounds) == (None, 0)
     assert "failed 3 times in a row" in result.problem
+    assert result.meter_failed
     # The one block before it is kept, marked.
     assert [block.discarded for block in result.blocks if block.joules] == [Discard.COMPANION]
 
@@ -164,6 +165,7 @@ def test_a_machine_that_is_always_busy_gives_no_figure(
     assert result.comparison is None
     assert result.problem.startswith("only 0 rounds of blocks were undisturbed within 60 s")
     assert "another process was busy: " in result.problem
+    assert not result.meter_failed
 
 
 def test_without_a_quiet_moment_before_and_after_energy_is_gross(

@@ -52,6 +52,32 @@ def test_net_energy_that_idle_could_explain_is_not_compared(make_meter: Make) ->
     comparison = summarise(rounds_of([(102.0, 101.0)] * 4), IdlePower(10.0, 0.1), make_meter(), DEFAULT)
     assert comparison.ratio.value == pytest.approx(102.0 / 101.0)
     assert any("too small to tell from idle" in warning for warning in comparison.warnings)
+    for side, joules in ((comparison.baseline, 102.0), (comparison.artifact, 101.0)):
+        # The figures are of the same kind as the ratio.
+        assert side.value == pytest.approx(joules * 10.0)
+        assert side.low <= side.value <= side.high
+        assert (side.net, side.gross) == (False, None)
+        assert "gross, too little to tell from 10 W idle [9.8, 10.2]" in side.method
+
+
+def test_net_figures_have_gross_ones_with_their_own_interval_beside(make_meter: Make) -> None:
+    meter = make_meter(period_s=0.0, uncertainty=0.01)
+    rounds = rounds_of([(300.0, 200.0)] * 4)
+    energy = summarise(rounds, IdlePower(10.0, 1.0, degrees=4.0), meter, DEFAULT).baseline
+    assert energy.net
+    # Gross has the gain of gross energy in it, and nothing of the idle power.
+    assert energy.gross_interval().value == pytest.approx(3000.0)
+    assert energy.gross_high - energy.gross == pytest.approx(1.959964 * 0.01 * 3000.0, rel=1e-4)
+    assert energy.high - energy.value == pytest.approx(
+        math.hypot(1.959964 * 0.01 * 2000.0, student.ppf(0.975, 4) * 100.0), rel=1e-4
+    )
+
+
+def test_where_idle_is_not_known_there_is_no_gross_beside(make_meter: Make) -> None:
+    energy = summarise(rounds_of([(300.0, 200.0)] * 4), None, make_meter(), DEFAULT).baseline
+    assert (energy.gross, energy.gross_low, energy.gross_high) == (None, None, None)
+    assert energy.gross_interval() == energy.interval()
+    assert "gross, idle is not subtracted" in energy.method
 
 
 def window(which: str, begin: float, watts: Sequence[float]) -> list[IdlePart]:

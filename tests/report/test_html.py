@@ -213,9 +213,8 @@ def _map(*rows: tuple[str, float, float], rest: tuple[float, float] = (0.0, 0.0)
     """A flame map of layers with these shares before and after, of 100 and of 25 mJ."""
 
     def part(share: float, total: float) -> LayerShare:
-        return LayerShare(
-            Interval(share, share, share), Interval(share * total, share * total, share * total)
-        )
+        known = [share, 0.9 * share, 1.1 * share]
+        return LayerShare(Interval(*known), Interval(*(total * each for each in known)))
 
     layers = [
         LayerEnergy(name, "Conv", part(old, 100.0), part(new, 25.0))
@@ -250,7 +249,9 @@ def test_flame_map_fills_the_width_and_groups_by_scope() -> None:
     for top, widths in ((rows[0], [50.0, 50.0]), (rows[1], [25.0, 25.0]), (rows[3], [37.5, 12.5])):
         assert [width for _, width, y, _ in cells if y == top] == pytest.approx(widths)
     # "a" has a single child: one cell for both.
-    assert cells[0][3] == "a/b: 40.0 mJ, 40 % of the baseline, 2 layers, attributed by model"
+    assert cells[0][3] == (
+        "a/b: 40.0 mJ [36.0 mJ, 44.0 mJ], 40 % [36, 44] of the baseline, 2 layers, attributed by model"
+    )
     assert "/a/b/conv1 (Conv): 20.0 mJ" in cells[1][3]
     assert "attributed by model" in cells[1][3]
     # The bars are on one scale: 80 % of 100 mJ, and 80 % of 25 mJ.

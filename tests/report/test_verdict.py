@@ -64,16 +64,17 @@ def test_energy_claims(ratio: Interval, text: str) -> None:
     ("grade", "word"), [("A", "Measured"), ("B", "Measured"), ("C", "Estimated"), ("D", "Estimated")]
 )
 def test_grades(full_report: Report, grade: str, word: str) -> None:
-    energy = Energy(1.0, 0.9, 1.1, grade, "package-0", "RAPL")
+    energy = Energy(1.0, 0.9, 1.1, grade, "package-0", "RAPL", 1.5, 1.4, 1.6)
     report = replace(
         full_report,
         baseline=replace(full_report.baseline, energy_mj=energy),
         artifact=replace(full_report.artifact, energy_mj=replace(energy, grade="A")),
     )
     verdict = judge(report)
-    assert f"{word} energy (grade {grade}, package-0)" in verdict.text
+    net = ", net" if word == "Measured" else ""
+    assert f"{word} energy (grade {grade}, package-0{net})" in verdict.text
     assert ("(estimated)" in verdict.headline) == (word == "Estimated")
-    assert any(row.label == f"Energy, {word.lower()} ({grade})" for row in figure_rows(report))
+    assert any(row.label == f"Energy, {word.lower()} ({grade}){net}" for row in figure_rows(report))
 
 
 def test_losses_are_not_hidden(full_report: Report) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+_MARK = 9
+
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -29,17 +31,17 @@ def command(as_json: bool) -> None:
         "note": Text(""),
     }
     for group in dict.fromkeys(row.group for row in rows):
-        table = Table(
-            box=None, pad_edge=False, show_header=False, title=group, title_justify="left", title_style="bold"
-        )
-        table.add_column(no_wrap=True, min_width=7)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for row in rows:
-            if row.group == group:
-                detail = Text(row.detail)
-                if row.fix:
-                    detail.append(f"\n{row.fix}", style="bold")
-                table.add_row(marks[row.status], row.name, detail)
-        console.print(table)
+        console.print(Text(group, style="bold"))
+        members = [row for row in rows if row.group == group]
+        width = max(len(row.name) for row in members)
+        for row in members:
+            table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(no_wrap=True, min_width=_MARK - 2)
+            table.add_column(no_wrap=True, min_width=width)
+            table.add_column(overflow="fold")
+            table.add_row(marks[row.status], row.name, Text(row.detail))
+            console.print(table)
+            if row.fix:
+                # Unwrapped: it is there to be copied, udev rules and all.
+                console.print(Text(" " * _MARK + row.fix, style="bold"), soft_wrap=True)
         console.print()

@@ -179,7 +179,7 @@ def _print_plan(spec: CampaignSpec, folder: Path, plan: Plan) -> None:
 def _print_cell(record: CellRecord, number: int, total: int) -> None:
     """A line for each finished cell, on standard error: a campaign takes hours."""
     from greencc.cli.console import stderr
-    from greencc.report.campaign_text import ratio_text
+    from greencc.report.figures import ratio_text
 
     figures = record.figures
     said = f"{record.status}: {record.reason}"

@@ -117,11 +117,15 @@ def command(
             confidence=confidence,
             progress=progress,
         )
-    names = files.save(found, warnings, options) if options is not None else []
+    # Printed before they are saved: if that fails, at least the figures are not lost.
     if as_json:
         click.echo(json.dumps(files.measurement_json(found, warnings, carbon), indent=2))
     else:
-        _print(found, warnings, save, names, carbon)
+        _print(found, warnings, carbon)
+    if options is not None:
+        names = files.save(found, warnings, options)
+        if not as_json:
+            _print_saved(found, options.folder, names)
     failed = found.campaign is not None and found.campaign.result.problem is not None
     return int(ExitCode.UNAVAILABLE if failed else ExitCode.OK)
 
@@ -129,17 +133,14 @@ def command(
 def _print(
     found: Measurement,
     warnings: tuple[str, ...],
-    folder: Path | None,
-    names: list[str],
     carbon: CarbonOptions,
 ) -> None:
     from greencc.cli.console import stderr, stdout
     from greencc.report import measurement_table
     from greencc.report.energy import carbon_note
 
-    clean = found.conditions.get("clean") is not False
     out = stdout()
-    out.print(measurement_table(found.baseline, found.artifact, found.ratio, clean=clean))
+    out.print(measurement_table(found.baseline, found.artifact, found.ratio, found.conditions))
     energy = found.artifact.energy_mj
     if energy is not None:
         out.print(f"Energy: {energy.method}. Boundary: {energy.boundary}.", markup=False)
@@ -149,12 +150,16 @@ def _print(
     if campaign is not None:
         _print_load(campaign)
         out.print(f"Measuring ended: {campaign.result.stopped}.", markup=False)
-    if folder is not None:
-        out.print(f"Saved in {folder}: {', '.join(names)}", markup=False, soft_wrap=True)
-        if campaign is None or not campaign.trace:
-            out.print("No trace: no meter.")
     for warning in warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _print_saved(found: Measurement, folder: Path, names: list[str]) -> None:
+    from greencc.cli.console import stdout
+
+    stdout().print(f"Saved in {folder}: {', '.join(names)}", markup=False, soft_wrap=True)
+    if found.campaign is None or not found.campaign.trace:
+        stdout().print("No trace: no meter.")
 
 
 def _print_load(campaign: Campaign) -> None:
