@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_n
 from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
+NO_METER = "none"
 _COSTLY_SHARE = 0.01
 
 
@@ -31,19 +32,27 @@ class MeasurePlan:
     Attributes:
         protocol: Of the energy.
         load: How the engines are driven while energy is measured.
-        meter: What to measure with; None: the best that works here.
+        meter: What to measure with; None: the best that works here, or none where not `metered`.
         drive: Drive the engines by the load even where no meter works: latencies under load are figures of their own.
+        metered: False: no meter is used, though one may work.
     """
 
     protocol: EnergyProtocol = DEFAULT
     load: Load = FLAT_OUT
     meter: Meter | PowerMeter | None = None
     drive: bool = True
+    metered: bool = True
 
     @property
     def profile(self) -> Profile:
         """How long latency is measured, before the energy."""
         return QUICK_PROFILE if self.protocol.name == QUICK.name else STANDARD_PROFILE
+
+    def meters(self, working: Callable[[], Iterable[Meter | PowerMeter]]) -> Iterable[Meter | PowerMeter]:
+        """Meters to try, the best first; `working` finds those of this machine."""
+        if not self.metered:
+            return ()
+        return working() if self.meter is None else (self.meter,)
 
 
 def make_plan(
@@ -63,7 +72,7 @@ def make_plan(
         poisson: They come at random rather than evenly.
         until: Stop at this relative half-width of the energy ratio; None: as the protocol has it.
         limit_seconds: Stop after this time; None: likewise.
-        meter: Spec of a meter such as ``shelly:http://...``; None: the best that works here.
+        meter: Spec of a meter such as ``shelly:http://...``; ``none``: no meter; None: the best that works here.
 
     Raises:
         UsageError: A value makes no sense, or the limit is too short for the protocol.
@@ -73,9 +82,9 @@ def make_plan(
         raise UsageError("random arrivals take a rate", hint="such as --rate 30/s --poisson")
     arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
     found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
-    opened = None if meter is None else open_working_meter(meter)
+    opened = None if meter in (None, NO_METER) else open_working_meter(str(meter))
     found.check_limit(0.0 if opened is None else opened.period_s)
-    return MeasurePlan(found, Load(arrivals, rate), opened)
+    return MeasurePlan(found, Load(arrivals, rate), opened, metered=meter != NO_METER)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def _campaign(
 ) -> Campaign | None:
     """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
     campaign: Campaign | None = None
-    for meter in available_meters() if plan.meter is None else [plan.meter]:
+    for meter in plan.meters(available_meters):
         needed = plan.protocol.shortest(meter.period_s)
         if needed > plan.protocol.limit_seconds:
             session.warn(

@@ -21,6 +21,7 @@ from greencc.compiler.campaign import make_plan
 from greencc.compiler.options import CompileOptions, Effort, Precision, parse_rate, parse_seconds, parse_share
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.pass_list import parse_passes
+from greencc.lab.campaign_meter import check_no_secret, meter_at
 from greencc.lab.campaign_spec import (
     MAX_CELLS,
     SCHEMA,
@@ -74,6 +75,9 @@ def parse_campaign(text: str, path: Path) -> CampaignSpec:
         raise InputError(f"{path} has schema {str(found)[:80]!r}", hint=f"this version reads {SCHEMA!r}")
     top = _Table(data, path, "")
     top.check(("schema", "name", "model", "variant", "device", "protocol"))
+    devices = tuple(_device(table) for table in top.tables("device"))
+    with top.located():
+        check_no_secret(text)
     models = tuple(_model(table) for table in top.tables("model"))
     spec = CampaignSpec(
         name=top.name(default=path.stem),
@@ -81,7 +85,7 @@ def parse_campaign(text: str, path: Path) -> CampaignSpec:
         text=text,
         models=models,
         variants=tuple(_variant(table, models) for table in top.tables("variant")),
-        devices=tuple(_device(table) for table in top.tables("device")),
+        devices=devices,
         protocol=_protocol(_Table(data.get("protocol", {}), path, "protocol")),
     )
     _check_unique(spec)
@@ -216,7 +220,7 @@ class _Table:
         try:
             yield
         except UsageError as error:
-            where = self.at(key) if key else f"{self.path}: {self.where}"
+            where = self.at(key) if key else f"{self.path}: {self.where}".removesuffix(": ")
             raise InputError(f"{where}: {error.message}", hint=error.hint) from error
 
 
@@ -293,7 +297,11 @@ def _device(table: _Table) -> DeviceSpec:
         target += f"{',' if ':' in target else ':'}threads={threads}"
     with table.located("target"):
         target = format_spec(make_target(target))
-    return DeviceSpec(table.name(), target, table.text("meter"))
+    meter = table.text("meter")
+    if meter is not None:
+        with table.located("meter"):
+            meter = meter_at(meter, table.path.parent)
+    return DeviceSpec(table.name(), target, meter)
 
 
 def _protocol(table: _Table) -> ProtocolSpec:

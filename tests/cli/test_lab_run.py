@@ -107,6 +107,30 @@ def test_bad_campaigns_are_refused_and_leave_nothing(digits: Path, refused: Run)
     refused(("lab", "run", "good.toml"), ExitCode.BAD_INPUT, "model.onnx")
 
 
+def test_no_password_gets_into_the_results(
+    digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (digits / "meter.toml").write_text(
+        DIGITS.replace("[protocol]", 'meter = "shelly:http://admin:hunter2@127.0.0.1:9"\n[protocol]')
+    )
+    refused = greencc("lab", "run", "meter.toml", "-o", "out")
+    assert refused.code == ExitCode.BAD_INPUT
+    assert "GREENCC_METER_PASSWORD" in refused.err
+    assert "hunter2" not in refused.out + refused.err
+    assert not (digits / "out").exists()
+    (digits / "meter.toml").write_text(
+        DIGITS.replace("[protocol]", 'meter = "shelly:http://127.0.0.1:9?timeout=0.2"\n[protocol]')
+    )
+    monkeypatch.setenv("GREENCC_METER_PASSWORD", "hunter2")
+    done = greencc("lab", "run", "meter.toml", "-o", "out")
+    assert done.code == ExitCode.UNAVAILABLE
+    written = [path for path in (digits / "out").rglob("*") if path.is_file()]
+    assert {"summary.json", "index.html", "summary.md", "cells.jsonl"} <= {path.name for path in written}
+    assert "127.0.0.1:9" in (digits / "out" / "summary.json").read_text()
+    assert not [path for path in written if b"hunter2" in path.read_bytes()]
+    assert "hunter2" not in done.out + done.err
+
+
 @pytest.fixture
 def short(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A load of a moment, too."""

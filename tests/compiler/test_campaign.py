@@ -10,6 +10,7 @@ import pytest
 from greencc.compiler.campaign import load_figures, make_plan
 from greencc.compiler.options import parse_rate
 from greencc.core.errors import UsageError
+from greencc.core.meter import Meter, PowerMeter
 from greencc.measure.blocks import Block, Discard
 from greencc.measure.loadgen import Arrivals
 
@@ -65,3 +66,13 @@ def test_where_all_blocks_were_disturbed_their_figures_say_so() -> None:
     assert figures is not None
     assert (figures.clean, figures.latency_ms.p50) == (False, pytest.approx(99.0))
     assert load_figures([block(99.0)], "baseline") is None
+
+
+def test_which_meters_a_plan_tries() -> None:
+    def working() -> list[Meter | PowerMeter]:
+        raise AssertionError("meters were looked for")
+
+    assert list(make_plan("quick", meter="none").meters(working)) == []
+    assert list(make_plan("quick").meters(lambda: [])) == []
+    with pytest.raises(AssertionError):
+        make_plan("quick").meters(working)
