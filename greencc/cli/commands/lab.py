@@ -116,7 +116,7 @@ def run(campaign: Path, output: Path | None, resume: bool, dry_run: bool, as_jso
 
     What is measured is kept at once, so that a run that was interrupted goes on where it was. Writes blocks.csv (a row
     for each block), cells.jsonl, summary.json, summary.md and index.html. Exits with 5 where some could not be
-    measured; the summary says why.
+    measured, or only in part because the meter failed; the summary says why.
     """
     from greencc.cli.console import progress_bars
     from greencc.core.errors import ExitCode
@@ -186,6 +186,7 @@ def _print_cell(record: CellRecord, number: int, total: int) -> None:
     if figures is not None:
         said = "latency not known" if figures.latency is None else f"latency {ratio_text(figures.latency)}"
         said += "" if figures.clean else ", disturbed by other processes"
+        said += "" if record.problem is None else f"; partial: {record.problem}"
     stderr().print(f"[{number}/{total}] {record.cell}: {said}", markup=False, soft_wrap=True)
 
 
@@ -217,7 +218,9 @@ def _print_summary(summary: CampaignSummary, folder: Path) -> None:
         out.print(f"Energy: {kind}.", markup=False, soft_wrap=True)
     out.print(f"Summary: {folder / PAGE}", markup=False, soft_wrap=True)
     for model, variant, device, why in missing(summary):
-        stderr().print(f"Not measured: {model}, {variant}, {device}: {why}", style="yellow", markup=False)
+        stderr().print(
+            f"Not measured in whole: {model}, {variant}, {device}: {why}", style="yellow", markup=False
+        )
 
 
 def _print(done: Calibrated) -> None:
