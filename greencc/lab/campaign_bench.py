@@ -99,7 +99,10 @@ class LabBench:
         except UnavailableError as error:
             return str(error)
         if meter is not None and not meter.grade.measured:
-            return f"the {meter.name} meter is of grade {meter.grade.name}: it estimates, and energy is measured with A, B"
+            return (
+                f"the {meter.name} meter is of grade {meter.grade.name}: it estimates, "
+                "and energy is measured with grade A or B"
+            )
         return None
 
     def bundle_path(self, cell: Cell, bundles: Path) -> Path | None:
