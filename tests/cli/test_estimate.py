@@ -39,11 +39,19 @@ def test_an_estimate_says_what_it_is(digits, greencc) -> None:
     assert outcome.code == ExitCode.OK, outcome.err
     text = " ".join(outcome.out.split())
     for words in (
-        "mode 15W, cap 15 W", "ms (estimated)", "estimated, grade D, gross", "VDD_IN rail", "hidden", "Gemm+Relu",
-        "overhead", "at 30/s", "not calibrated",
+        "mode 15W, cap 15 W", "ms (estimated)", "estimated, gross, grade D", "VDD_IN rail", "hidden", "Gemm+Relu",
+        "overhead", "at 30/s", "not calibrated", "mJ, grade D", "before any slowing down by a power cap",
     ):  # fmt: skip
         assert words in text, words
     assert "measured" not in text
+    # Energy, power, at the rate and the layers.
+    assert (
+        text.count("estimated, grade D, module: GPU") + text.count("estimated, gross, grade D, module: GPU")
+        == 4
+    )
+    rows = [line for line in outcome.out.splitlines() if line.startswith(("hidden", "head"))]
+    assert rows
+    assert all(re.search(r"\d \[[\d.e-]+, [\d.e-]+\]", row) for row in rows), rows
 
 
 def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:
@@ -57,6 +65,9 @@ def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:
         assert 0 < data[key]["low"] <= data[key]["value"] <= data[key]["high"]
     assert data["energy"]["grade"] == "D"
     assert data["energy"]["boundary"]
+    for figure in (data["watts"], *(layer["millijoules"] for layer in data["layers"])):
+        assert 0 < figure["low"] < figure["value"] < figure["high"]
+        assert (figure["grade"], figure["boundary"]) == ("D", data["energy"]["boundary"])
     # 8 x (64 x 48 + 48 x 10) multiply-accumulates.
     assert sum(layer["operations"] for layer in data["layers"]) == 2 * 8 * (64 * 48 + 48 * 10)
 

@@ -266,9 +266,9 @@ def _print(done: Calibrated) -> None:
     else:
         error = done.energies.error
         console.print(
-            f"Energy: fitted (estimated, grade C), {_around(profile.busy_watts, factor)} W while busy; a benchmark left "
-            f"out of the fit {error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}, which is the "
-            f"interval of each coefficient here; {profile.boundary}.",
+            f"Energy: fitted (estimated, grade C), {_around(profile.busy_watts, factor)} W while busy; a benchmark "
+            f"left out of the fit {error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}, which "
+            f"is the interval of each coefficient here; {profile.boundary}.",
             markup=False,
         )
     console.print(f"Profile: {done.path}", markup=False, soft_wrap=True)
