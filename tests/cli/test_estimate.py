@@ -49,9 +49,9 @@ def test_an_estimate_says_what_it_is(digits, greencc) -> None:
         text.count("estimated, grade D, module: GPU") + text.count("estimated, gross, grade D, module: GPU")
         == 4
     )
-    rows = [line for line in outcome.out.splitlines() if line.startswith(("hidden", "head"))]
-    assert rows
-    assert all(re.search(r"\d \[[\d.e-]+, [\d.e-]+\]", row) for row in rows), rows
+    layers = outcome.out.split("Bound", 1)[1].split("Note:", 1)[0]
+    assert len(re.findall(r"^(?:hidden|head) ", layers, re.MULTILINE)) == 2
+    assert len(re.findall(r"\[[\d.e-]+, [\d.e-]+\]", layers)) == 2
 
 
 def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from greencc.meters.roofline import Estimated
 
 _TOP = 10
+_WIDE = 100
 
 
 @click.command("estimate")
@@ -126,11 +127,11 @@ def _print(found: ModelEstimate, everything: bool) -> None:
     ranked = sorted(result.layers, key=lambda layer: -layer.microseconds)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Layer", overflow="fold")
-    table.add_column("Operators", overflow="fold")
-    table.add_column("Type")
+    table.add_column("Operators", overflow="fold", min_width=9)
+    table.add_column("Type", no_wrap=True)
     for heading in ("µs", "Share", "MOP", "kB", f"mJ, grade {energy.grade}"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Bound")
+    table.add_column("Bound", min_width=8)
     for layer in result.layers if everything else ranked[:_TOP]:
         table.add_row(
             Text(layer.name),
@@ -140,7 +141,7 @@ def _print(found: ModelEstimate, everything: bool) -> None:
             f"{layer.share:.1%}",
             f"{layer.operations / 1e6:,.3g}",
             f"{layer.bytes / 1e3:,.4g}",
-            _span(layer.millijoules),
+            _span(layer.millijoules).replace(" [", " [" if console.width >= _WIDE else "\n["),
             f"memory ({layer.level})" if layer.bound == "memory" else layer.bound,
         )
     console.print(table)
