@@ -125,7 +125,7 @@ def _print(found: ModelEstimate, everything: bool) -> None:
     console.print(head)
     console.print()
     ranked = sorted(result.layers, key=lambda layer: -layer.microseconds)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("Layer", overflow="fold")
     table.add_column("Operators", overflow="fold", min_width=9)
     table.add_column("Type", no_wrap=True)
