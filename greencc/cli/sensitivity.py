@@ -16,7 +16,7 @@ from greencc.core.files import atomic_file
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from greencc.compiler.inspect import SensitivityTable
+    from greencc.compiler.inspect import SensitivityRow, SensitivityTable
     from greencc.compiler.options import CompileOptions
 
 _TOP = 20
@@ -89,7 +89,7 @@ def _print(console: Console, table: SensitivityTable, everything: bool) -> None:
             *cells,
             *bar,
             "" if row.saved_us is None else f"{row.saved_us:,.1f}",
-            "" if row.saved_mj is None else f"{row.saved_mj * 1e3:,.2f}",
+            _energy(row),
         )
     console.print(grid)
     if not everything and len(ranked) > _TOP:
@@ -99,6 +99,21 @@ def _print(console: Console, table: SensitivityTable, everything: bool) -> None:
         "samples. Savings are those of INT8.",
         style="dim",
     )
+    if table.energy is not None:
+        kind = table.energy
+        console.print(
+            f"Energy: grade {kind.grade}, {kind.boundary}, per inference; {kind.method}.",
+            style="dim",
+            markup=False,
+        )
+
+
+def _energy(row: SensitivityRow) -> str:
+    """Microjoules with their interval."""
+    if row.saved_mj is None or row.saved_mj_low is None or row.saved_mj_high is None:
+        return ""
+    value, low, high = (1e3 * item for item in (row.saved_mj, row.saved_mj_low, row.saved_mj_high))
+    return f"{value:,.3g} [{low:,.3g}, {high:,.3g}]"
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from greencc.core.data import Feeds
@@ -17,10 +17,10 @@ from greencc.measure.profiles import STANDARD as STANDARD_PROFILE
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import DEFAULT, QUICK, EnergyProtocol, protocol_named
 from greencc.measure.times import Times, joined
-from greencc.meters.known import METERS, Covers
 from greencc.meters.opening import open_working_meter
 from greencc.meters.sampling import Sampler, SamplingCost, TracePoint
 
+NO_METER = "none"
 _COSTLY_SHARE = 0.01
 
 
@@ -31,21 +31,27 @@ class MeasurePlan:
     Attributes:
         protocol: Of the energy.
         load: How the engines are driven while energy is measured.
-        meter: What to measure with; None: the best that works here.
-        covers: What `meter` covers, where it is one of the device; None: not known.
+        meter: What to measure with; None: the best that works here, or none where not `metered`.
         drive: Drive the engines by the load even where no meter works: latencies under load are figures of their own.
+        metered: False: no meter is used, though one may work.
     """
 
     protocol: EnergyProtocol = DEFAULT
     load: Load = FLAT_OUT
     meter: Meter | PowerMeter | None = None
-    covers: Covers | None = None
     drive: bool = True
+    metered: bool = True
 
     @property
     def profile(self) -> Profile:
         """How long latency is measured, before the energy."""
         return QUICK_PROFILE if self.protocol.name == QUICK.name else STANDARD_PROFILE
+
+    def meters(self, working: Callable[[], Iterable[Meter | PowerMeter]]) -> Iterable[Meter | PowerMeter]:
+        """Meters to try, the best first; `working` finds those of this machine."""
+        if not self.metered:
+            return ()
+        return working() if self.meter is None else (self.meter,)
 
 
 def make_plan(
@@ -65,7 +71,7 @@ def make_plan(
         poisson: They come at random rather than evenly.
         until: Stop at this relative half-width of the energy ratio; None: as the protocol has it.
         limit_seconds: Stop after this time; None: likewise.
-        meter: Spec of a meter such as ``shelly:http://...``; None: the best that works here.
+        meter: Spec of a meter such as ``shelly:http://...``; ``none``: no meter; None: the best that works here.
 
     Raises:
         UsageError: A value makes no sense, the limit is too short for the protocol or the rate too low, or the meter is
@@ -76,7 +82,8 @@ def make_plan(
         raise UsageError("random arrivals take a rate", hint="such as --rate 30/s --poisson")
     arrivals = Arrivals.POISSON if poisson else Arrivals.FLAT_OUT if rate is None else Arrivals.FIXED
     found = protocol_named(protocol).adapted(target=until, limit_seconds=limit_seconds)
-    opened = None if meter is None else open_working_meter(meter)
+    named = None if meter == NO_METER else meter
+    opened = None if named is None else open_working_meter(named)
     if opened is not None and not opened.grade.measured:
         raise UsageError(
             f"{opened.name} (grade {opened.grade.name}) estimates; energy is measured with grade A or B",
@@ -85,14 +92,7 @@ def make_plan(
     period = 0.0 if opened is None else opened.period_s
     found.check_limit(period)
     found.check_rate(rate, period)
-    covers = None if meter is None else covered_by(meter)
-    return MeasurePlan(found, Load(arrivals, rate), opened, covers)
-
-
-def covered_by(spec: str) -> Covers | None:
-    """What the on-device meter of a spec such as ``nvml:0`` covers; None of external ones, which nobody knows."""
-    kind = spec.strip().partition(":")[0]
-    return next((known.covers for known in METERS if known.name == kind), None)
+    return MeasurePlan(found, Load(arrivals, rate), opened, metered=meter != NO_METER)
 
 
 @dataclass(frozen=True)

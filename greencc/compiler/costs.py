@@ -22,10 +22,21 @@ from greencc.compiler.session import Session
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.describe import NodeCost, nodes_cost
-from greencc.core.engine import NodeTime
+from greencc.core.engine import Device, NodeTime
 from greencc.core.files import sha256_file
+from greencc.core.meter import Grade
+from greencc.core.report import Interval
 from greencc.core.shapes import bind_dims
-from greencc.meters.model import Workload, central_millijoules, device_power, load_of
+from greencc.meters.model import (
+    MODEL_BOUNDARY,
+    DevicePower,
+    Draw,
+    Workload,
+    central_millijoules,
+    device_power,
+    load_of,
+    over_coefficients,
+)
 
 RUNS = 30
 _KIND = "cost"
@@ -35,13 +46,27 @@ _NOISE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
+class EnergyKind:
+    """Grade, boundary and method of all the millijoules of a table."""
+
+    grade: str
+    boundary: str
+    method: str
+
+
+@dataclass(frozen=True)
 class GroupCost:
-    """Microseconds and estimated millijoules of one group per inference, in float and as integers."""
+    """Microseconds and estimated millijoules of one group per inference, in float and as integers.
+
+    Attributes:
+        saved: Millijoules that integers save, over the coefficients of the estimate, which both forms share.
+    """
 
     float_us: float
     int8_us: float
     float_mj: float
     int8_mj: float
+    saved: Interval | None = None
 
     @property
     def saved_us(self) -> float:
@@ -86,16 +111,31 @@ def group_costs(
         old, new = before[group.name], after[group.name]
         # Times that differ by no more than their noise, or that a fusion hides, say nothing; the operations still do.
         seconds = [max(us, _TICK_US) / 1e6 for us in (old, old if _alike(old, new) else new)]
-        energies = [
-            central_millijoules(
-                Workload(sum_operations(counts[name] for name in group.nodes if name in counts), spent),
-                power,
-                load,
-            )
+        works = [
+            Workload(sum_operations(counts[name] for name in group.nodes if name in counts), spent)
             for counts, spent in zip(counted, seconds, strict=True)
         ]
-        costs[group.name] = GroupCost(old, new, *energies)
+        energies = [central_millijoules(work, power, load) for work in works]
+        costs[group.name] = GroupCost(old, new, energies[0], energies[1], _saved(works, power, load))
     return costs
+
+
+def _saved(works: Sequence[Workload], power: DevicePower, load: float) -> Interval:
+    def saved(draw: Draw) -> float:
+        return draw.millijoules(works[0], load) - draw.millijoules(works[1], load)
+
+    value, corners = over_coefficients(power, saved)
+    return Interval(value, min(value, *corners), max(value, *corners))
+
+
+def cost_kind(device: Device) -> EnergyKind:
+    """What the millijoules of a cost table are."""
+    return EnergyKind(
+        Grade.D.name,
+        MODEL_BOUNDARY,
+        f"estimated, gross: profiled time x power at load {load_of(device.facts):.2g} + operations + bytes; intervals "
+        f"over the coefficients alone; {device_power(device.facts).source}",
+    )
 
 
 def _alike(first_us: float, second_us: float) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from greencc.compiler.contender import Contender, contender
-from greencc.compiler.costs import GroupCost, group_costs
+from greencc.compiler.costs import EnergyKind, GroupCost, cost_kind, group_costs
 from greencc.compiler.data import Splits, open_splits, whole_batches
 from greencc.compiler.forms import FormBuilder, weight_only
 from greencc.compiler.groups import Group, quantized_groups
@@ -35,7 +35,10 @@ TABLE_PRECISIONS = (Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGH
 
 @dataclass(frozen=True)
 class SensitivityRow:
-    """One layer. `errors` and `among` are by precision; see `GroupError`. Costs are of INT8; None: not measured."""
+    """One layer. `errors` and `among` are by precision; see `GroupError`. Costs are of INT8; None: not measured.
+
+    Millijoules are estimates: `SensitivityTable.energy` says which.
+    """
 
     name: str
     op_type: str
@@ -43,6 +46,8 @@ class SensitivityRow:
     among: dict[str, float]
     saved_us: float | None
     saved_mj: float | None
+    saved_mj_low: float | None = None
+    saved_mj_high: float | None = None
 
     @property
     def worst(self) -> float:
@@ -58,12 +63,14 @@ class SensitivityTable:
         precisions: The columns.
         samples: Held-out samples behind the closer look.
         warnings: What was left out, and why.
+        energy: What the millijoules are; None: there are none.
     """
 
     rows: tuple[SensitivityRow, ...]
     precisions: tuple[str, ...]
     samples: int
     warnings: tuple[str, ...]
+    energy: EnergyKind | None = None
 
 
 def sensitivity(
@@ -142,6 +149,7 @@ class _Table:
             precisions=tuple(precision.value for precision in precisions),
             samples=samples,
             warnings=tuple(self.session.warnings),
+            energy=cost_kind(self.session.target.device()) if costs else None,
         )
 
     def _static(self) -> tuple[list[GroupError] | None, dict[str, GroupCost]]:
@@ -201,4 +209,6 @@ def _row(group: Group, found: dict[str, dict[str, GroupError]], cost: GroupCost 
         {precision: row.among for precision, row in rows.items() if row.among is not None},
         None if cost is None else cost.saved_us,
         None if cost is None else cost.saved_mj,
+        None if cost is None or cost.saved is None else cost.saved.low,
+        None if cost is None or cost.saved is None else cost.saved.high,
     )

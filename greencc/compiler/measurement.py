@@ -29,7 +29,7 @@ from greencc.measure.memory import peak_memory
 from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
 from greencc.measure.protocols import DEFAULT as DEFAULT_PROTOCOL
 from greencc.measure.protocols import QUICK as QUICK_PROTOCOL
-from greencc.meters import available_meters
+from greencc.meters import available_meters, blind_to
 from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device_store import calibrated_profile
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
@@ -194,12 +194,9 @@ def _campaign(
     """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
     campaign: Campaign | None = None
     processor = session.target.processor
-    if plan.meter is not None and plan.covers is not None and not plan.covers.fits(processor):
-        session.warn(
-            f"{plan.meter.name} does not see the {processor.upper()}, where this ran: the energy is that of the "
-            f"{plan.covers.value.upper()} meanwhile"
-        )
-    for meter in available_meters(processor) if plan.meter is None else [plan.meter]:
+    if plan.meter is not None and (warning := blind_to(plan.meter, processor)):
+        session.warn(warning)
+    for meter in plan.meters(lambda: available_meters(processor)):
         needed = plan.protocol.shortest(meter.period_s)
         if needed > plan.protocol.limit_seconds:
             session.warn(

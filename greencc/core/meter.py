@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from greencc.core.errors import UnavailableError
 from greencc.core.report import Energy, Interval
 
 
@@ -40,6 +42,25 @@ class PowerSample:
 
     seconds: float
     watts: Mapping[str, float]
+
+
+def joules_between(before: Reading, after: Reading) -> dict[str, float]:
+    """Joules by domain between two readings.
+
+    Raises:
+        UnavailableError: They do not subtract: another epoch, other domains, time stood still, or energy came back.
+    """
+    if before.epoch != after.epoch:
+        raise UnavailableError("the meter has a gap: what it measured before and after does not subtract")
+    if after.seconds <= before.seconds or set(before.joules) != set(after.joules):
+        raise UnavailableError(
+            "the meter's readings do not fit together: a domain came or went, or time stood still"
+        )
+    domains = {name: after.joules[name] - before.joules[name] for name in sorted(after.joules)}
+    total = math.fsum(domains.values())
+    if not math.isfinite(total) or min(domains.values(), default=0.0) < 0.0:
+        raise UnavailableError(f"the meter counted {total:.6g} J between two readings")
+    return domains
 
 
 class Sensor(Protocol):

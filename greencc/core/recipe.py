@@ -15,7 +15,6 @@ percentile = 99.99
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -24,7 +23,7 @@ from typing import Any, get_type_hints
 
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.passes import Pass
-from greencc.core.toml import toml_value
+from greencc.core.toml import parse_toml, toml_value
 
 SCHEMA = "greencc.recipe/1"
 
@@ -54,10 +53,7 @@ def load_recipe(path: Path, known: Sequence[type[Pass]]) -> tuple[Pass, ...]:
 
 def parse_recipe(text: str, known: Sequence[type[Pass]], where: str = "recipe") -> tuple[Pass, ...]:
     """Parse the text of a recipe; see `load_recipe` for the errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{where} is not valid TOML: {error}") from error
+    data = parse_toml(text, where)
     if data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(f"{where} has schema {data['schema']!r}", hint=f"this version reads {SCHEMA!r}")
     entries = data.get("pass", [])

@@ -15,7 +15,7 @@ from greencc import __version__
 from greencc.core import machine
 from greencc.core.cache import cache_key
 from greencc.core.engine import Device
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.core.files import atomic_file
 from greencc.core.meter import Meter, PowerMeter
 from greencc.core.progress import Progress, silent
@@ -68,6 +68,7 @@ def calibrate(
         progress: Shows how far it is.
 
     Raises:
+        UsageError: The meter estimates.
         UnavailableError: The target does not run here, or too little could be measured.
         InputError: The file cannot be written, or is something else than a device profile.
     """
@@ -136,6 +137,11 @@ def cache_levels(threads: int, root: Path = machine.ROOT) -> dict[str, int]:
 def calibrate_on(bench: Bench, setup: Setup, path: Path, progress: Progress = silent) -> Calibrated:
     """`calibrate` with everything given; an interrupted call goes on from the journal beside `path`."""
     meter = bench.meter
+    if meter is not None and not meter.grade.measured:
+        raise UsageError(
+            f"{meter.name} (grade {meter.grade.name}) estimates; a profile is calibrated with grade A or B",
+            hint="'--meter none' calibrates the times alone",
+        )
     benchmarks = suite(bench.target.capabilities(), tuple(setup.level_bytes.values()))
     key = cache_key(
         setup.device.fingerprint, dict(setup.versions), [item.name for item in benchmarks], _key(bench.options),
@@ -177,5 +183,6 @@ def _disturbed(run: BenchmarkRun) -> list[str]:
     if not count:
         return []
     return [
-        f"other processes were busy during {count} of {len(run.rows)} benchmarks: calibrate again on an idle machine"
+        f"{count} of {len(run.rows)} benchmarks were disturbed (other processes, throttling, a suspend): calibrate "
+        "again on an idle machine"
     ]

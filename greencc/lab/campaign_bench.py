@@ -39,12 +39,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """What measuring a cell gave; `blocks` are rows of `blocks.csv` without the cell's own columns."""
+    """What measuring a cell gave.
+
+    Attributes:
+        blocks: Rows of `blocks.csv` without the cell's own columns.
+        problem: Why energy is missing or rests on a part of the measurement though there is a meter; None: it does not.
+    """
 
     figures: Figures
     blocks: tuple[Mapping[str, Any], ...]
     conditions: dict[str, Any]
     warnings: tuple[str, ...]
+    problem: str | None = None
 
 
 class Bench(Protocol):
@@ -87,9 +93,14 @@ class LabBench:
         if missing := make_target(device.target).missing():
             return f"target {device.target!r} is not available here: {missing}"
         try:
-            self._plan(device)
+            meter = self._plan(device).meter
         except UnavailableError as error:
             return str(error)
+        if meter is not None and not meter.grade.measured:
+            return (
+                f"the {meter.name} meter is of grade {meter.grade.name}: it estimates, "
+                "and energy is measured with grade A or B"
+            )
         return None
 
     def bundle_path(self, cell: Cell, bundles: Path) -> Path | None:
@@ -123,7 +134,7 @@ class LabBench:
             confidence=self._spec.protocol.confidence,
             progress=self._progress,
         )
-        return measured(found, warnings)
+        return measured(found, warnings, metered=device.metered)
 
     def _plan(self, device: DeviceSpec) -> MeasurePlan:
         protocol = self._spec.protocol
@@ -175,9 +186,13 @@ def _subject(bundle: Bundle, place: str, accuracy: Accuracy) -> Subject:
     return Subject(bundle.path, Made(bundle.report.precision, place, replace(accuracy, outputs=())))
 
 
-def measured(found: Measurement, warnings: Sequence[str]) -> Measured:
-    """What a measurement is to a campaign."""
+def measured(found: Measurement, warnings: Sequence[str], *, metered: bool = False) -> Measured:
+    """What a measurement is to a campaign; `metered`: a meter was named, so an estimate is no energy of this cell."""
     campaign = found.campaign
+    problem = None if campaign is None or campaign.meter is None else campaign.result.problem
+    if metered and (campaign is None or campaign.result.comparison is None):
+        problem = problem or "the meter gave no energy"
+        found = _without_energy(found)
     loads = (None, None) if campaign is None else (campaign.baseline, campaign.artifact)
     return Measured(
         figures=Figures(
@@ -192,6 +207,16 @@ def measured(found: Measurement, warnings: Sequence[str]) -> Measured:
         blocks=() if campaign is None else tuple(_rows(campaign)),
         conditions=dict(found.conditions),
         warnings=tuple(warnings),
+        problem=problem,
+    )
+
+
+def _without_energy(found: Measurement) -> Measurement:
+    return replace(
+        found,
+        baseline=replace(found.baseline, energy_mj=None),
+        artifact=replace(found.artifact, energy_mj=None),
+        ratio=replace(found.ratio, energy=None),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -21,6 +20,8 @@ from greencc.compiler.campaign import make_plan
 from greencc.compiler.options import CompileOptions, Effort, Precision, parse_rate, parse_seconds, parse_share
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.pass_list import parse_passes
+from greencc.core.toml import TomlTable, parse_toml, read_toml_text
+from greencc.lab.campaign_meter import check_no_secret, meter_at
 from greencc.lab.campaign_spec import (
     MAX_CELLS,
     SCHEMA,
@@ -50,30 +51,19 @@ def read_campaign(path: Path) -> CampaignSpec:
         InputError: The file is missing, too large or not TOML; a key is unknown, missing or makes no sense; a file that
             it names is not there.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the campaign {path}: {error.strerror or error}") from error
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} is too large for a campaign (more than {MAX_BYTES >> 20} MiB)")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file in UTF-8, so it is no campaign") from error
-    return parse_campaign(text, path)
+    return parse_campaign(read_toml_text(path, "campaign", MAX_BYTES), path)
 
 
 def parse_campaign(text: str, path: Path) -> CampaignSpec:
     """Parse the text of a campaign file at `path`; see `read_campaign` for the errors."""
-    try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+    data = parse_toml(text, str(path))
     if (found := data.get("schema")) != SCHEMA:
         raise InputError(f"{path} has schema {str(found)[:80]!r}", hint=f"this version reads {SCHEMA!r}")
     top = _Table(data, path, "")
     top.check(("schema", "name", "model", "variant", "device", "protocol"))
+    devices = tuple(_device(table) for table in top.tables("device"))
+    with top.located():
+        check_no_secret(text)
     models = tuple(_model(table) for table in top.tables("model"))
     spec = CampaignSpec(
         name=top.name(default=path.stem),
@@ -81,7 +71,7 @@ def parse_campaign(text: str, path: Path) -> CampaignSpec:
         text=text,
         models=models,
         variants=tuple(_variant(table, models) for table in top.tables("variant")),
-        devices=tuple(_device(table) for table in top.tables("device")),
+        devices=devices,
         protocol=_protocol(_Table(data.get("protocol", {}), path, "protocol")),
     )
     _check_unique(spec)
@@ -89,24 +79,15 @@ def parse_campaign(text: str, path: Path) -> CampaignSpec:
     return spec
 
 
-class _Table:
-    """A TOML table that says where it is when something in it is wrong."""
+class _Table(TomlTable):
+    """A table of a campaign file, whose files are relative to it."""
 
-    def __init__(self, data: Any, path: Path, where: str) -> None:
-        if not isinstance(data, dict):
-            raise InputError(f"{path}: {where} is not a table")
-        self.data, self.path, self.where = data, path, where
+    def __init__(self, data: Any, path: Path, place: str) -> None:
+        super().__init__(data, str(path), place)
+        self.path = path
 
     def at(self, key: str) -> str:
-        return f"{self.path}: {self.where}.{key}" if self.where else f"{self.path}: {key}"
-
-    def check(self, known: Sequence[str]) -> None:
-        for key in self.data:
-            if key not in known:
-                raise InputError(
-                    f"{self.path}: unknown key {self.at(key).removeprefix(f'{self.path}: ')[:80]!r}",
-                    hint=did_you_mean(key[:80], known),
-                )
+        return f"{self.path}: {self.place_of(key)}"
 
     def tables(self, key: str) -> list[_Table]:
         """A list of tables, at least one."""
@@ -216,7 +197,7 @@ class _Table:
         try:
             yield
         except UsageError as error:
-            where = self.at(key) if key else f"{self.path}: {self.where}"
+            where = self.at(key) if key else f"{self.path}: {self.place}".removesuffix(": ")
             raise InputError(f"{where}: {error.message}", hint=error.hint) from error
 
 
@@ -243,7 +224,7 @@ def _variant(table: _Table, models: Sequence[ModelSpec]) -> VariantSpec:
     if len(kinds) != 1:
         said = " and ".join(kinds) or "nothing"
         raise InputError(
-            f"{table.path}: {table.where} says {said}",
+            f"{table.path}: {table.place} says {said}",
             hint="one of: original = true, a [variant.bundles] table, or compile options "
             f"({', '.join(_BUILD_KEYS)})",
         )
@@ -272,7 +253,7 @@ def _variant(table: _Table, models: Sequence[ModelSpec]) -> VariantSpec:
 
 
 def _bundles(table: _Table, models: Sequence[ModelSpec]) -> dict[str, Path]:
-    inner = _Table(table.data["bundles"], table.path, f"{table.where}.bundles")
+    inner = _Table(table.data["bundles"], table.path, f"{table.place}.bundles")
     inner.check([model.name for model in models])
     found = {}
     for model in models:
@@ -293,7 +274,11 @@ def _device(table: _Table) -> DeviceSpec:
         target += f"{',' if ':' in target else ':'}threads={threads}"
     with table.located("target"):
         target = format_spec(make_target(target))
-    return DeviceSpec(table.name(), target, table.text("meter"))
+    meter = table.text("meter")
+    if meter is not None:
+        with table.located("meter"):
+            meter = meter_at(meter, table.path.parent)
+    return DeviceSpec(table.name(), target, meter)
 
 
 def _protocol(table: _Table) -> ProtocolSpec:

@@ -12,8 +12,9 @@ from greencc.lab.campaign_spec import Cell
 from greencc.report.figures import printable
 from greencc.report.json_out import from_plain, to_plain
 
-Status = Literal["measured", "unavailable", "failed"]
-"""``unavailable``: the device cannot be used; ``failed``: the variant could not be built or measured."""
+Status = Literal["measured", "partial", "unavailable", "failed"]
+"""``partial``: measured, but the meter failed, so that the energy is missing or rests on a part; ``unavailable``: the
+device cannot be used; ``failed``: the variant could not be built or measured."""
 
 BLOCK_COLUMNS = (
     "campaign", "model", "variant", "device", "repetition", "role", "block", "pair", "started", "seconds",
@@ -99,7 +100,10 @@ class Made:
 
 @dataclass(frozen=True)
 class CellRecord:
-    """One finished cell. `figures` is None unless it was measured, and `reason` says why."""
+    """One finished cell. `figures` is None unless it was measured, in part or in whole.
+
+    `reason` says why it was not, and `problem` what the meter of a partial one did.
+    """
 
     model: str
     variant: str
@@ -113,6 +117,7 @@ class CellRecord:
     figures: Figures | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    problem: str | None = None
 
     @property
     def cell(self) -> Cell:
@@ -135,8 +140,12 @@ def parse_record(line: str, where: str) -> CellRecord:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     found = from_plain(data, CellRecord, where)
-    if (found.figures is None) != (found.status != "measured"):
+    if (found.figures is None) == (found.status in ("measured", "partial")):
         raise InputError(f"{where} is {found.status} and has {'no ' if found.figures is None else ''}figures")
+    if (found.problem is None) == (found.status == "partial"):
+        raise InputError(
+            f"{where} is {found.status} and has {'no ' if found.problem is None else 'a '}problem"
+        )
     return found
 
 

@@ -65,8 +65,8 @@ def run_test_campaign(
     """Run what is left of a campaign and write the summary.
 
     All variants are built before anything is measured: a compile warms the machine. A cell that cannot be built or
-    measured is kept with the reason and tried again by the next run. When the run is interrupted, the error gets a note
-    that says how far it came.
+    measured, or whose meter failed, is kept with the reason and tried again by the next run. When the run is
+    interrupted, the error gets a note that says how far it came.
 
     Args:
         spec: The campaign.
@@ -181,8 +181,9 @@ class _Run:
             self.store.add(found, ())
             return found
         found = CellRecord(
-            cell.model, cell.variant, cell.device, cell.repetition, "measured", started, time.monotonic() - begin,
-            None, subject.made, seen.figures, seen.conditions, seen.warnings,
+            cell.model, cell.variant, cell.device, cell.repetition, "partial" if seen.problem else "measured", started,
+            time.monotonic() - begin, None, subject.made, seen.figures, seen.conditions, seen.warnings,
+            seen.problem or None,
         )  # fmt: skip
         own = {
             "campaign": self.spec.name,

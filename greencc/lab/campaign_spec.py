@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from greencc.compiler.campaign import NO_METER
 from greencc.compiler.options import CompileOptions, Effort, Precision
 
 SCHEMA = "greencc.campaign/1"
@@ -72,12 +73,17 @@ class DeviceSpec:
 
     Attributes:
         target: With its options, as ``cpu:threads=1``.
-        meter: Spec of a meter; None: the best that works.
+        meter: Spec of a meter; ``none``: measured without one; None: the best that works.
     """
 
     name: str
     target: str = "cpu"
     meter: str | None = None
+
+    @property
+    def metered(self) -> bool:
+        """A meter was named: no other energy takes the place of its joules."""
+        return self.meter is not None and self.meter != NO_METER
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 `state.json` says what the campaign depends on, `cells.jsonl` has a line for each finished cell, `blocks.csv` a row for
 each block. A cell's blocks are appended first, its line last, each flushed to the disk: a cell counts when its line is
-whole. On opening, a torn last line is dropped, and so are blocks of a cell that has no line.
+whole. On opening, a torn last line is dropped, and so are blocks of a cell that has no line. A cell whose meter failed
+is measured again; what takes its place drops its blocks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from greencc.lab.campaign_spec import Cell
 STATE, CELLS, BLOCKS, BUNDLES, LOCK = "state.json", "cells.jsonl", "blocks.csv", "bundles", ".lock"
 SCHEMA = "greencc.campaign-run/1"
 _FRESH = "--fresh begins anew and removes what was measured, or choose another folder with -o"
+_HEADER = ",".join(BLOCK_COLUMNS) + "\n"
 _KEY = ("model", "variant", "device", "repetition")
 
 
@@ -42,7 +44,7 @@ class CampaignStore:
         return self.folder / BUNDLES
 
     def measured(self) -> frozenset[Cell]:
-        """Cells that are done. Those that could not be measured are worth another try."""
+        """Cells that are done. Those that could not be measured, or only in part, are worth another try."""
         return frozenset(record.cell for record in self.records if record.status == "measured")
 
     def latest(self) -> list[CellRecord]:
@@ -55,10 +57,19 @@ class CampaignStore:
         Raises:
             InputError: The folder cannot be written.
         """
+        if any(old.cell == record.cell and old.figures is not None for old in self.records):
+            self._drop_blocks(record.cell)
         if blocks:
             _append(self.folder / BLOCKS, _rows(blocks))
         _append(self.folder / CELLS, dump_record(record) + "\n")
         self.records.append(record)
+
+    def _drop_blocks(self, cell: Cell) -> None:
+        path = self.folder / BLOCKS
+        with translated_os_errors(path):
+            rows = _read_rows(path, path.read_text(encoding="utf-8") if path.exists() else "")
+        with atomic_file(path) as file:
+            _write(file, _HEADER + _rows([row for row in rows if _owner(row) != _names(cell)]))
 
 
 @contextmanager
@@ -96,7 +107,7 @@ def open_store(folder: Path, state: Mapping[str, Any], *, fresh: bool = False) -
                 found = {"schema": SCHEMA, "created": now, **state}
                 _write(file, json.dumps(found, indent=2) + "\n")
             with atomic_file(folder / BLOCKS) as file:
-                _write(file, ",".join(BLOCK_COLUMNS) + "\n")
+                _write(file, _HEADER)
         else:
             check_same(found, state, folder)
             records = read_records(folder)
@@ -177,22 +188,34 @@ def _repair(folder: Path, records: Sequence[CellRecord]) -> None:
         with atomic_file(path) as file:
             _write(file, "".join(dump_record(record) + "\n" for record in records))
     path = folder / BLOCKS
-    done = {
-        (record.model, record.variant, record.device, str(record.repetition))
-        for record in records
-        if record.status == "measured"
-    }
+    latest = {record.cell: record for record in records}
+    done = {_names(cell) for cell, record in latest.items() if record.figures is not None}
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}", hint=_FRESH) from error
-    header, *lines = text.split("\n")
-    torn = bool(lines and lines[-1])
-    rows = list(csv.DictReader(io.StringIO("\n".join([header, *lines[:-1]]) + "\n")))
-    kept = [row for row in rows if tuple(row.get(key) for key in _KEY) in done]
-    if header != ",".join(BLOCK_COLUMNS) or torn or len(kept) < len(rows):
+    whole = text[: text.rfind("\n") + 1]
+    rows = _read_rows(path, whole)
+    kept = [row for row in rows if _owner(row) in done]
+    if not whole.startswith(_HEADER) or whole != text or len(kept) < len(rows):
         with atomic_file(path) as file:
-            _write(file, ",".join(BLOCK_COLUMNS) + "\n" + _rows(kept))
+            _write(file, _HEADER + _rows(kept))
+
+
+def _read_rows(path: Path, text: str) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path} is damaged: {error}", hint=_FRESH) from error
+
+
+def _owner(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in _KEY)
+
+
+def _names(cell: Cell) -> tuple[str, ...]:
+    """The cell as its rows name it."""
+    return (cell.model, cell.variant, cell.device, str(cell.repetition))
 
 
 def _rows(blocks: Sequence[Mapping[str, Any]]) -> str:

@@ -75,7 +75,8 @@ def summarise(
         confidence=protocol.confidence,
         clears_gate=plan.protocol.clears_gate,
         cells=len(spec.cells()),
-        cells_measured=len(done),
+        cells_measured=sum(record.status == "measured" for record in done),
+        cells_partial=sum(record.status == "partial" for record in done),
         rows=rows,
         blocks=sum(each.counted for each in counts),
         discarded=dict(discarded.most_common()),
@@ -109,13 +110,13 @@ def _row(
     made = done[-1].made if done else None
     last = figures[-1] if figures else None
     confidence = spec.protocol.confidence
-    reasons = Counter(record.reason for record in mine if record.figures is None and record.reason)
+    reasons = Counter(reason for record in mine if (reason := record.reason or record.problem))
     return Row(
         model=model,
         variant=variant,
         device=device,
         form=None if made is None else made.form,
-        measured=len(done),
+        measured=sum(record.status == "measured" for record in done),
         disturbed=sum(not each.clean for each in figures),
         latency=_latency(figures, confidence) if figures else None,
         energy=_energy(figures, confidence, f"{model}, {variant} on {device}", warnings),
@@ -127,6 +128,7 @@ def _row(
         original=spec.variant(variant).original,
         bundle=None if made is None else made.bundle,
         reasons=tuple(reasons),
+        partial=sum(record.status == "partial" for record in done),
     )
 
 

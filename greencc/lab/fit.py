@@ -26,6 +26,8 @@ from greencc.meters.roofline import Demand
 
 Floats = NDArray[np.float64]
 MIN_BENCHMARKS = 12
+MIN_ENERGIES = 30
+"""Of a fit of energies, which is of grade C (docs/estimate.md)."""
 _PULL = 1e-3
 _SMALLEST = 1e-9
 """Seconds: overheads are not fitted below."""
@@ -85,7 +87,7 @@ def fit_times(samples: Sequence[Sample]) -> TimeFit:
     Raises:
         UnavailableError: There are too few benchmarks, or a time is not a positive number.
     """
-    _check(samples, [sample.seconds for sample in samples], "time")
+    _check(samples, [sample.seconds for sample in samples], "time", MIN_BENCHMARKS)
     model = _TimeModel(samples)
     theta = model.fit(np.arange(len(samples)))
     predictions = [
@@ -174,8 +176,8 @@ def fit_energies(samples: Sequence[Sample]) -> EnergyFit:
     """
     known = [sample for sample in samples if sample.joules is not None and sample.busy_seconds is not None]
     joules = [sample.joules or 0.0 for sample in known]
-    _check(known, joules, "energy")
-    _check(known, [sample.busy_seconds or 0.0 for sample in known], "time")
+    _check(known, joules, "energy", MIN_ENERGIES)
+    _check(known, [sample.busy_seconds or 0.0 for sample in known], "time", MIN_ENERGIES)
     dtypes = sorted(
         {dtype for sample in known for demand in sample.demands for dtype, _ in demand.operations}
     )
@@ -234,10 +236,10 @@ def _collinear(relative: Floats, names: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def _check(samples: Sequence[Sample], values: Sequence[float], what: str) -> None:
-    if len(samples) < MIN_BENCHMARKS:
+def _check(samples: Sequence[Sample], values: Sequence[float], what: str, least: int) -> None:
+    if len(samples) < least:
         raise UnavailableError(
-            f"only {len(samples)} benchmarks gave a usable {what}: a fit needs {MIN_BENCHMARKS}",
+            f"only {len(samples)} benchmarks gave a usable {what}: a fit needs {least}",
             hint="stop other programs and calibrate again; what was measured is kept",
         )
     for sample, value in zip(samples, values, strict=True):

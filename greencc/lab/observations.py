@@ -25,7 +25,7 @@ class Observation:
         joules: Per run, gross; None where nothing was measured.
         busy_seconds: Mean per run of the block that the joules are from; None likewise.
         runs: How many.
-        disturbed: Other processes were busy in every attempt.
+        disturbed: Something disturbed every attempt: other processes, throttling, a suspend, a clock that was set.
     """
 
     name: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,15 @@ from greencc.core.data import Feeds
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.kernels import Kernels, kernels_of
-from greencc.core.meter import Meter, Reading
+from greencc.core.meter import Meter
 from greencc.core.progress import Progress, silent
 from greencc.lab.benchmarks import Benchmark
 from greencc.lab.observations import Journal, Observation
-from greencc.measure.load import LoadProbe, SystemLoad, others_share
+from greencc.measure.blocks import Bench as Machine
+from greencc.measure.blocks import IdlePart, Watch, Windows, energy_between
+from greencc.measure.energy import IDLE_AFTER, IDLE_BEFORE
 from greencc.measure.loadgen import drive
 
-_BUSY_SHARE = 0.1
 _ATTEMPTS = 3
 _PERIODS_PER_BLOCK = 100
 _IDLE_PARTS = 5
@@ -49,18 +49,17 @@ STANDARD = RunOptions()
 
 @dataclass(frozen=True)
 class Bench:
-    """What runs are made with; the clocks and the load are parameters so that tests can drive them.
+    """What runs are made with.
 
     Attributes:
-        meter: A working meter, or None: times alone.
+        meter: A working meter of grade A or B, or None: times alone.
+        machine: What is seen of it; tests replace it.
     """
 
     target: Target
     options: RunOptions
     meter: Meter | None = None
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    load: LoadProbe = field(default_factory=SystemLoad)
+    machine: Machine = field(default_factory=Machine)
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,13 @@ def run_suite(
     """Run what the journal does not have yet; idle windows before and after.
 
     Raises:
-        UnavailableError: The meter failed in an idle window, or in every attempt of a benchmark.
+        UnavailableError: The meter failed, or something disturbed, in an idle window again and again; or the meter
+            failed in every attempt of a benchmark.
         InputError: The journal cannot be written.
     """
     # What was disturbed is worth another try.
     found = {name: row for name, row in journal.read().items() if not row.disturbed}
-    idle = _idle_watts(bench)
+    idle = _idle_watts(bench, IDLE_BEFORE)
     rows = []
     for benchmark in progress(benchmarks, label="Calibrating", total=len(benchmarks)):
         model, feeds = benchmark.make()
@@ -92,7 +92,7 @@ def run_suite(
                 found[benchmark.name] = observe(bench, benchmark.name, engine, feeds)
             journal.write(found)
         rows.append((found[benchmark.name], kernels))
-    idle += _idle_watts(bench)
+    idle += _idle_watts(bench, IDLE_AFTER)
     return BenchmarkRun(tuple(rows), tuple(idle))
 
 
@@ -113,20 +113,20 @@ def observe(bench: Bench, name: str, engine: Engine, feeds: Feeds) -> Observatio
     Raises:
         UnavailableError: The meter failed in every attempt.
     """
-    drive(engine, [feeds], bench.options.warm_up_seconds, clock=bench.clock, sleep=bench.sleep)
+    machine = bench.machine
+    drive(engine, [feeds], bench.options.warm_up_seconds, clock=machine.clock, sleep=machine.sleep)
     attempts: list[tuple[float, Observation]] = []
     failure: UnavailableError | None = None
     for _ in range(_ATTEMPTS):
-        before, start = bench.load.others_seconds(), bench.clock()
+        watch = Watch(machine)
         try:
             seen = _block(bench, name, engine, feeds)
         except UnavailableError as error:
             failure = error
             continue
-        share = others_share(before, bench.load.others_seconds(), bench.clock() - start, bench.load.cpus)
-        if share is None or share <= _BUSY_SHARE:
+        if watch.verdict() is None:
             return seen
-        attempts.append((share, seen))
+        attempts.append((watch.others or 0.0, seen))
     if not attempts:
         assert failure is not None
         raise failure
@@ -141,35 +141,36 @@ def _block(bench: Bench, name: str, engine: Engine, feeds: Feeds) -> Observation
     if meter is not None:
         length = max(length, _PERIODS_PER_BLOCK * meter.period_s)
     before = meter.read() if meter is not None else None
-    driven = drive(engine, [feeds], length, clock=bench.clock, sleep=bench.sleep)
+    driven = drive(engine, [feeds], length, clock=bench.machine.clock, sleep=bench.machine.sleep)
     seconds = driven.services_ms.percentiles((50.0,))[0] / 1e3
     if meter is None or before is None:
         return Observation(name, seconds, None, None, driven.count, disturbed=False)
     after = meter.read()
-    joules = _joules(before, after) / driven.count
+    joules = energy_between(before, after).total / driven.count
     return Observation(
         name, seconds, joules, (after.seconds - before.seconds) / driven.count, driven.count, disturbed=False
     )
 
 
-def _idle_watts(bench: Bench) -> list[float]:
+def _idle_watts(bench: Bench, which: str) -> list[float]:
+    """Watts in each part of an idle window; parts that were disturbed are measured again, once each on average."""
     if bench.meter is None:
         return []
-    watts = []
-    before = bench.meter.read()
-    for _ in range(_IDLE_PARTS):
-        bench.sleep(bench.options.idle_seconds / _IDLE_PARTS)
-        after = bench.meter.read()
-        watts.append(_joules(before, after) / (after.seconds - before.seconds))
-        before = after
-    return watts
+    windows = Windows(bench.meter, bench.machine, ())
+    watts: list[float] = []
+    for _ in range(2 * _IDLE_PARTS):
+        part = windows.idle(which, bench.options.idle_seconds / _IDLE_PARTS)
+        if part.discarded is None and part.joules is not None:
+            watts.append(part.joules / part.seconds)
+        if len(watts) == _IDLE_PARTS:
+            return watts
+    raise _disturbed(part)
 
 
-def _joules(before: Reading, after: Reading) -> float:
-    if (
-        before.epoch != after.epoch
-        or set(before.joules) != set(after.joules)
-        or after.seconds <= before.seconds
-    ):
-        raise UnavailableError("the meter's readings do not fit together: a gap, or a domain came or went")
-    return sum(after.joules[name] - before.joules[name] for name in sorted(after.joules))
+def _disturbed(part: IdlePart) -> UnavailableError:
+    return UnavailableError(
+        f"the idle power could not be measured, {part.which}: {part.note}",
+        hint="check the meter with 'greencc doctor'"
+        if part.discarded is not None and part.discarded.of_meter
+        else "stop other programs and calibrate again; what was measured is kept",
+    )

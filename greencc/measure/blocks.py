@@ -17,14 +17,13 @@ import numpy as np
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Meter, Reading
+from greencc.core.meter import Meter, Reading, joules_between
 from greencc.measure.clocks import ClockProbe, ClockReading, SystemClocks, stepped, suspended
-from greencc.measure.load import LoadProbe, SystemLoad, others_share
+from greencc.measure.load import BUSY_SHARE, LoadProbe, SystemLoad, others_share
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Driven, Load, drive
 from greencc.measure.thermal import SystemThermal, ThermalProbe, ThermalState, throttled
 from greencc.measure.times import Times
 
-_BUSY_SHARE = 0.1
 _LONGEST_PHASE_SECONDS = 1.0
 
 
@@ -148,7 +147,7 @@ class Watch:
             return Discard.SUSPENDED, note
         if note := stepped(self._clocks, clocks):
             return Discard.CLOCK, note
-        if others is not None and others > _BUSY_SHARE:
+        if others is not None and others > BUSY_SHARE:
             return Discard.BUSY, f"other processes used {others:.0%} of the CPU"
         if note := throttled(self._thermal, thermal, fastest_mhz):
             return Discard.THROTTLED, note
@@ -279,16 +278,7 @@ def energy_between(before: Reading, after: Reading) -> Energy:
     """Energy between two readings.
 
     Raises:
-        UnavailableError: They do not subtract: another epoch, other domains, time stood still, or energy came back.
+        UnavailableError: As `joules_between`.
     """
-    if before.epoch != after.epoch:
-        raise UnavailableError("the meter has a gap: what it measured before and after does not subtract")
-    if after.seconds <= before.seconds or set(before.joules) != set(after.joules):
-        raise UnavailableError(
-            "the meter's readings do not fit together: a domain came or went, or time stood still"
-        )
-    domains = {name: after.joules[name] - before.joules[name] for name in sorted(after.joules)}
-    total = math.fsum(domains.values())
-    if not math.isfinite(total) or min(domains.values(), default=0.0) < 0.0:
-        raise UnavailableError(f"the meter counted {total:.6g} J between two readings")
-    return Energy(total, domains)
+    domains = joules_between(before, after)
+    return Energy(math.fsum(domains.values()), domains)

@@ -23,11 +23,10 @@ from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.report import Interval, Latency
 from greencc.measure.intervals import percentile, ratio_interval, thin
-from greencc.measure.load import LoadProbe, SystemLoad, others_share
+from greencc.measure.load import BUSY_SHARE, LoadProbe, SystemLoad, others_share
 from greencc.measure.profiles import QUICK, Profile
 
 _SAMPLES_KEPT = 500
-_BUSY_SHARE = 0.1
 # Measuring ends after this many times the profile's seconds, however disturbed it was.
 _LONGEST = 2.0
 # The stable state: two windows of runs whose medians differ by less than this.
@@ -86,7 +85,7 @@ class _Round:
 
     @property
     def disturbed(self) -> bool:
-        return self.others is not None and self.others > _BUSY_SHARE
+        return self.others is not None and self.others > BUSY_SHARE
 
 
 def measure_latency(

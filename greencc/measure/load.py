@@ -7,6 +7,9 @@ from typing import Protocol
 
 import psutil
 
+BUSY_SHARE = 0.1
+"""A measurement during which others used more of the machine is disturbed."""
+
 
 class LoadProbe(Protocol):
     """Cumulative CPU seconds; the difference of two readings is what happened in between."""

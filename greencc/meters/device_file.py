@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from greencc.core.errors import InputError, did_you_mean
+from greencc.core.errors import InputError
 from greencc.core.kernels import Work
 from greencc.core.meter import Grade
-from greencc.core.toml import toml_value
+from greencc.core.toml import TomlTable, parse_toml, read_toml_text, toml_value
 from greencc.meters.device import DTYPES, Calibration, DeviceProfile, MemoryLevel, PowerMode, scaled
 from greencc.meters.model import Range
 
@@ -52,26 +51,13 @@ def read_profile(path: Path) -> DeviceProfile:
     Raises:
         InputError: The file is missing, too large, not TOML, or a figure is missing, not finite or out of order.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the device profile {path}: {error.strerror or error}") from error
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} is too large for a device profile (more than {MAX_BYTES >> 10} KiB)")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file in UTF-8, so it is no device profile") from error
+    text = read_toml_text(path, "device profile", MAX_BYTES)
     return parse_profile(text, where=str(path))
 
 
 def parse_profile(text: str, where: str = "the device profile") -> DeviceProfile:
     """Parse the text of a profile; see `read_profile` for the errors."""
-    try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{where} is not valid TOML: {error}") from error
+    data = parse_toml(text, where)
     table = _Table(data, where, "")
     if data.get("schema") != SCHEMA:
         raise InputError(
@@ -81,28 +67,16 @@ def parse_profile(text: str, where: str = "the device profile") -> DeviceProfile
     return _profile(table)
 
 
-class _Table:
-    """A TOML table that says where it is when something in it is wrong."""
+class _Table(TomlTable):
+    """A table of a profile: of a limited size, with figures that are finite and positive."""
 
-    def __init__(self, data: Any, where: str, path: str) -> None:
-        if not isinstance(data, dict):
-            raise InputError(f"{where}: {path} is not a table")
+    def __init__(self, data: Any, origin: str, place: str) -> None:
+        super().__init__(data, origin, place)
         if len(data) > _MOST_ENTRIES:
-            raise InputError(f"{where}: {path or 'the file'} has more than {_MOST_ENTRIES} keys")
-        self.data, self.where, self.path = data, where, path
+            raise InputError(f"{origin}: {place or 'the file'} has more than {_MOST_ENTRIES} keys")
 
     def fail(self, key: str, reason: str) -> InputError:
-        return InputError(f"{self.where}: {self._at(key)} {reason}")
-
-    def _at(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
-
-    def check(self, known: Iterable[str]) -> None:
-        for key in self.data:
-            if key not in tuple(known):
-                raise InputError(
-                    f"{self.where}: unknown key {self._at(key)[:80]!r}", hint=did_you_mean(key[:80], known)
-                )
+        return InputError(f"{self.origin}: {self.place_of(key)} {reason}")
 
     def text(self, key: str, pattern: re.Pattern[str] | None = None, default: str | None = None) -> str:
         value = self.data.get(key, default)
@@ -141,13 +115,15 @@ class _Table:
     def table(self, key: str) -> _Table:
         if key not in self.data:
             raise self.fail(key, "is missing")
-        return _Table(self.data[key], self.where, self._at(key))
+        return _Table(self.data[key], self.origin, self.place_of(key))
 
     def tables(self, key: str) -> list[_Table]:
         value = self.data.get(key, [])
         if not isinstance(value, list) or len(value) > _MOST_ENTRIES:
             raise self.fail(key, f"is not a list of at most {_MOST_ENTRIES} tables")
-        return [_Table(item, self.where, f"{self._at(key)}[{index}]") for index, item in enumerate(value)]
+        return [
+            _Table(item, self.origin, f"{self.place_of(key)}[{index}]") for index, item in enumerate(value)
+        ]
 
 
 def _profile(table: _Table) -> DeviceProfile:

@@ -43,8 +43,18 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Estimated(Interval):
+    """A figure of energy or power with the grade and the boundary of its profile."""
+
+    grade: str
+    boundary: str
+
+
+@dataclass(frozen=True)
 class LayerEstimate:
-    """One kernel. `bound` is what most of its time goes to: ``compute``, ``memory`` or ``overhead``."""
+    """One kernel, before any throttling. `bound` is what most of its time goes to: ``compute``, ``memory`` or
+    ``overhead``.
+    """
 
     name: str
     op_type: str
@@ -55,7 +65,7 @@ class LayerEstimate:
     level: str
     operations: float
     bytes: float
-    millijoules: float
+    millijoules: Estimated
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,8 @@ class AtRate:
     rate: float
     reachable: str
     utilisation: Interval
-    watts: Interval | None
-    millijoules: Interval | None
+    watts: Estimated | None
+    millijoules: Estimated | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Estimate:
 
     latency_ms: Interval
     energy: Energy
-    watts: Interval
+    watts: Estimated
     throttled: bool
     unthrottled_ms: float
     layers: tuple[LayerEstimate, ...]
@@ -191,11 +201,13 @@ def estimate(
             boundary=device.boundary,
             method=_energy_method(device),
         ),
-        watts=_interval(central.joules / central.seconds, [point.joules / point.seconds for point in points]),
+        watts=_estimated(
+            device, central.joules / central.seconds, [point.joules / point.seconds for point in points]
+        ),
         throttled=central.seconds > unthrottled,
         unthrottled_ms=unthrottled * 1e3,
         layers=_layers(kernels, device, asked, times[0]),
-        at_rate=None if rate is None else _at_rate(central, points, rate),
+        at_rate=None if rate is None else _at_rate(device, central, points, rate),
         latency_method=_latency_method(device),
         notes=tuple(_notes(kernels, device, asked, points, mode)),
     )
@@ -220,13 +232,16 @@ def _parts(device: DeviceProfile, demand: Demand, rate: Pick, overhead: Pick) ->
     return compute, memory, overhead(device.kernel_seconds)
 
 
+def _kernel_seconds(device: DeviceProfile, demand: Demand, rate: Pick, overhead: Pick) -> float:
+    compute, memory, launch = _parts(device, demand, rate, overhead)
+    return max(compute, memory) + launch
+
+
 def _seconds(device: DeviceProfile, asked: Sequence[Demand], *, fast: bool, slow: bool) -> float:
     rate, overhead = (_high, _low) if fast else (_low, _high) if slow else (_central, _central)
-    total = overhead(device.run_seconds)
-    for demand in asked:
-        compute, memory, launch = _parts(device, demand, rate, overhead)
-        total += max(compute, memory) + launch
-    return total
+    return overhead(device.run_seconds) + sum(
+        _kernel_seconds(device, demand, rate, overhead) for demand in asked
+    )
 
 
 def dynamic_joules(device: DeviceProfile, demand: Demand, pick: Pick) -> float:
@@ -254,16 +269,31 @@ def _interval(value: float, values: Sequence[float], unit: float = 1.0) -> Inter
     return Interval(value * unit, min(values) * unit, max(values) * unit)
 
 
+def _estimated(device: DeviceProfile, value: float, values: Sequence[float], unit: float = 1.0) -> Estimated:
+    """Over the ranges, and by the error of a calibrated profile's energies further."""
+    error = _energy_factor(device)
+    low, high = min(values) / error, max(values) * error
+    return Estimated(value * unit, low * unit, high * unit, device.grade.name, device.boundary)
+
+
 def _layers(
     kernels: Kernels, device: DeviceProfile, asked: Sequence[Demand], total: float
 ) -> tuple[LayerEstimate, ...]:
     rows = []
+    factor = 1.0 if device.calibration is None else device.calibration.latency_factor
     for kernel, demand in zip(kernels.items, asked, strict=True):
         compute, memory, launch = _parts(device, demand, _central, _central)
         seconds = max(compute, memory) + launch
         bound = "overhead" if launch > max(compute, memory) else "compute" if compute >= memory else "memory"
         slowest = max(demand.bytes, key=lambda index: demand.bytes[index], default=0)
-        joules = dynamic_joules(device, demand, _central) + device.busy_watts.central * seconds
+        fast, slow = (
+            _kernel_seconds(device, demand, _high, _low),
+            _kernel_seconds(device, demand, _low, _high),
+        )
+        joules = [
+            dynamic_joules(device, demand, pick) + pick(device.busy_watts) * spent
+            for pick, spent in ((_central, seconds), (_low, fast / factor), (_high, slow * factor))
+        ]
         rows.append(
             LayerEstimate(
                 name=kernel.name,
@@ -275,13 +305,13 @@ def _layers(
                 level=device.levels[slowest].name,
                 operations=sum(kernel.operations.values()),
                 bytes=kernel.weight_bytes + kernel.activation_bytes,
-                millijoules=joules * 1e3,
+                millijoules=_estimated(device, joules[0], joules, 1e3),
             )
         )
     return tuple(rows)
 
 
-def _at_rate(central: _Point, points: Sequence[_Point], rate: float) -> AtRate:
+def _at_rate(device: DeviceProfile, central: _Point, points: Sequence[_Point], rate: float) -> AtRate:
     busy = [point.seconds * rate for point in points]
     reachable = "yes" if max(busy) <= 1.0 else "no" if min(busy) > 1.0 else "uncertain"
     utilisation = _interval(central.seconds * rate, busy)
@@ -289,9 +319,8 @@ def _at_rate(central: _Point, points: Sequence[_Point], rate: float) -> AtRate:
         return AtRate(rate, reachable, utilisation, None, None)
     energies = [point.joules_at(rate) for point in points if point.seconds * rate <= 1.0]
     value = min(max(central.joules_at(rate), min(energies)), max(energies))
-    return AtRate(
-        rate, reachable, utilisation, _interval(value, energies, rate), _interval(value, energies, 1e3)
-    )
+    watts, millijoules = (_estimated(device, value, energies, unit) for unit in (rate, 1e3))
+    return AtRate(rate, reachable, utilisation, watts, millijoules)
 
 
 def _latency_method(device: DeviceProfile) -> str:

@@ -81,7 +81,7 @@ def _report(row: Row) -> str | None:
 def _tiles(summary: CampaignSummary) -> list[Tile]:
     discarded = sum(summary.discarded.values())
     measured = f"{summary.cells_measured} of {summary.cells}"
-    compiled = [row for row in summary.rows if row.measured and not row.original]
+    compiled = [row for row in summary.rows if row.seen and not row.original]
     certified = sum(row.accuracy is not None and row.accuracy.certified for row in compiled)
     disturbed = sum(row.disturbed for row in summary.rows)
     tiles = [
@@ -89,7 +89,10 @@ def _tiles(summary: CampaignSummary) -> list[Tile]:
             "Measurements",
             measured,
             "",
-            f"{disturbed} while other processes were busy" if disturbed else "none was disturbed",
+            "; ".join(
+                [f"{disturbed} while other processes were busy" if disturbed else "none was disturbed"]
+                + [f"{summary.cells_partial} more in part: the meter failed"] * bool(summary.cells_partial)
+            ),
             "complete" if summary.complete else "incomplete",
             "good" if summary.complete and not disturbed else "bad",
             sure=summary.complete,

@@ -11,7 +11,8 @@ def render_campaign_markdown(summary: CampaignSummary) -> str:
     """Return the summary as GitHub-flavoured Markdown, ending in a newline. Names are escaped."""
     parts = [
         f"# Test campaign {escape(summary.name)}",
-        f"**{escape(text.headline(summary))}**: {summary.cells_measured} of {summary.cells} measurements, "
+        f"**{escape(text.headline(summary))}**: {summary.cells_measured} of {summary.cells} measurements"
+        f"{f', {summary.cells_partial} more in part' if summary.cells_partial else ''}, "
         f"{escape(summary.protocol)}, {escape(summary.load)}",
         bullets(text.findings(summary)),
         *section("Warnings", bullets(summary.warnings)),
@@ -19,7 +20,9 @@ def render_campaign_markdown(summary: CampaignSummary) -> str:
     for model in dict.fromkeys(row.model for row in summary.rows):
         parts += section(model, _model(summary, model))
     parts += [
-        *section("Not measured", table(("Model", "Variant", "Device", "Why"), text.missing(summary))),
+        *section(
+            "Not measured, or in part", table(("Model", "Variant", "Device", "Why"), text.missing(summary))
+        ),
         *section("Discarded blocks", _discarded(summary)),
         *section("Conditions", _facts(summary.conditions)),
         *section("Devices", _facts(summary.devices)),

@@ -74,14 +74,15 @@ class Row:
 
     Attributes:
         form: What the compile made, such as ``int8``.
-        measured: Repetitions that were.
+        measured: Repetitions that were, in whole.
+        partial: Further ones whose meter failed: their energy is missing or rests on a part of the measurement.
         disturbed: Of them, those while other processes were busy: nothing is claimed then.
         latency: None: no repetition was measured. So for `energy` and sizes.
         load: None unless requests came at a rate.
         accuracy: Against the model; None: not known, or the model itself.
         original: The model itself, which shows the noise.
         bundle: Folder; None: there is none.
-        reasons: Why repetitions are missing.
+        reasons: Why repetitions are missing or partial.
     """
 
     model: str
@@ -100,6 +101,12 @@ class Row:
     original: bool
     bundle: str | None
     reasons: tuple[str, ...]
+    partial: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Repetitions that there are figures of."""
+        return self.measured + self.partial
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class CampaignSummary:
     Attributes:
         file: Name of the campaign file; `sha256` and `text` are its contents'.
         command: How to do it again.
+        cells_measured: In whole; `cells_partial` those whose meter failed.
         blocks: Blocks that count; `discarded` the others, by reason.
         inputs: Digests by what they are.
         devices: Facts by device; `conditions` what was recorded with the measurements, by device.
@@ -139,6 +147,7 @@ class CampaignSummary:
     conditions: dict[str, dict[str, str]]
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
+    cells_partial: int = 0
     schema: str = SCHEMA
 
     @property

@@ -48,6 +48,8 @@ def row_text(row: Row, repetitions: int) -> RowText:
     energy, change, energy_note = _energy(row)
     size, size_note = _size(row)
     counted = f"{row.measured} of {repetitions}"
+    if row.partial:
+        counted += f", {row.partial} partial: the meter failed"
     if row.disturbed:
         counted += f", {row.disturbed} disturbed"
     return RowText(
@@ -65,7 +67,7 @@ def _accuracy(row: Row) -> tuple[str, str]:
         return "the reference", ""
     found = row.accuracy
     if found is None or found.n == 0:
-        return MISSING, "" if row.measured == 0 else "not checked"
+        return MISSING, "" if row.seen == 0 else "not checked"
     certified = (
         f"certified: at most {round_share(found.epsilon)}, n = {found.n:,}"
         if found.certified
@@ -149,9 +151,9 @@ def findings(summary: CampaignSummary) -> list[str]:
 
 
 def _finding(rows: list[Row]) -> str:
-    if not any(row.measured for row in rows):
+    if not any(row.seen for row in rows):
         return "nothing could be measured"
-    others = [row for row in rows if row.measured and not row.original]
+    others = [row for row in rows if row.seen and not row.original]
     if not others:
         return "only the model itself was measured, which shows the noise"
     if any(row.disturbed for row in others):

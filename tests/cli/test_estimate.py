@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from greencc.cli.commands import lab
 from greencc.cli.types import ESTIMATE_PRECISIONS
 from greencc.core.errors import ExitCode
 from greencc.core.meter import Grade
+from greencc.lab.calibrate import Calibrated
 from greencc.lab.estimate import EstimatePrecision
+from greencc.lab.fit import EnergyFit, LeaveOneOut, TimeFit
 from greencc.lab.observations import Observation
 from greencc.meters.device import Calibration
 from greencc.meters.device_file import dump_profile
 from greencc.targets import CpuTarget
-from tests.meters.bench_device import make_device
+from tests.meters.bench_device import exactly, make_device
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +39,19 @@ def test_an_estimate_says_what_it_is(digits, greencc) -> None:
     assert outcome.code == ExitCode.OK, outcome.err
     text = " ".join(outcome.out.split())
     for words in (
-        "mode 15W, cap 15 W", "ms (estimated)", "estimated, grade D, gross", "VDD_IN rail", "hidden", "Gemm+Relu",
-        "overhead", "at 30/s", "not calibrated",
+        "mode 15W, cap 15 W", "ms (estimated)", "estimated, gross, grade D", "VDD_IN rail", "hidden", "Gemm+Relu",
+        "overhead", "at 30/s", "not calibrated", "mJ, grade D", "before any slowing down by a power cap",
     ):  # fmt: skip
         assert words in text, words
     assert "measured" not in text
+    # Energy, power, at the rate and the layers.
+    assert (
+        text.count("estimated, grade D, module: GPU") + text.count("estimated, gross, grade D, module: GPU")
+        == 4
+    )
+    layers = outcome.out.split("Bound", 1)[1].split("Note:", 1)[0]
+    assert len(re.findall(r"^(?:hidden|head) ", layers, re.MULTILINE)) == 2
+    assert len(re.findall(r"\[[\d.e-]+, [\d.e-]+\]", layers)) == 2
 
 
 def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:
@@ -53,6 +65,9 @@ def test_json_has_every_figure_with_its_interval(digits, greencc) -> None:
         assert 0 < data[key]["low"] <= data[key]["value"] <= data[key]["high"]
     assert data["energy"]["grade"] == "D"
     assert data["energy"]["boundary"]
+    for figure in (data["watts"], *(layer["millijoules"] for layer in data["layers"])):
+        assert 0 < figure["low"] < figure["value"] < figure["high"]
+        assert (figure["grade"], figure["boundary"]) == ("D", data["energy"]["boundary"])
     # 8 x (64 x 48 + 48 x 10) multiply-accumulates.
     assert sum(layer["operations"] for layer in data["layers"]) == 2 * 8 * (64 * 48 + 48 * 10)
 
@@ -134,15 +149,23 @@ def test_calibrating_makes_the_local_device(digits, greencc, own_profiles: Path,
     from greencc.lab import runner
 
     def observe(bench, name, engine, feeds):
-        start = bench.clock()
+        start = bench.machine.clock()
         engine.run(feeds)
-        return Observation(name, max(bench.clock() - start, 1e-6), None, None, 1, disturbed=False)
+        return Observation(name, max(bench.machine.clock() - start, 1e-6), None, None, 1, disturbed=False)
 
     monkeypatch.setattr(runner, "observe", observe)
     monkeypatch.setattr("greencc.lab.calibrate.cache_levels", lambda threads: {"L1": 32 << 10, "L2": 1 << 20})
     outcome = greencc("lab", "calibrate", "--target", "cpu:threads=1", "--meter", "none", "--quick")
     assert outcome.code == ExitCode.OK, outcome.err
-    assert "estimated, grade D" in " ".join(outcome.out.split())
+    text = " ".join(outcome.out.split())
+    assert "estimated, grade D" in text
+    assert re.search(r"W while busy; CPU package \+ DRAM", text)
+    # Every pJ and watt with its range.
+    table = outcome.out.split("Overhead:")[0].splitlines()
+    rows = [line for line in table if re.match(r"(float32|int8|L\d|DRAM) ", line)]
+    assert len(rows) >= 4
+    assert all(re.search(r"\d \[[\d.e+-]+, [\d.e+-]+\]\s*$", row) for row in rows), rows
+    assert re.search(r"\d \[[\d.]+, [\d.]+\] W while busy", text)
     [profile] = own_profiles.iterdir()
     assert profile.suffix == ".toml"
     estimate = greencc("estimate", "model.onnx", "-d", "local", "--threads", "1", "--json")
@@ -150,6 +173,21 @@ def test_calibrating_makes_the_local_device(digits, greencc, own_profiles: Path,
     assert data["device"] == profile.stem
     assert "leave-one-out error" in data["latency_method"]
     assert "calibrated here" in greencc("lab", "devices").out
+
+
+def test_fitted_energies_are_printed_within_their_factor(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = LeaveOneOut(0.2, 1.5, {})
+    energies = EnergyFit(3.0, {"float32": 2e-10}, {0: 1e-11}, error, ())
+    device = make_device(
+        grade=Grade.C, busy_watts=exactly(3.0), joules_per_operation={"float32": exactly(2e-10)}
+    )
+    lab._print(Calibrated(device, tmp_path / "x.toml", TimeFit({}, {}, 1e-6, 1e-5, error), energies, ()))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "200 [133, 300]" in text
+    assert "estimated, grade C), 3 [2, 4.5] W while busy" in text
+    assert device.boundary in text
 
 
 def test_bad_calibrations_are_refused(digits, refused) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 
 from greencc.bundle import load
 from greencc.compiler import campaign
-from greencc.core.errors import ExitCode
+from greencc.core.errors import ExitCode, UnavailableError
+from greencc.core.meter import Grade, Reading
 from greencc.lab import campaign_bench
 from greencc.lab.campaign_bench import LabBench
 from greencc.lab.campaign_file import read_campaign
 from greencc.lab.campaign_store import read_records
 from greencc.measure import protocols
+from greencc.meters import opening
 from tests.lab.campaign_fakes import FakeBench, make_spec
 
 Run = Callable[..., Any]
@@ -107,12 +110,91 @@ def test_bad_campaigns_are_refused_and_leave_nothing(digits: Path, refused: Run)
     refused(("lab", "run", "good.toml"), ExitCode.BAD_INPUT, "model.onnx")
 
 
+def test_no_password_gets_into_the_results(
+    digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (digits / "meter.toml").write_text(
+        DIGITS.replace("[protocol]", 'meter = "shelly:http://admin:hunter2@127.0.0.1:9"\n[protocol]')
+    )
+    refused = greencc("lab", "run", "meter.toml", "-o", "out")
+    assert refused.code == ExitCode.BAD_INPUT
+    assert "GREENCC_METER_PASSWORD" in refused.err
+    assert "hunter2" not in refused.out + refused.err
+    assert not (digits / "out").exists()
+    (digits / "meter.toml").write_text(
+        DIGITS.replace("[protocol]", 'meter = "shelly:http://127.0.0.1:9?timeout=0.2"\n[protocol]')
+    )
+    monkeypatch.setenv("GREENCC_METER_PASSWORD", "hunter2")
+    done = greencc("lab", "run", "meter.toml", "-o", "out")
+    assert done.code == ExitCode.UNAVAILABLE
+    written = [path for path in (digits / "out").rglob("*") if path.is_file()]
+    assert {"summary.json", "index.html", "summary.md", "cells.jsonl"} <= {path.name for path in written}
+    assert "127.0.0.1:9" in (digits / "out" / "summary.json").read_text()
+    assert not [path for path in written if b"hunter2" in path.read_bytes()]
+    assert "hunter2" not in done.out + done.err
+
+
 @pytest.fixture
 def short(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A load of a moment, too."""
     monkeypatch.setattr(
         campaign, "QUICK_PROFILE", replace(campaign.QUICK_PROFILE, seconds=0.2, rounds=4, min_rounds=4)
     )
+
+
+@dataclass
+class DyingMeter:
+    """Counts 5 W for a while."""
+
+    dies_after: float
+    began: float | None = None
+    name: str = "plug"
+    grade: Grade = Grade.A
+    boundary: str = "wall"
+    period_s: float = 0.001
+    uncertainty: float | None = 0.01
+
+    def missing(self) -> str | None:
+        return None
+
+    def read(self) -> Reading:
+        now = time.monotonic()
+        self.began = self.began or now
+        if now - self.began > self.dies_after:
+            raise UnavailableError("no answer")
+        return Reading(now, {"wall": 5.0 * now})
+
+
+def test_a_named_meter_that_dies_is_said_and_nothing_takes_its_place(
+    short: None, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [replace(each, idle_seconds=0.2, block_seconds=0.1, periods=10) for each in protocols.PROTOCOLS]
+    monkeypatch.setattr(protocols, "PROTOCOLS", tuple(replace(each, warm_up_seconds=0.0) for each in made))
+    monkeypatch.setattr(opening, "open_meter", lambda spec: DyingMeter(0.1))
+    text = DIGITS.replace(
+        '[[variant]]\nname = "int8"\nprecision = "int8"\nmax_drop = "5%"\neffort = "quick"\n', ""
+    )
+    (digits / "dying.toml").write_text(text.replace("[protocol]", 'meter = "shelly:http://plug"\n[protocol]'))
+    done = greencc("lab", "run", "dying.toml", "-o", "out")
+    assert done.code == ExitCode.UNAVAILABLE, done.err
+    (record,) = read_records(digits / "out")
+    assert record.status == "partial"
+    assert "plug failed 3 times in a row: no answer" in (record.problem or "")
+    assert record.figures is not None
+    assert record.figures.baseline.energy is record.figures.artifact.energy is record.figures.energy is None
+    assert "failed 3 times in a row" in (digits / "out" / "index.html").read_text()
+    assert "failed 3 times in a row" in done.err
+    assert "grade D" not in done.out
+    assert "1 of 1 measurements to do" in greencc("lab", "run", "dying.toml", "-o", "out", "--dry-run").out
+
+
+def test_a_recording_that_only_estimates_is_no_meter(digits: Path, greencc: Run) -> None:
+    (digits / "power.csv").write_text("seconds,watts\n0,5\n0.01,5\n")
+    (digits / "replay.toml").write_text(DIGITS.replace("[protocol]", 'meter = "csv:power.csv"\n[protocol]'))
+    done = greencc("lab", "run", "replay.toml", "-o", "out")
+    assert done.code == ExitCode.UNAVAILABLE
+    assert "of grade D: it estimates" in " ".join(done.err.split())
+    assert {record.status for record in read_records(digits / "out")} == {"unavailable"}
 
 
 def test_a_real_model_is_built_once_and_measured(

@@ -283,9 +283,11 @@ def test_a_meter_of_another_processor_is_named(
     meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "open_meter", lambda spec: meter)
+    meter.name = "nvml:0"
     outcome = greencc(*QUICK, "--meter", "nvml:0")
-    assert "bench does not see the CPU, where this ran" in " ".join(outcome.err.split())
-    assert "does not see" not in greencc(*QUICK, "--meter", "rapl").err
+    assert "the nvml:0 meter covers test rail and sees nothing of the CPU" in " ".join(outcome.err.split())
+    meter.name = "rapl"
+    assert "sees nothing" not in greencc(*QUICK, "--meter", "rapl").err
 
 
 def test_a_meter_too_slow_for_the_protocol_is_left_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,10 @@ def test_a_table_in_json_and_as_a_picture(digits: Path, greencc: Call) -> None:
     assert 0 < hidden["errors"]["int8"] < hidden["errors"]["int4-weights"]
     assert hidden["among"]
     assert hidden["saved_us"] is not None
+    assert hidden["saved_mj_low"] < hidden["saved_mj"] < hidden["saved_mj_high"]
+    assert table["energy"]["grade"] == "D"
+    assert table["energy"]["boundary"] == "CPU package + DRAM (estimated)"
+    assert table["energy"]["method"].startswith("estimated, gross")
     root = ElementTree.fromstring((digits / "plot.svg").read_text())
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"hidden", "head", "int8", "int4-weights"} <= set(texts)
@@ -48,7 +53,10 @@ def test_the_printed_table_names_the_layers(digits: Path, greencc: Call) -> None
     assert done.code == ExitCode.OK, done.err
     assert "hidden" in done.out
     assert "int8 alone" in done.out
-    assert "held-out samples" in " ".join(done.out.split())
+    text = " ".join(done.out.split())
+    assert "held-out samples" in text
+    assert "Energy: grade D, CPU package + DRAM (estimated), per inference; estimated, gross" in text
+    assert re.search(r"-?\d[\d.]* \[-?\d\S*, -?\d\S*\]", text)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from greencc.compiler import campaign
-from greencc.compiler.campaign import covered_by, load_figures, make_plan, run_load
+from greencc.compiler.campaign import load_figures, make_plan, run_load
 from greencc.compiler.options import parse_rate
 from greencc.core.errors import UsageError
+from greencc.core.meter import Meter, PowerMeter
 from greencc.measure.blocks import Block, Discard
 from greencc.measure.loadgen import Arrivals
 from greencc.measure.protocols import EnergyProtocol
 from greencc.measure.times import times_of
-from greencc.meters import Covers
 
 
 def block(latency: float, discarded: Discard | None = None, **fields: Any) -> Block:
@@ -59,15 +59,6 @@ def test_a_recording_is_refused_before_anything_is_measured(tmp_path: Path) -> N
     assert "csv:FILE?grade=A" in caught.value.hint
     plan = make_plan(meter=f"csv:{recording}?grade=A")
     assert plan.meter is not None
-    assert plan.covers is None
-
-
-@pytest.mark.parametrize(
-    ("spec", "covers"),
-    [("rapl", Covers.CPU), (" nvml:0", Covers.GPU), ("jetson", Covers.BOARD), ("shelly:http://nvml", None)],
-)
-def test_what_a_spec_covers(spec: str, covers: Covers | None) -> None:
-    assert covered_by(spec) is covers
 
 
 def test_without_a_meter_a_block_is_long_enough_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +107,13 @@ def test_where_all_blocks_were_disturbed_their_figures_say_so() -> None:
     assert figures is not None
     assert (figures.clean, figures.latency_ms.p50) == (False, pytest.approx(99.0))
     assert load_figures([block(99.0)], "baseline") is None
+
+
+def test_which_meters_a_plan_tries() -> None:
+    def working() -> list[Meter | PowerMeter]:
+        raise AssertionError("meters were looked for")
+
+    assert list(make_plan("quick", meter="none").meters(working)) == []
+    assert list(make_plan("quick").meters(list)) == []
+    with pytest.raises(AssertionError):
+        make_plan("quick").meters(working)

@@ -72,6 +72,7 @@ class FakeBench:
     problems: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, GreenccError] = field(default_factory=dict)
     seed: int = 0
+    meter_fails_in: tuple[int, ...] = ()
     pause: float = 0.0
     version: str = "1"
     built: list[Cell] = field(default_factory=list)
@@ -136,6 +137,7 @@ class FakeBench:
             ),
             {"governor": "performance", "threads": "1"},
             ("the load average is 3.2 on 2 CPUs",),
+            "the plug failed 3 times in a row: no answer" if cell.repetition in self.meter_fails_in else None,
         )  # fmt: skip
 
 

@@ -18,6 +18,9 @@ from greencc.core.kernels import Work, kernels_of
 from greencc.core.meter import Grade, Reading
 from greencc.lab.fitted import Setup
 from greencc.lab.runner import Bench, RunOptions
+from greencc.measure.blocks import Bench as Surroundings
+from greencc.measure.clocks import ClockReading
+from greencc.measure.thermal import ThermalState
 from greencc.meters.device import DeviceProfile, MemoryLevel
 from greencc.meters.roofline import demands, dynamic_joules, estimate
 from tests.meters.bench_device import exactly, make_device
@@ -64,13 +67,18 @@ class Machine:
     built: dict[Path, ir.Model] = field(default_factory=dict)
     opened: list[str] = field(default_factory=list)
     interrupt_after: int | None = None
+    busy: Callable[[float], bool] = lambda now: False
+    throttles: Callable[[float], int] = lambda now: 0
+    others: float = 0.0
 
     def clock(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
+        busy = self.busy(self.now)
+        self.others += seconds * busy
         self.now += seconds
-        self.joules += seconds * self.truth.idle_watts.central
+        self.joules += seconds * self.truth.idle_watts.central * (1 + busy)
 
 
 @dataclass
@@ -168,7 +176,27 @@ class MachineLoad:
     cpus: int = 1
 
     def others_seconds(self) -> float | None:
-        return self.machine.now * self.share
+        return self.machine.now * self.share + self.machine.others
+
+
+@dataclass
+class MachineClocks:
+    """Clocks that agree."""
+
+    machine: Machine
+
+    def look(self) -> ClockReading:
+        return ClockReading(self.machine.now, self.machine.now, 1.7e9 + self.machine.now)
+
+
+@dataclass
+class MachineThermal:
+    """Counts throttling."""
+
+    machine: Machine
+
+    def look(self) -> ThermalState:
+        return ThermalState(throttles=self.machine.throttles(self.machine.now))
 
 
 @pytest.fixture
@@ -183,9 +211,13 @@ def make_bench(machine: Machine) -> Callable[..., Bench]:
             MachineTarget(machine),
             RunOptions(seconds=0.02, warm_up_seconds=0.001, idle_seconds=1.0),
             meter,
-            clock=machine.clock,
-            sleep=machine.sleep,
-            load=MachineLoad(machine, share),
+            Surroundings(
+                clock=machine.clock,
+                sleep=machine.sleep,
+                others=MachineLoad(machine, share),
+                clocks=MachineClocks(machine),
+                thermal=MachineThermal(machine),
+            ),
         )
 
     return make

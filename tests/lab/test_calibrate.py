@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.core.kernels import Work
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, Reading
 from greencc.lab.benchmarks import working_sets
 from greencc.lab.calibrate import cache_levels, calibrate_on, check_replaceable
 from greencc.lab.fitted import Setup
@@ -126,8 +126,10 @@ def test_disturbed_benchmarks_are_said_and_lose_their_joules(
     machine: Machine, make_bench: Benches, setup: Setup, tmp_path: Path
 ) -> None:
     done = calibrate_on(make_bench(share=0.5), setup, tmp_path / "mine.toml")
-    assert any("other processes were busy" in warning for warning in done.warnings)
-    with pytest.raises(UnavailableError, match="only 0 benchmarks gave a usable energy"):
+    assert any("were disturbed (other processes" in warning for warning in done.warnings)
+    with pytest.raises(
+        UnavailableError, match="idle power could not be measured, idle before: other processes used 50%"
+    ):
         calibrate_on(make_bench(MachineMeter(machine), share=0.5), setup, tmp_path / "other.toml")
     assert not (tmp_path / "other.toml").exists()
     # On a quieter machine the disturbed ones are measured again.
@@ -139,8 +141,7 @@ def test_disturbed_benchmarks_are_said_and_lose_their_joules(
 def test_a_meter_that_fails_now_and_then_is_asked_again(
     machine: Machine, make_bench: Benches, setup: Setup, tmp_path: Path
 ) -> None:
-    # Not during the idle window, which has the first six readings.
-    meter = MachineMeter(machine, failing=lambda number: 10 < number < 60 and number % 7 == 0)
+    meter = MachineMeter(machine, failing=lambda number: number < 60 and number % 7 == 0)
     done = calibrate_on(make_bench(meter), setup, tmp_path / "mine.toml")
     assert done.energies is not None
     assert done.energies.error.mape < 0.02
@@ -153,6 +154,50 @@ def test_a_meter_that_dies_ends_it_and_keeps_what_was_measured(
     with pytest.raises(UnavailableError, match="hiccuped"):
         calibrate_on(make_bench(meter), setup, tmp_path / "mine.toml")
     assert [file.name for file in tmp_path.iterdir()] == [".mine.toml.journal.json"]
+
+
+def test_an_idle_window_is_measured_again_where_it_was_disturbed(
+    machine: Machine, make_bench: Benches, setup: Setup, tmp_path: Path
+) -> None:
+    # Two of five parts, in which others run and draw as much again; a third is throttled.
+    machine.busy = lambda now: now < 0.35
+    machine.throttles = lambda now: int(now > 0.7)
+    done = calibrate_on(make_bench(MachineMeter(machine)), setup, tmp_path / "mine.toml")
+    assert done.profile.idle_watts.central == pytest.approx(2.0)
+    machine.busy = lambda now: True
+    with pytest.raises(UnavailableError, match="idle power could not be measured, idle before") as caught:
+        calibrate_on(make_bench(MachineMeter(machine)), setup, tmp_path / "other.toml")
+    assert "stop other programs" in (caught.value.hint or "")
+
+
+def test_a_counter_that_goes_backwards_or_begins_anew_is_no_energy(
+    machine: Machine, make_bench: Benches, setup: Setup, tmp_path: Path
+) -> None:
+    @dataclass
+    class Backwards(MachineMeter):
+        def read(self) -> Reading:
+            return replace(super().read(), joules={"total": -self.machine.joules})
+
+    @dataclass
+    class Restarting(MachineMeter):
+        def read(self) -> Reading:
+            return replace(super().read(), epoch=self.readings)
+
+    for meter, words in (
+        (Backwards(machine), "the meter counted -"),
+        (Restarting(machine), "the meter has a gap"),
+    ):
+        with pytest.raises(UnavailableError, match=words):
+            calibrate_on(make_bench(meter), setup, tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("grade", [Grade.C, Grade.D])
+def test_a_meter_that_estimates_calibrates_nothing(
+    grade: Grade, machine: Machine, make_bench: Benches, setup: Setup, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"grade {grade.name}.* estimates"):
+        calibrate_on(make_bench(MachineMeter(machine, grade=grade)), setup, tmp_path / "mine.toml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_meter_without_power_is_refused(

@@ -142,6 +142,31 @@ BAD = {
         "there is no folder",
         "",
     ),
+    "a password in a meter": (
+        TEXT.replace("[protocol]", 'meter = "shelly:http://admin:hunter2@plug"\n[protocol]'),
+        "device[1].meter: a user or password",
+        "GREENCC_METER_PASSWORD",
+    ),
+    "a user without a scheme": (
+        TEXT.replace("[protocol]", 'meter = "shelly:admin:hunter2@plug"\n[protocol]'),
+        "device[1].meter: a user or password",
+        "GREENCC_METER_PASSWORD",
+    ),
+    "an at sign in disguise": (
+        TEXT.replace("[protocol]", 'meter = "shelly:http://admin:hunter2\\u0040plug"\n[protocol]'),
+        "device[1].meter: a user or password",
+        "GREENCC_METER_PASSWORD",
+    ),
+    "a token in a meter": (
+        TEXT.replace("[protocol]", 'meter = "http:http://plug/x?path=w&unit=W&auth_key=hunter2"\n[protocol]'),
+        "device[1].meter: a password or token",
+        "GREENCC_METER_TOKEN",
+    ),
+    "a password in a comment": (
+        f"{TEXT}\n# was mqtt:mqtt://me:hunter2@broker/topic",
+        "a user or password",
+        "GREENCC_METER_PASSWORD",
+    ),
     "too many cells": (
         TEXT.replace("repetitions = 3", "repetitions = 1000").replace(
             "[[device]]", "".join(f'[[device]]\nname = "d{n}"\n' for n in range(10)) + "[[device]]"
@@ -160,7 +185,35 @@ def test_what_is_wrong_is_said_with_its_place(case: str, tmp_path: Path) -> None
     assert message in caught.value.message
     assert str(tmp_path / "campaign.toml") in caught.value.message
     assert hint in (caught.value.hint or "")
+    assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    "meter",
+    [
+        "none",
+        "rapl",
+        "shelly:http://192.168.1.5?switch=0",
+        "http:http://plug/power?path=a.b&unit=W&id=3",
+        "mqtt:broker:1883/home/socket?path=power&unit=W",
+        "hwmon:acpitz-acpi-0/power1+nct6799-isa-0290/power1",
+        "ptdaemon:host:8888",
+    ],
+)
+def test_meters_without_a_secret_are_taken_as_they_are(meter: str, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, TEXT.replace("[protocol]", f'meter = "{meter}"\n[protocol]'))
+    assert spec.devices[0].meter == meter
+    assert spec.devices[0].metered == (meter != "none")
+
+
+def test_recordings_are_relative_to_the_campaign(tmp_path: Path) -> None:
+    def meter(text: str) -> str | None:
+        spec = make_spec(tmp_path, TEXT.replace("[protocol]", f'meter = "{text}"\n[protocol]'))
+        return spec.devices[0].meter
+
+    assert meter("csv:a@b.csv?grade=B") == f"csv:{tmp_path}/a@b.csv?grade=B"
+    assert meter("csv:/data/power.csv") == "csv:/data/power.csv"
 
 
 def test_files_that_are_no_campaign(tmp_path: Path) -> None:

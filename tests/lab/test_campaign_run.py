@@ -202,6 +202,55 @@ def test_a_device_that_cannot_be_used_is_a_row_with_the_reason_and_tried_again(t
     assert "no rails" not in (folder / "index.html").read_text()
 
 
+def test_a_meter_that_fails_makes_a_cell_partial_and_it_is_measured_again(tmp_path: Path) -> None:
+    spec, folder = make_spec(tmp_path), tmp_path / "out"
+    summary = run_test_campaign(spec, folder, FakeBench(meter_fails_in=(2,)))
+    assert (summary.cells, summary.cells_measured, summary.cells_partial, summary.complete) == (
+        6,
+        4,
+        2,
+        False,
+    )
+    (row,) = [row for row in summary.rows if row.variant == "small"]
+    assert (row.measured, row.partial) == (2, 1)
+    assert row.latency is not None
+    assert row.reasons == ("the plug failed 3 times in a row: no answer",)
+    for name in ("index.html", "summary.md"):
+        text = (folder / name).read_text()
+        assert "2 of 3, 1 partial: the meter failed" in text, name
+        assert "the plug failed 3 times in a row" in text, name
+    assert [record.status for record in read_records(folder)].count("partial") == 2
+    assert len(rows(folder)) == 24
+    # Killed before it measures anything again: what there is stays.
+    with pytest.raises(KeyboardInterrupt):
+        run_test_campaign(spec, folder, FakeBench(interrupt_after=0))
+    assert len(rows(folder)) == 24
+    again = FakeBench()
+    summary = run_test_campaign(spec, folder, again)
+    assert [cell.repetition for cell in again.cells] == [2, 2]
+    assert summary.complete
+    assert summary.cells_partial == 0
+    assert len(rows(folder)) == 24
+    assert "the plug failed" not in (folder / "index.html").read_text()
+
+
+def test_a_partial_cell_that_fails_the_next_time_takes_its_blocks_with_it(tmp_path: Path) -> None:
+    spec, folder = make_spec(tmp_path), tmp_path / "out"
+    run_test_campaign(spec, folder, FakeBench(meter_fails_in=(2,)))
+    run_test_campaign(spec, folder, FakeBench(problems={"here": "unplugged"}))
+    assert {row["repetition"] for row in rows(folder)} == {"1", "3"}
+
+
+def test_damaged_blocks_are_an_error(tmp_path: Path) -> None:
+    spec, folder = make_spec(tmp_path), tmp_path / "out"
+    run_test_campaign(spec, folder, FakeBench())
+    with (folder / "blocks.csv").open("a") as stream:
+        stream.write("x" * (csv.field_size_limit() + 1) + "\n")
+    with pytest.raises(InputError, match="is damaged: field larger than") as caught:
+        run_test_campaign(spec, folder, FakeBench())
+    assert "--fresh" in (caught.value.hint or "")
+
+
 def test_a_variant_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
     spec, folder = make_spec(tmp_path), tmp_path / "out"
     bench = FakeBench(

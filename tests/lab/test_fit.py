@@ -10,7 +10,7 @@ import pytest
 
 from greencc.core.errors import UnavailableError
 from greencc.core.kernels import Work
-from greencc.lab.fit import MIN_BENCHMARKS, Sample, fit_energies, fit_times
+from greencc.lab.fit import MIN_BENCHMARKS, MIN_ENERGIES, Sample, fit_energies, fit_times
 from greencc.meters.roofline import Demand
 
 RATE, BANDWIDTH, LAUNCH, RUN = 1e11, 1e10, 2e-6, 1e-5
@@ -96,6 +96,10 @@ def test_too_few_benchmarks_are_refused() -> None:
     rows = samples(MIN_BENCHMARKS - 1)
     with pytest.raises(UnavailableError, match="only 11 benchmarks gave a usable time"):
         fit_times(rows)
+    short = samples(MIN_ENERGIES - 1)
+    with pytest.raises(UnavailableError, match="only 29 benchmarks gave a usable energy: a fit needs 30"):
+        fit_energies(short)
+    assert fit_energies(samples(MIN_ENERGIES)).busy_watts > 0.0
     without = [replace(sample, joules=None, busy_seconds=None) for sample in samples()]
     with pytest.raises(UnavailableError, match="only 0 benchmarks gave a usable energy"):
         fit_energies(without)

@@ -103,6 +103,12 @@ def test_intervals_span_all_ranges() -> None:
     assert found.energy.low == pytest.approx(0.1 + 1.0 * 0.605, rel=1e-3)
     assert found.energy.high == pytest.approx(10.0 + 4.0 * 2.12, rel=1e-3)
     assert found.watts.low < found.watts.value < found.watts.high
+    assert (found.watts.grade, found.watts.boundary) == ("D", "test bench")
+    layer = found.layers[0].millijoules
+    assert layer.low == pytest.approx(0.1 + 1.0 * 0.505, rel=1e-3)
+    assert layer.value == pytest.approx(1.0 + 2.0 * 1.01, rel=1e-3)
+    assert layer.high == pytest.approx(10.0 + 4.0 * 2.02, rel=1e-3)
+    assert (layer.grade, layer.boundary) == ("D", "test bench")
 
 
 def test_the_interval_of_a_calibrated_device_is_its_error() -> None:
@@ -117,6 +123,11 @@ def test_the_interval_of_a_calibrated_device_is_its_error() -> None:
     # 1 mJ of operations and 2 W over 1.5 times as long, and the error of the fit on top.
     assert full.energy.high == pytest.approx((1.0 + 2.0 * 1.11 * 1.5) * 1.2, rel=1e-3)
     assert "fitted to rapl" in full.energy.method
+    layer = full.layers[0].millijoules
+    assert (layer.value, layer.grade) == (pytest.approx(1.0 + 2.0 * 1.01, rel=1e-3), "C")
+    assert layer.high == pytest.approx((1.0 + 2.0 * 1.01 * 1.5) * 1.2, rel=1e-3)
+    assert layer.low == pytest.approx((1.0 + 2.0 * 1.01 / 1.5) / 1.2, rel=1e-3)
+    assert full.watts.high / full.watts.value > 1.2
 
 
 def test_a_rate_adds_idle_time() -> None:
@@ -128,6 +139,11 @@ def test_a_rate_adds_idle_time() -> None:
     assert found.watts is not None
     assert found.millijoules.value == pytest.approx(3.22 + 1.0 * (10.0 - 1.11))
     assert found.watts.value == pytest.approx(found.millijoules.value * 0.1)
+    assert (found.watts.grade, found.millijoules.boundary) == ("D", "test bench")
+    fitted = of(kernel(1e8), device=make_device(calibration=CALIBRATION, grade=Grade.C), rate=100.0).at_rate
+    assert fitted is not None
+    assert fitted.millijoules is not None
+    assert fitted.millijoules.high >= fitted.millijoules.value * 1.2
 
 
 def test_a_rate_may_be_out_of_reach_or_uncertain() -> None:

@@ -10,10 +10,12 @@ import click
 from greencc.cli.types import ESTIMATE_PRECISIONS, RATE, SIZE
 
 if TYPE_CHECKING:
-    from greencc.core.report import Interval
+    from greencc.core.report import Energy, Interval
     from greencc.lab.estimate import ModelEstimate
+    from greencc.meters.roofline import Estimated
 
 _TOP = 10
+_WIDE = 100
 
 
 @click.command("estimate")
@@ -114,9 +116,8 @@ def _print(found: ModelEstimate, everything: bool) -> None:
         rows.append(("", f"slowed down by the power cap, {result.unthrottled_ms:.3g} ms without"))
     energy = result.energy
     rows += [
-        ("Energy", f"{_span(energy)} mJ per inference (estimated, grade {energy.grade}, gross)"),
-        ("Power", f"{_span(result.watts)} W while it runs (estimated)"),
-        ("Boundary", energy.boundary),
+        ("Energy", f"{_span(energy)} mJ per inference (estimated, gross, {_kind(energy)})"),
+        ("Power", f"{_span(result.watts)} W while it runs (estimated, {_kind(result.watts)})"),
     ]
     rows += [("At the rate", text) for text in _at_rate(found)]
     for label, value in rows:
@@ -124,13 +125,13 @@ def _print(found: ModelEstimate, everything: bool) -> None:
     console.print(head)
     console.print()
     ranked = sorted(result.layers, key=lambda layer: -layer.microseconds)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("Layer", overflow="fold")
-    table.add_column("Operators", overflow="fold")
-    table.add_column("Type")
-    for heading in ("µs", "Share", "MOP", "kB", "mJ"):
-        table.add_column(heading, justify="right")
-    table.add_column("Bound")
+    table.add_column("Operators", overflow="fold", min_width=9)
+    table.add_column("Type", no_wrap=True)
+    for heading in ("µs", "Share", "MOP", "kB", f"mJ, grade {energy.grade}"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Bound", min_width=8)
     for layer in result.layers if everything else ranked[:_TOP]:
         table.add_row(
             Text(layer.name),
@@ -140,14 +141,18 @@ def _print(found: ModelEstimate, everything: bool) -> None:
             f"{layer.share:.1%}",
             f"{layer.operations / 1e6:,.3g}",
             f"{layer.bytes / 1e3:,.4g}",
-            f"{layer.millijoules:.3g}",
+            _span(layer.millijoules).replace(" [", " [" if console.width >= _WIDE else "\n["),
             f"memory ({layer.level})" if layer.bound == "memory" else layer.bound,
         )
     console.print(table)
     if not everything and len(ranked) > _TOP:
         console.print(f"... and {len(ranked) - _TOP} lighter layers (--all lists them)")
     console.print()
-    for text in (f"Latency: {result.latency_method}", f"Energy: {energy.method}", *result.notes):
+    layers = (
+        "Layers: before any slowing down by a power cap and without the overhead of a run, so they do not add up to "
+        f"the figures above; mJ are estimated, gross, {_kind(energy)}"
+    )
+    for text in (layers, f"Latency: {result.latency_method}", f"Energy: {energy.method}", *result.notes):
         console.print(f"Note: {text}", markup=False)
 
 
@@ -162,14 +167,18 @@ def _at_rate(found: ModelEstimate) -> list[str]:
     assert at.watts is not None
     assert at.millijoules is not None
     text = [
-        f"{_span(at.watts)} W, {_span(at.millijoules)} mJ per inference with idle time (estimated) at {at.rate:g}/s"
+        f"{_span(at.watts)} W, {_span(at.millijoules)} mJ per inference with idle time at {at.rate:g}/s (estimated, "
+        f"{_kind(at.watts)})"
     ]
     if at.reachable == "uncertain":
         text.append("whether it is reached is uncertain: the slow end of the latency is too slow for it")
     return text
 
 
-def _span(value: Any) -> str:
+def _span(value: Interval | Energy) -> str:
     """``2.1 [1.3, 4.0]``, three digits."""
-    interval: Interval = value
-    return f"{interval.value:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+    return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _kind(value: Estimated | Energy) -> str:
+    return f"grade {value.grade}, {value.boundary}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from greencc.lab.campaign_record import CellRecord
     from greencc.lab.campaign_run import Plan
     from greencc.lab.campaign_spec import CampaignSpec
+    from greencc.meters.model import Range
     from greencc.report.campaign_summary import CampaignSummary
 
 
@@ -116,7 +117,7 @@ def run(campaign: Path, output: Path | None, resume: bool, dry_run: bool, as_jso
 
     What is measured is kept at once, so that a run that was interrupted goes on where it was. Writes blocks.csv (a row
     for each block), cells.jsonl, summary.json, summary.md and index.html. Exits with 5 where some could not be
-    measured; the summary says why.
+    measured, or only in part because the meter failed; the summary says why.
     """
     from greencc.cli.console import progress_bars
     from greencc.core.errors import ExitCode
@@ -186,6 +187,7 @@ def _print_cell(record: CellRecord, number: int, total: int) -> None:
     if figures is not None:
         said = "latency not known" if figures.latency is None else f"latency {ratio_text(figures.latency)}"
         said += "" if figures.clean else ", disturbed by other processes"
+        said += "" if record.problem is None else f"; partial: {record.problem}"
     stderr().print(f"[{number}/{total}] {record.cell}: {said}", markup=False, soft_wrap=True)
 
 
@@ -217,7 +219,9 @@ def _print_summary(summary: CampaignSummary, folder: Path) -> None:
         out.print(f"Energy: {kind}.", markup=False, soft_wrap=True)
     out.print(f"Summary: {folder / PAGE}", markup=False, soft_wrap=True)
     for model, variant, device, why in missing(summary):
-        stderr().print(f"Not measured: {model}, {variant}, {device}: {why}", style="yellow", markup=False)
+        stderr().print(
+            f"Not measured in whole: {model}, {variant}, {device}: {why}", style="yellow", markup=False
+        )
 
 
 def _print(done: Calibrated) -> None:
@@ -226,15 +230,16 @@ def _print(done: Calibrated) -> None:
     from greencc.cli.console import stdout
 
     console, profile, times = stdout(), done.profile, done.times
+    factor = 1.0 if done.energies is None else done.energies.error.factor
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("Type", "Work"):
         table.add_column(heading)
     for heading in ("GOP/s", "pJ per operation"):
         table.add_column(heading, justify="right")
     for dtype, rates in profile.rates.items():
-        energy = profile.operation_joules(dtype).central * 1e12
+        energy = _around(profile.operation_joules(dtype), factor, 1e12)
         for work, rate in rates.items():
-            table.add_row(dtype, work.value, f"{rate.central / 1e9:,.4g}", f"{energy:.3g}")
+            table.add_row(dtype, work.value, f"{rate.central / 1e9:,.4g}", energy)
     console.print(table)
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -243,8 +248,8 @@ def _print(done: Calibrated) -> None:
         table.add_column(heading, justify="right")
     for level in profile.levels:
         size = "" if level.bytes is None else f"{level.bytes / 1e3:,.0f}"
-        speed, energy = level.bytes_per_second.central / 1e9, level.joules_per_byte.central * 1e12
-        table.add_row(level.name, size, f"{speed:,.4g}", f"{energy:.3g}")
+        speed, energy = level.bytes_per_second.central / 1e9, _around(level.joules_per_byte, factor, 1e12)
+        table.add_row(level.name, size, f"{speed:,.4g}", energy)
     console.print(table)
     console.print()
     console.print(
@@ -254,13 +259,24 @@ def _print(done: Calibrated) -> None:
     )
     if done.energies is None:
         console.print(
-            "Energy: no meter, so its coefficients are those of the uncalibrated model (estimated, grade D); "
-            f"{profile.boundary}."
+            "Energy: no meter, so its coefficients and their ranges are those of the uncalibrated model (estimated, "
+            f"grade D), {_around(profile.busy_watts, factor)} W while busy; {profile.boundary}.",
+            markup=False,
         )
     else:
         error = done.energies.error
         console.print(
-            f"Energy: fitted (grade C), {profile.busy_watts.central:.3g} W while busy; left out of the fit "
-            f"{error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}; {profile.boundary}."
+            f"Energy: fitted (estimated, grade C), {_around(profile.busy_watts, factor)} W while busy; a benchmark "
+            f"left out of the fit {error.mape:.1%} off on average, 95 % within a factor of {error.factor:.2f}, which "
+            f"is the interval of each coefficient here; {profile.boundary}.",
+            markup=False,
         )
     console.print(f"Profile: {done.path}", markup=False, soft_wrap=True)
+
+
+def _around(range_: Range, factor: float, unit: float = 1.0) -> str:
+    """``2.1 [1.6, 2.8]``: the range, or a fitted figure within the leave-one-out factor."""
+    low, central, high = (
+        value * unit for value in (range_.low / factor, range_.central, range_.high * factor)
+    )
+    return f"{central:.3g} [{low:.3g}, {high:.3g}]"

@@ -98,7 +98,7 @@ def test_failures_leave_no_window_open_and_epochs_are_not_subtracted(clock: Any)
         clock.sleep(1.0)
         meter.epoch += 1
 
-    with pytest.raises(UnavailableError, match="do not fit together"):
+    with pytest.raises(UnavailableError, match="the meter has a gap"):
         cross_check_zeus(meter, reset, Part.CPU, monitor)
 
 
