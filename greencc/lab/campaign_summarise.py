@@ -15,6 +15,7 @@ from typing import Any
 import greencc
 from greencc.compiler.campaign import describe_load, make_plan
 from greencc.core.meter import Grade
+from greencc.core.report import Energy
 from greencc.lab.campaign_inputs import Inputs
 from greencc.lab.campaign_record import CellRecord, Figures
 from greencc.lab.campaign_spec import CampaignSpec
@@ -144,7 +145,7 @@ def _latency(figures: Sequence[Figures], confidence: float) -> RowLatency:
 def _energy(
     figures: Sequence[Figures], confidence: float, what: str, warnings: list[str]
 ) -> RowEnergy | None:
-    """Of the repetitions with one and the same grade and boundary: the most, or among as many the best known."""
+    """Of the repetitions with one grade and boundary, all net or all gross: the most, or the best known."""
     known = [
         (each.baseline.energy, each.artifact.energy, each.energy)
         for each in figures
@@ -152,16 +153,15 @@ def _energy(
     ]
     if not known:
         return None
-    kinds = Counter((max(first.grade, second.grade), second.boundary) for first, second, _ in known)
-    (grade, boundary), count = min(kinds.items(), key=lambda item: (-item[1], item[0]))
+    kinds = Counter(_kind(first, second) for first, second, _ in known)
+    kind, count = min(kinds.items(), key=lambda item: (-item[1], item[0]))
+    grade, boundary, gross = kind
     if count < len(known):
         warnings.append(
-            f"{what}: the energy of {len(known) - count} repetitions has another grade or boundary than grade {grade}, "
-            f"{boundary}, and is left out"
+            f"{what}: the energy of {len(known) - count} repetitions has another grade or boundary, or idle power, "
+            f"than grade {grade}, {boundary}, {'gross' if gross else 'net'}, and is left out"
         )
-    kept = [
-        each for each in known if (max(each[0].grade, each[1].grade), each[1].boundary) == (grade, boundary)
-    ]
+    kept = [each for each in known if _kind(each[0], each[1]) == kind]
     ratios = [ratio for _, _, ratio in kept if ratio is not None]
     return RowEnergy(
         baseline=combine_energies([first for first, _, _ in kept], confidence),
@@ -171,6 +171,11 @@ def _energy(
         boundary=boundary,
         method=kept[-1][1].method,
     )
+
+
+def _kind(baseline: Energy, artifact: Energy) -> tuple[str, str, bool]:
+    """What energies must share to be averaged: grade, boundary, whether they are gross."""
+    return max(baseline.grade, artifact.grade), artifact.boundary, not (baseline.net and artifact.net)
 
 
 def _ratio(ratios: Sequence[Any], grade: str, confidence: float) -> Ratio | None:

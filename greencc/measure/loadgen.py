@@ -19,7 +19,7 @@ import numpy as np
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
-from greencc.measure.times import Times, TimesRecorder
+from greencc.measure.times import EXACT, Times, TimesRecorder
 
 
 class Arrivals(Enum):
@@ -116,6 +116,7 @@ def drive(
         raise UsageError("driving an engine takes at least one input")
     latencies, services = TimesRecorder(), TimesRecorder()
     count = late = 0
+    add_latency, add_service, room = latencies.append, services.append, EXACT
     offsets = load.offsets()
     start = now = clock()
     while True:
@@ -130,8 +131,11 @@ def drive(
         engine.run(feeds[(first + count) % len(feeds)])
         now = clock()
         count += 1
-        services.add((now - began) * 1e3)
-        latencies.add((now - due) * 1e3)
+        add_service((now - began) * 1e3)
+        add_latency((now - due) * 1e3)
+        if count > room:
+            room = count + latencies.fold()
+            services.fold()
         late += load.rate is not None and began - due > now - began
     if load.rate is not None and now - start < seconds:
         sleep(seconds - (now - start))

@@ -68,6 +68,7 @@ class FakeBench:
     between: float = 0.01
     within: float = 0.005
     grade: str | None = "B"
+    net: bool = True
     clean: bool = True
     problems: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, GreenccError] = field(default_factory=dict)
@@ -113,13 +114,16 @@ class FakeBench:
         truth = self.latency.get(cell.variant, 1.5)
         log = math.log(truth) + float(draw.normal(0.0, math.hypot(self.between, self.within)))
         ratio = Interval(math.exp(log), math.exp(log - 2 * self.within), math.exp(log + 2 * self.within))
+        gross = 12.0 if self.net else None
         energy = (
-            None if self.grade is None else Energy(10.0, 9.0, 11.0, self.grade, "test rail", "made up", 12.0)
+            None if self.grade is None else Energy(10.0, 9.0, 11.0, self.grade, "test rail", "made up", gross)
         )
         smaller = (
             None
             if energy is None
-            else Energy(10.0 / truth, 9.0 / truth, 11.0 / truth, self.grade or "", "test rail", "made up")
+            else Energy(
+                10.0 / truth, 9.0 / truth, 11.0 / truth, self.grade or "", "test rail", "made up", gross
+            )
         )
         return Measured(
             Figures(

@@ -160,6 +160,18 @@ def test_energy_of_another_grade_is_left_out_and_said(tmp_path: Path) -> None:
     assert any("energy of 1 repetitions has another grade" in warning for warning in summary.warnings)
 
 
+def test_gross_energy_is_not_averaged_with_net(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_test_campaign(spec, tmp_path / "out", FakeBench(net=False, interrupt_after=2))
+    summary = run_test_campaign(spec, tmp_path / "out", FakeBench())
+    row = the_row(summary)
+    assert row.energy is not None
+    assert row.energy.ratio is not None
+    assert (row.energy.ratio.repetitions, row.measured) == (2, 3)
+    assert any("than grade B, test rail, net, and is left out" in warning for warning in summary.warnings)
+
+
 def test_no_energy_is_a_dash_and_the_plot_shows_latency(tmp_path: Path) -> None:
     summary = campaign(tmp_path, FakeBench(grade=None))
     assert row_text(the_row(summary), 3).energy == "–"

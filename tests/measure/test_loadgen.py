@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from greencc.core.errors import UsageError
 from greencc.measure.loadgen import Arrivals, Driven, Load, drive
+from greencc.measure.times import EXACT, TimesRecorder
 
 
 def run(fake_time: Any, engine: Any, feeds: Any, seconds: float, load: Load) -> Driven:
@@ -37,6 +39,28 @@ def test_a_stall_hurts_those_behind_it(fake_time: Any, make_engine: Callable[...
     assert found.services_ms.values[3] == pytest.approx(10.0)
     assert list(found.latencies_ms.values[2:8]) == pytest.approx([450.0, 360.0, 270.0, 180.0, 90.0, 10.0])
     assert found.late == 4
+
+
+def test_memory_does_not_grow_with_the_time(
+    fake_time: Any, make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of 1 to 7 ms: seven bins, whatever the number of runs."""
+    sizes: list[int] = []
+    fold = TimesRecorder.fold
+
+    def watched(self: TimesRecorder) -> int:
+        sizes.append(len(self._recent))
+        return fold(self)
+
+    monkeypatch.setattr(TimesRecorder, "fold", watched)
+    engine = make_engine(lambda number: 0.001 * (1 + number % 7))
+    feeds = [{"x": np.zeros(1)}]
+    found = run(fake_time, engine, feeds, 0.004 * (EXACT + 30_000), Load())
+    assert found.count == len(found.latencies_ms) == len(found.services_ms) >= EXACT + 29_000
+    assert len(found.services_ms.values) <= 14
+    assert max(sizes[:2]) == EXACT + 1
+    assert max(sizes[2:]) < 10_000
+    assert found.services_ms.percentiles((0.0, 50.0, 100.0)) == pytest.approx([1.0, 4.0, 7.0], rel=1e-3)
 
 
 def test_poisson_arrivals_have_their_rate_and_repeat(
