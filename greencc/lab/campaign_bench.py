@@ -93,14 +93,9 @@ class LabBench:
         if missing := make_target(device.target).missing():
             return f"target {device.target!r} is not available here: {missing}"
         try:
-            meter = self._plan(device).meter
+            self._plan(device)
         except UnavailableError as error:
             return str(error)
-        if meter is not None and not meter.grade.measured:
-            return (
-                f"the {meter.name} meter is of grade {meter.grade.name}: it estimates, "
-                "and energy is measured with grade A or B"
-            )
         return None
 
     def bundle_path(self, cell: Cell, bundles: Path) -> Path | None:

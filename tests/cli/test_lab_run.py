@@ -192,9 +192,10 @@ def test_a_recording_that_only_estimates_is_no_meter(digits: Path, greencc: Run)
     (digits / "power.csv").write_text("seconds,watts\n0,5\n0.01,5\n")
     (digits / "replay.toml").write_text(DIGITS.replace("[protocol]", 'meter = "csv:power.csv"\n[protocol]'))
     done = greencc("lab", "run", "replay.toml", "-o", "out")
-    assert done.code == ExitCode.UNAVAILABLE
-    assert "of grade D: it estimates" in " ".join(done.err.split())
-    assert {record.status for record in read_records(digits / "out")} == {"unavailable"}
+    assert done.code == ExitCode.USAGE
+    assert "csv (grade D) estimates" in done.err
+    assert "csv:FILE?grade=A" in done.err
+    assert not read_records(digits / "out")
 
 
 def test_a_real_model_is_built_once_and_measured(
