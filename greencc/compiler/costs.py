@@ -25,7 +25,7 @@ from greencc.core.describe import NodeCost, nodes_cost
 from greencc.core.engine import Device, NodeTime
 from greencc.core.files import sha256_file
 from greencc.core.meter import Grade
-from greencc.core.report import Interval
+from greencc.core.report import Interval, LayerChoice
 from greencc.core.shapes import bind_dims
 from greencc.meters.model import (
     MODEL_BOUNDARY,
@@ -80,6 +80,24 @@ class GroupCost:
     @property
     def saved_mj(self) -> float:
         return self.float_mj - self.int8_mj
+
+
+def layer_choice(group: Group, cost: GroupCost, kept: str, error: float | None) -> LayerChoice:
+    """What the report tells of a group; `kept` is why it stays in float, empty where it does not."""
+    low, high = (None, None) if cost.saved is None else (cost.saved.low, cost.saved.high)
+    return LayerChoice(
+        group.name,
+        group.op_type,
+        "float" if kept else "int8",
+        kept,
+        error,
+        cost.saved_us,
+        cost.saved_mj,
+        low,
+        high,
+        Grade.D.name,
+        MODEL_BOUNDARY,
+    )
 
 
 def group_costs(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from greencc.compiler.contender import Contender, contender
-from greencc.compiler.costs import GroupCost, group_costs
+from greencc.compiler.costs import GroupCost, group_costs, layer_choice
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import MIXED_RANK, Form, FormBuilder
 from greencc.compiler.groups import Group, quantized_groups
@@ -273,14 +273,11 @@ class _Job:
         start.place = "not chosen: slower than with some layers in float"
         known = {choice.name: choice for choice in found.choices}
         extra = tuple(
-            LayerChoice(
-                group.name,
-                group.op_type,
-                "float",
+            layer_choice(
+                group,
+                costs[group.name],
                 reasons[group.name],
                 known[group.name].error if group.name in known else None,
-                costs[group.name].saved_us,
-                costs[group.name].saved_mj,
             )
             for group in slower
         )
@@ -361,14 +358,11 @@ def _choices(
     """What was decided for each group, the largest error first."""
     rows = sorted(table, key=lambda row: -row.error)
     return tuple(
-        LayerChoice(
-            row.group.name,
-            row.group.op_type,
-            "int8" if row.group.name in quantized else "float",
+        layer_choice(
+            row.group,
+            costs[row.group.name],
             "" if row.group.name in quantized else _why(costs[row.group.name]),
             row.error,
-            costs[row.group.name].saved_us,
-            costs[row.group.name].saved_mj,
         )
         for row in rows
     )

@@ -276,8 +276,8 @@ class LayerChoice:
     """The precision that was chosen for one layer of a statically quantized form.
 
     `error` is what quantizing it adds to the outputs (KL divergence of the class probabilities, or noise over signal
-    power), `saved_us` and `saved_mj` what it saves per inference (millijoules are estimates of grade D); None: not
-    looked at. `reason` says why a layer stays in float.
+    power), `saved_us` and `saved_mj` what it saves per inference; None: not looked at. Millijoules are estimates, with
+    their plausible range, `grade` and `boundary` beside them. `reason` says why a layer stays in float.
     """
 
     name: str
@@ -287,6 +287,10 @@ class LayerChoice:
     error: float | None
     saved_us: float | None
     saved_mj: float | None
+    saved_mj_low: float | None = None
+    saved_mj_high: float | None = None
+    grade: str | None = None
+    boundary: str | None = None
 
 
 @dataclass(frozen=True)

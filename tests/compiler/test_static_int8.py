@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from greencc.compiler import static
-from greencc.compiler.costs import GroupCost, group_costs
-from greencc.compiler.groups import quantized_groups
+from greencc.compiler.costs import GroupCost, group_costs, layer_choice
+from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.options import Precision
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.static import static_int8
 from greencc.compiler.tables import SMALL_SLICE, error_table
 from greencc.compiler.variants import Variant, variants
 from greencc.core.cache import Cache
+from greencc.core.report import Interval
 from greencc.passes.quantize_int8 import QuantizeInt8
 
 from .conftest import Bench
@@ -181,3 +182,15 @@ def test_safer_forms_have_ever_less_error(bench: Bench, steady: dict[str, float]
     assert all(quantized_groups(item.form.qdq) for item in forms[1:]), "something is still INT8"
     for item in (*found.all, *forms[1:]):
         item.engine.close()
+
+
+def test_what_a_layer_saves_is_told_with_range_grade_and_boundary() -> None:
+    cost = GroupCost(100.0, 60.0, 1.0, 0.7, Interval(0.3, 0.1, 0.9))
+    told = layer_choice(Group("conv", "Conv", ("conv", "relu")), cost, "", 0.01)
+    assert (told.precision, told.reason, told.saved_us) == ("int8", "", 40.0)
+    assert told.saved_mj == pytest.approx(0.3)
+    assert (told.saved_mj_low, told.saved_mj_high, told.grade) == (0.1, 0.9, "D")
+    assert told.boundary is not None
+    assert "estimated" in told.boundary
+    kept = layer_choice(Group("conv", "Conv", ("conv",)), cost, "measured slower", None)
+    assert (kept.precision, kept.reason, kept.error) == ("float", "measured slower", None)
