@@ -11,6 +11,8 @@ from markupsafe import Markup
 from greencc.report.svg import tag
 
 WIDTH, HEIGHT = 1060, 440
+# Of the legend.
+_ROW = 24
 _TOP, _BOTTOM = 64, 372
 _LEFT, _PANEL, _GAP = 62, 330, 36
 _LEGEND = _LEFT + 2 * _PANEL + _GAP + 26
@@ -74,8 +76,10 @@ def curves_svg(
     low = max(min(worst, baseline), baseline - floor)
     margin = max(0.08 * (max(best, baseline) - low), 0.5)
     y = _Axis(low - margin, max(best, baseline) + margin, _BOTTOM, _TOP)
+    # A long legend makes the picture taller.
+    height = max(HEIGHT, _TOP + 8 + _ROW * len(series))
     parts = [
-        tag("rect", x=0, y=0, width=WIDTH, height=HEIGHT, fill="#ffffff"),
+        tag("rect", x=0, y=0, width=WIDTH, height=height, fill="#ffffff"),
         tag("text", title, x=_LEFT, y=26, font_size=17, font_weight="bold"),
     ]
     panels = (
@@ -100,8 +104,8 @@ def curves_svg(
             *parts,
             xmlns="http://www.w3.org/2000/svg",
             width=WIDTH,
-            height=HEIGHT,
-            viewBox=f"0 0 {WIDTH} {HEIGHT}",
+            height=height,
+            viewBox=f"0 0 {WIDTH} {height}",
             font_family="system-ui, sans-serif",
             fill="#18181b",
             role="img",
@@ -176,7 +180,7 @@ def _marker(x: float, y: float, item: Series, title: Markup | None, below: bool 
 def _legend(series: Sequence[Series]) -> list[Markup]:
     parts: list[Markup] = []
     for index, item in enumerate(series):
-        y = _TOP + 8 + 24 * index
+        y = _TOP + 8 + _ROW * index
         dash = {"stroke_dasharray": "6 4"} if item.peer else {}
         ends = {"x1": _LEGEND, "x2": _LEGEND + 28, "y1": y, "y2": y}
         parts.append(tag("line", stroke=item.colour, stroke_width=2, **ends, **dash))

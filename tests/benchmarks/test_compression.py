@@ -541,3 +541,11 @@ def test_any_points_stay_inside_the_plot(places, baseline):
     for e in root.iter():
         for key in ("y1", "y2", "cy"):
             assert 0 <= float(e.get(key) or 0) <= HEIGHT
+
+
+def test_a_long_legend_stays_inside_the_picture():
+    series = [Series(f"method {index}", "#123456", [Point(50, 50, 90)]) for index in range(30)]
+    root = ET.fromstring(curves_svg("t", "accuracy, %", series, 91.0))
+    height = float(root.get("height"))
+    assert root.get("viewBox") == f"0 0 {WIDTH} {height:.0f}"
+    assert max(float(e.get("y2") or 0) for e in root.iter()) < height
