@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from greencc.core.data import Array, Batch, Feeds
+from greencc.core.data import Array, Feeds
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.graph import ensure_names
 from greencc.core.groups import PruneGroup, analyse
@@ -23,6 +22,8 @@ from greencc.passes._score_taylor import taylor
 from greencc.passes._scores import Score, ScoreOptions, channel_scores
 from greencc.targets import CpuTarget
 from greencc.torch_graph import differentiate
+
+from .conftest import Arrays
 
 pytest.importorskip("torch", reason="needs greencc[finetune]")
 
@@ -38,33 +39,6 @@ RESIDUAL = """net (float[N, 2, 6, 6] x) => (float[N, 4] y) {
 RECURRENT = """net (float[N, 4, 3] x) => (float[N, 4, 2] y) {
     h = MatMul(x, a) r = Relu(h) t = Transpose<perm=[1,0,2]>(r)
     s = GRU<hidden_size=4>(t, w, k) u = Squeeze(s, one) z = MatMul(u, b) y = Transpose<perm=[1,0,2]>(z) }"""
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A data source over arrays in memory."""
-
-    feeds: dict[str, Array]
-    labels: Array | None = None
-    name: str = "arrays"
-    synthetic: bool = False
-
-    @property
-    def has_labels(self) -> bool:
-        return self.labels is not None
-
-    @property
-    def count(self) -> int:
-        return len(next(iter(self.feeds.values())))
-
-    def digest(self) -> str:
-        return ""
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        for start in range(0, self.count, size):
-            part = slice(start, start + size)
-            labels = None if self.labels is None else self.labels[part]
-            yield Batch({name: values[part] for name, values in self.feeds.items()}, labels)
 
 
 def normal(*shape: int, seed: int = 3, scale: float = 1.0) -> Array:
