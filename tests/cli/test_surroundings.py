@@ -80,11 +80,17 @@ def test_interrupt_while_replacing_keeps_the_old_bundle(bundle, refused, brief, 
     refused(arguments, ExitCode.INTERRUPTED, "interrupted; nothing was left half-written")
 
 
+def _hear_interrupts():
+    # A shell's background jobs ignore them, and so would what they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
 def test_signal_ends_a_compile_cleanly(number, digits):
     before = sorted(digits.iterdir())
     command = [sys.executable, "-m", "greencc", *INT8]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=_hear_interrupts, **pipes) as process:
         try:
             _wait_for(lambda: list(digits.glob(".out.greencc.*.part/artifact/model.onnx")), process)
             process.send_signal(number)
