@@ -16,7 +16,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
-from greencc.meters.window import Window, ticking
+from greencc.meters.window import Window
 from greencc.targets import make_target
 
 
@@ -52,8 +52,6 @@ class Session:
     window: Window | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None:
-            self.progress = ticking(self.progress, self.window)
         self.cache = Cache(default_folder() if self.options.cache else None)
 
     @contextmanager

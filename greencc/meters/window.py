@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade, Meter, PowerMeter, Reading
-from greencc.core.progress import Progress
 from greencc.core.report import Energy
 from greencc.meters import available_meters
 from greencc.meters.busy import BusyTime, estimate_busy
 from greencc.meters.model import DevicePower, OperationCounts, Workload, estimate
 from greencc.meters.sampling import Sampler, is_counter
 
-T = TypeVar("T")
-
 # Counters wrap after minutes at the earliest; a reading takes far less than a millisecond of each interval.
-_TICK_SECONDS = 10.0
 _COUNTER_SECONDS = 10.0
 # A long call that holds the interpreter's lock keeps the watching thread waiting. Power is taken to change evenly
 # meanwhile: within a stretch of minutes that matters less than to know nothing of the whole.
@@ -138,18 +133,3 @@ def _cpu_seconds() -> float:
     """Of this process and its finished children."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
-
-
-def ticking(progress: Progress, window: Window) -> Progress:
-    """The same progress; whenever it moves, the window's meter is read if that was long ago."""
-    last = time.monotonic()
-
-    def show(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
-        nonlocal last
-        for item in progress(items, label=label, total=total):
-            if time.monotonic() - last >= _TICK_SECONDS:
-                window.tick()
-                last = time.monotonic()
-            yield item
-
-    return show

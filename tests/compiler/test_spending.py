@@ -14,10 +14,9 @@ from greencc.compiler.session import Session
 from greencc.compiler.spending import account
 from greencc.core.engine import Device
 from greencc.core.meter import Grade, Reading
-from greencc.core.progress import silent
 from greencc.core.report import BreakEven, CompileInfo, Energy, Figures, Interval, Latency, Ratio
 from greencc.meters.model import OperationCounts
-from greencc.meters.window import Window, ticking
+from greencc.meters.window import Window
 from greencc.targets import CpuTarget
 
 DEVICE = Device("test", {"cpu": "test", "physical_cores": "2", "threads": "2"}, "0")
@@ -162,11 +161,3 @@ def test_what_the_cache_brought_is_named(tmp_path: Path) -> None:
     info = account(work, DEVICE, METERED, (NOTHING, NOTHING))
     assert info.energy_j is not None
     assert "this run alone: 3 results of earlier runs came from the cache" in info.energy_j.method
-
-
-def test_progress_reads_the_meter_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greencc.meters.window._TICK_SECONDS", 0.0)
-    meter = Counter()
-    window = Window(lambda: [meter])
-    assert list(ticking(silent, window)(range(5), label="x")) == [0, 1, 2, 3, 4]
-    assert meter.readings == 6
