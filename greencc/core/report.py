@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from greencc.core.passes import Finding
+from greencc.core.report_plan import PlanInfo
 
 SCHEMA = "greencc.report/1"
 
@@ -366,6 +367,7 @@ class Report:
     layer_choices: tuple[LayerChoice, ...] = ()
     layer_energy: LayerEnergies | None = None
     carbon: Carbon | None = None
+    plan: PlanInfo | None = None
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The plan as an optimisation problem: budgets, units and options, the exact solver, the Pareto front."""
