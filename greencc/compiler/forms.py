@@ -12,7 +12,8 @@ from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
-from greencc.core.engine import Timing
+from greencc.core.engine import Target, Timing
+from greencc.core.errors import InputError
 from greencc.core.gradients import Differentiable
 from greencc.core.graph import constant_tensor, is_op
 from greencc.core.pass_list import parse_passes
@@ -33,7 +34,9 @@ from greencc.passes.quantize_weights import QuantizeWeights, WeightMethod
 from greencc.passes.upgrade_opset import UpgradeOpset
 from greencc.torch_graph import differentiate
 
-ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK = range(6)
+ORIGINAL_RANK, CLEANED_RANK, HALF_RANK, DYNAMIC_RANK, MIXED_RANK, INT8_RANK, PLAN_RANK = range(7)
+# Models that were prepared and are kept, in case that another form starts from one.
+_PREPARED = 6
 
 
 # A graph, the passes that made it of the original, and what they did.
@@ -56,6 +59,7 @@ class Form:
         quantized: The Q/DQ graph, where `model` has integer operators instead; otherwise `model`.
         float_model: What was quantized: the same values under the same names, in float.
         fitted: Whether calibration data shaped it: ranges, rounding, scores, repairs.
+        target: What it was built for, where that is not the target of the compile.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Form:
     quantized: ir.Model | None = None
     float_model: ir.Model | None = None
     fitted: bool = False
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         self.fitted |= self.precision.needs_calibration
@@ -98,7 +103,7 @@ class FormBuilder:
         self._calibrated = splits.calibration is not None
         self._source = source
         self._cleaned: Form | None = None
-        self._prepared: dict[tuple[Pass, ...], tuple[ir.Model, list[PassRecord]]] = {}
+        self._prepared: dict[tuple[tuple[Pass, ...], bool], tuple[ir.Model, list[PassRecord]]] = {}
         self._integer_base: _Start | None = None
         self._folders = 0
 
@@ -109,11 +114,17 @@ class FormBuilder:
             self._cleaned = self._build("fp32", Precision.FP32, CLEANED_RANK, self._source, steps)
         return self._cleaned
 
-    def prepared(self, steps: tuple[Pass, ...]) -> tuple[ir.Model, list[PassRecord]]:
-        """The cleaned-up model after passes that keep its function, ready to be quantized; kept for the next call."""
-        if steps not in self._prepared:
-            self._prepared[steps] = Pipeline(self.context).run(self._for_integers()[0], steps)
-        return self._prepared[steps]
+    def prepared(
+        self, steps: tuple[Pass, ...], *, integers: bool = True
+    ) -> tuple[ir.Model, list[PassRecord]]:
+        """The cleaned-up model after passes, kept for the next call; `integers`: ready to be quantized."""
+        key = steps, integers
+        if key not in self._prepared:
+            start = self._for_integers()[0] if integers else self.cleaned().model
+            while len(self._prepared) >= _PREPARED:
+                del self._prepared[next(iter(self._prepared))]
+            self._prepared[key] = Pipeline(self.context).run(start, steps)
+        return self._prepared[key]
 
     def _for_integers(self) -> _Start:
         """What INT8 starts from: as `cleaned`, but for inputs whose features need their own scaling first."""
@@ -134,14 +145,15 @@ class FormBuilder:
         quantize: QuantizeInt8,
         precision: Precision = Precision.INT8,
         rank: int = INT8_RANK,
+        extra: tuple[Pass, ...] = (),
     ) -> Form:
-        """Static INT8, in the format asked for."""
+        """Static INT8 and then `extra`, in the format asked for."""
         _, base_passes, base_records = self._for_integers()
         model, records = self.prepared(prepare)
-        steps: tuple[Pass, ...] = (quantize,)
+        steps: tuple[Pass, ...] = (quantize, *extra)
         if _has_table(model):
             # Rows that are looked up need no integer kernels, and are most of a small language model.
-            steps = (quantize, QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT))
+            steps = (*steps, QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT))
         form = self._build(name, precision, rank, model, steps)
         form.applied = form.records[0].changed > 0
         if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:
@@ -154,6 +166,40 @@ class FormBuilder:
         form.passes = base_passes + prepare + form.passes
         form.records = base_records + records + form.records
         return form
+
+    def planned(
+        self,
+        name: str,
+        prepare: tuple[Pass, ...],
+        quantize: QuantizeInt8 | None,
+        extra: tuple[Pass, ...],
+    ) -> Form:
+        """A plan: changes of the structure, static INT8 of some layers, other arithmetic of others."""
+        if quantize is not None:
+            form = self.static(name, prepare, quantize, Precision.MIXED, PLAN_RANK, extra)
+        else:
+            base = self.cleaned()
+            model, records = self.prepared(prepare, integers=False)
+            form = self._build(name, recipe_precision((*prepare, *extra)), PLAN_RANK, model, extra)
+            form.passes = base.passes + prepare + form.passes
+            form.records = base.records + records + form.records
+        form.applied = True
+        form.fitted |= self._calibrated and any(map(_fits, form.passes))
+        return form
+
+    def model_of(
+        self, prepare: tuple[Pass, ...], quantize: QuantizeInt8 | None, extra: tuple[Pass, ...]
+    ) -> ir.Model:
+        """The graph of a plan, without an artifact.
+
+        Raises:
+            InputError: A pass that is to change the model does not.
+        """
+        model, records = self.prepared(prepare, integers=quantize is not None)
+        if any(not record.changed for step, record in zip(prepare, records, strict=True) if step.lossy):
+            raise InputError("a pass of the plan changes nothing")
+        steps = (() if quantize is None else (quantize,)) + extra
+        return Pipeline(self.context).run(model, steps)[0]
 
     def half(self, precision: Precision) -> Form:
         """FP16 or BF16: arithmetic where the target has it, else storage."""

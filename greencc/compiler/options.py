@@ -10,6 +10,7 @@ from typing import Any
 
 from greencc.core.errors import UsageError
 from greencc.measure.carbon import CarbonOptions
+from greencc.planner.budget import Objective, parse_budget
 
 MAX_SEARCH_SECONDS = 86_400
 
@@ -78,6 +79,10 @@ class CompileOptions:
         search_seconds: Longest time spent on finding which layers must stay in float.
         cache: Keep statistics, rounding decisions and error tables for later compiles and after an interruption.
         carbon: The grid and the device that the report's carbon figures are for.
+        budget: What the artifact may take, such as ``5W,33ms`` (`greencc.planner.budget`). It makes greencc plan.
+        minimize: What the plan minimises within the budget; default: energy. It makes greencc plan, too.
+        rate: Requests per second that a budget of watts is for; None: flat out.
+        time_budget: Longest time that planning takes, in seconds.
     """
 
     target: str = "cpu"
@@ -99,6 +104,10 @@ class CompileOptions:
     search_seconds: float = 300.0
     cache: bool = True
     carbon: CarbonOptions = field(default_factory=CarbonOptions)
+    budget: str | None = None
+    minimize: Objective | None = None
+    rate: float | None = None
+    time_budget: float = 600.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:
@@ -131,6 +140,7 @@ class CompileOptions:
             raise UsageError(
                 f"search_seconds is {self.search_seconds:g}", hint=f"give 0 to {MAX_SEARCH_SECONDS:,} seconds"
             )
+        self._check_plan()
         if self.format is QuantizedFormat.QOPERATOR and self.precision in (
             Precision.FP32,
             Precision.FP16,
@@ -152,6 +162,34 @@ class CompileOptions:
         if self.labels is not None and self.evaluation is None and self.calibration is None:
             raise UsageError("labels were given without data to go with them", hint="pass --eval DATA")
 
+    def _check_plan(self) -> None:
+        if not 0 < self.time_budget <= MAX_SEARCH_SECONDS:
+            raise UsageError(
+                f"time_budget is {self.time_budget:g}", hint=f"give up to {MAX_SEARCH_SECONDS:,} seconds"
+            )
+        if self.rate is not None and not 0.0 < self.rate < float("inf"):
+            raise UsageError(f"rate is {self.rate:g}", hint="give requests per second above 0")
+        if self.budget is not None:
+            parse_budget(self.budget)
+        if not self.plans:
+            return
+        asked = "a budget" if self.budget is not None else "an objective"
+        if self.by_name:
+            raise UsageError(
+                f"{asked} and passes that are given exclude each other",
+                hint="leave --recipe and --passes out, or the budget and --minimize",
+            )
+        if self.precision is not Precision.AUTO:
+            raise UsageError(
+                f"{asked} and the precision {self.precision.value} exclude each other",
+                hint="with a budget the plan decides the precision, layer by layer",
+            )
+
+    @property
+    def plans(self) -> bool:
+        """Whether a plan is wanted: there is a budget or an objective."""
+        return self.budget is not None or self.minimize is not None
+
     @property
     def by_name(self) -> bool:
         """Whether the user says which passes run: then there is one form, and it is kept for better or worse."""
@@ -160,6 +198,10 @@ class CompileOptions:
     def asked(self) -> dict[str, Any]:
         """What the user asked of the artifact, for the report."""
         own = {"passes": self.passes, "recipe": None if self.recipe is None else self.recipe.name}
+        if self.plans:
+            own["budget"] = self.budget
+            own["minimize"] = (self.minimize or Objective.ENERGY).value
+            own["rate"] = None if self.rate is None else f"{self.rate:g}/s"
         return {
             **{key: value for key, value in own.items() if value is not None},
             "precision": self.precision.value,

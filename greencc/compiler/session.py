@@ -28,8 +28,12 @@ class Deadline:
     started: float = field(default_factory=time.perf_counter)
 
     @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
     def over(self) -> bool:
-        return time.perf_counter() - self.started >= self.seconds
+        return self.elapsed >= self.seconds
 
 
 @dataclass

@@ -67,7 +67,7 @@ def static_int8(
     session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits, feeds: Sequence[Feeds]
 ) -> StaticResult:
     """Build the static INT8 form; see the module."""
-    start, variant, others = _best_variant(session, builder, baseline, splits)
+    start, variant, others = best_variant(session, builder, baseline, splits)
     if not start.form.applied:
         return StaticResult(start, others)
     job = _Job(session, builder, baseline, splits, feeds, variant, start)
@@ -78,10 +78,10 @@ def static_int8(
     return replace(found, safer=job.safer(found.best))
 
 
-def _best_variant(
+def best_variant(
     session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits
 ) -> tuple[Contender, Variant, list[Contender]]:
-    """The first variants until one is good enough, then repairs of the best."""
+    """The first variants until one is good enough, then repairs of the best; the others come last."""
     tried: list[tuple[Contender, Variant]] = []
 
     def attempt(variant: Variant) -> Contender:

@@ -1,0 +1,378 @@
+"""A budget in, the best verified plans out: the planner's part of the choice among forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from greencc.compiler.contender import Contender, contender
+from greencc.compiler.data import Splits
+from greencc.compiler.forms import CLEANED_RANK, ORIGINAL_RANK, PLAN_RANK, Form, FormBuilder
+from greencc.compiler.measurement import Measurement
+from greencc.compiler.memo import MemoEngine
+from greencc.compiler.options import Precision
+from greencc.compiler.planning.backends import try_backends
+from greencc.compiler.planning.budget import Asked, missed
+from greencc.compiler.planning.points import Figures, Point, PointStore
+from greencc.compiler.planning.prepare import Preparation, Prepared
+from greencc.compiler.planning.search import ROUNDS, Search
+from greencc.compiler.planning.verifier import CannotBuild, Verifier, macs_of
+from greencc.compiler.sensitivity import facts_key, make_slice
+from greencc.compiler.session import Deadline, Session
+from greencc.compiler.tables import LARGE_SLICE
+from greencc.core.cache import cache_key
+from greencc.core.data import Feeds
+from greencc.core.errors import LimitError
+from greencc.core.files import sha256_file
+from greencc.core.report import Interval
+from greencc.core.report_plan import LimitVerdict
+from greencc.planner.budget import Kind, Objective
+from greencc.planner.limits import require_reachable
+from greencc.planner.physics import idle_floor
+from greencc.planner.problem import weigh
+from greencc.targets import format_spec, make_target
+
+# A smaller gain than this is not worth leaving a safer plan for.
+_WORTH = 0.02
+# Quick figures must keep the budget with this much to spare, where any plan does: the last measurement decides.
+_SPARE = 0.97
+# Plans that are certified: each costs a run over the certification split.
+_LADDER = 4
+_NEAREST = 5
+
+
+@dataclass
+class PlanChoice:
+    """Contenders in order of preference, and all that is known of the others.
+
+    Attributes:
+        asked: Budget and objective.
+        points: Everything that was verified.
+        ladder: Points of the ranked contenders, the preferred one last.
+        search: What it did; None where there was nothing to search.
+        prepared: Space and tables; None likewise.
+    """
+
+    asked: Asked
+    points: list[Point]
+    ladder: list[Point]
+    search: Search | None
+    prepared: Prepared | None
+    discarded: list[Contender] = field(default_factory=list)
+
+    @property
+    def ranked(self) -> list[Contender]:
+        """The preferred one first."""
+        return [point.contender for point in reversed(self.ladder) if point.contender is not None]
+
+    def point_of(self, item: Contender) -> Point:
+        """The point of a ranked contender."""
+        return next(point for point in self.ladder if point.contender is item)
+
+    def verdicts(self, measured: Measurement) -> tuple[LimitVerdict, ...]:
+        """What was measured in the end against the budget."""
+        return self.asked.of_measurement(measured)
+
+    def objection(self, measured: Measurement) -> str | None:
+        """Why what was measured in the end is not shipped, or None."""
+        verdicts = self.verdicts(measured)
+        if not all(verdict.met for verdict in verdicts):
+            return f"the last measurement did not keep {missed(verdicts)}"
+        ratio = measured.ratio
+        match self.asked.objective:
+            case Objective.LATENCY:
+                worse = ratio.latency.high < 1.0
+            case Objective.ENERGY:
+                worse = (ratio.energy or ratio.latency).high < 1.0
+            case Objective.SIZE:
+                worse = ratio.size.value < 1.0
+            case Objective.ERROR:
+                worse = False
+        return f"it measured worse than the original in {self.asked.objective.value} in the end" if worse else None
+
+    def out_of_reach(self, found: str = "") -> LimitError:
+        """The error for a budget that nothing keeps, with the nearest points."""
+        return _out_of_reach(self.asked, self.points, found)
+
+
+def choose_plan(
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    original: Form,
+    splits: Splits,
+    feeds: Sequence[Feeds],
+) -> PlanChoice:
+    """Plan.
+
+    Raises:
+        LimitError: No plan keeps the budget within the accuracy; the message has the nearest points.
+        UsageError: The budget contradicts itself.
+    """
+    deadline = Deadline(session.options.time_budget)
+    asked = Asked.of(session.options, session.target.device())
+    for warning in asked.warnings:
+        session.warn(warning)
+    if any(limit.kind is Kind.POWER for limit in asked.budget):
+        require_reachable(asked.budget, [idle_floor(asked.idle_watts, "estimated")], asked.rate)
+    verifier = Verifier(
+        session,
+        builder,
+        baseline,
+        splits,
+        feeds,
+        make_slice(baseline.engine, splits.planning, LARGE_SLICE),
+        PointStore(session.cache, _context(session, splits, original)),
+        original.artifact,
+    )
+    asked.learn_tails(verifier.reference_ms)
+    points = _whole_models(session, builder, baseline, original, splits, verifier)
+    cleaned = points[-1].figures.latency_ms[50]
+    prepared = search = None
+    if deadline.over:
+        session.warn("the time budget was over before the first plan (raise --time-budget)")
+    else:
+        job = Preparation(session, builder, baseline, splits, feeds, verifier, asked, deadline)
+        prepared = job.run(cleaned)
+        points += _timed_forms(verifier, prepared, session)
+        search = _search(session, verifier, prepared, asked, deadline, job, splits)
+        points += search.points
+    points += _earlier(session, verifier, points)
+    points += try_backends(session, verifier, _best_first(asked, session, points), deadline)
+    ladder = _ladder(asked, session, points)
+    if not ladder:
+        raise _out_of_reach(asked, points, "")
+    usable = _open(verifier, ladder, session)
+    shown = {id(point.contender) for point in usable}
+    rest = [] if prepared is None else [item for item in prepared.forms if id(item) not in shown]
+    return PlanChoice(asked, points, usable, search, prepared, rest)
+
+
+def _context(session: Session, splits: Splits, original: Form) -> str:
+    """Everything that points depend on, but the budget."""
+    options = session.options
+    return cache_key(
+        sha256_file(original.artifact),
+        "" if splits.calibration is None else splits.calibration.digest(),
+        splits.planning.digest(),
+        repr(options.metric),
+        options.seed,
+        options.effort.value,
+        format_spec(session.target),
+        session.target.device().fingerprint,
+        session.target.versions(),
+        facts_key(session.target.capabilities()),
+    )
+
+
+def _whole_models(
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    original: Form,
+    splits: Splits,
+    verifier: Verifier,
+) -> list[Point]:
+    """The model as it came, in half precision where the target computes so, and cleaned up, which comes last."""
+    target = session.target
+    start = Contender(original, baseline, reason="the model as it came")
+    reference = verifier.reference_ms
+    figures = Figures(
+        0.0,
+        0.0,
+        Interval(1.0, 1.0, 1.0),
+        reference,
+        verifier.energy(original, reference[50]),
+        verifier.size(original),
+        macs_of(original),
+    )
+    points = [Point("original", "the model as it came", figures, target, contender=start, origin="form")]
+    if target.capabilities().float16:
+        half = contender(session, builder.half(Precision.FP16), baseline, splits)
+        points.append(
+            Point("fp16", "half precision", verifier.figures(half), target, contender=half, origin="form")
+        )
+    form = builder.cleaned()
+    if not form.applied:
+        return points
+    item = contender(session, form, baseline, splits)
+    points.append(
+        Point("fp32", "cleaned up", verifier.figures(item), target, contender=item, origin="form")
+    )
+    return points
+
+
+def _timed_forms(verifier: Verifier, prepared: Prepared, session: Session) -> list[Point]:
+    """Forms that were judged while preparing; of those with static INT8 the best one is timed."""
+    found = [] if prepared.full is None else [prepared.full]
+    for item in prepared.forms:
+        if item.form.precision is Precision.INT8_DYNAMIC and item.form.applied:
+            point = Point(
+                item.form.name,
+                "weights in INT8, activations quantized at run time",
+                verifier.figures(item),
+                session.target,
+                contender=item,
+                origin="form",
+            )
+            found.append(point)
+    return found
+
+
+def _search(
+    session: Session,
+    verifier: Verifier,
+    prepared: Prepared,
+    asked: Asked,
+    deadline: Deadline,
+    job: Preparation,
+    splits: Splits,
+) -> Search:
+    search = Search(
+        verifier,
+        prepared.space,
+        prepared.tables,
+        asked.objective,
+        asked.rows,
+        lambda point: asked.keeps(point.figures),
+        lambda chosen: job.measure_error(prepared.space, chosen),
+        session.options.max_drop,
+        1.0 / max(splits.planning.count, 1),
+        deadline,
+        ROUNDS[session.options.effort],
+    )
+    if not prepared.space.units:
+        search.log.ended = "there is nothing to decide"
+    elif splits.planning.synthetic:
+        search.log.ended = "no plan can be verified on synthetic data"
+        session.warn("nothing was planned: without real data no plan can be verified (--calibration, --eval)")
+    else:
+        with session.phase("searching"):
+            search.run(prepared.full)
+    return search
+
+
+def _earlier(session: Session, verifier: Verifier, points: Sequence[Point]) -> list[Point]:
+    """What earlier compiles verified of this model, with other budgets."""
+    known = {(str(point.steps), format_spec(point.backend)) for point in points if point.steps is not None}
+    found = []
+    for number, kept in enumerate(verifier.store.all(), start=1):
+        if (str(kept.steps), kept.backend) in known or kept.backend != format_spec(session.target):
+            continue
+        target = make_target(kept.backend)
+        name = f"earlier {number}"
+        found.append(
+            Point(name, kept.summary, kept.figures, target, kept.steps, kept.chosen, origin="cache")
+        )
+    return found
+
+
+def _loss(point: Point) -> float:
+    return point.figures.loss or 0.0
+
+
+def value_of(asked: Asked, figures: Figures) -> float:
+    """What is minimised; infinite where it is not known."""
+    found = figures.amounts()
+    if any(found[quantity] is None for quantity in asked.objective.weights):
+        return float("inf")
+    return weigh(asked.objective.weights, {key: value or 0.0 for key, value in found.items()})
+
+
+def _best_first(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
+    """Points within the accuracy, those that keep the budget first, then by the objective."""
+    within = [point for point in points if _loss(point) <= session.options.max_drop]
+    return sorted(
+        within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures))
+    )
+
+
+def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
+    """From the safest plan to the preferred one, each better than the one before by more than nothing."""
+    keeping = [point for point in points if asked.keeps(point.figures)]
+    for point in points:
+        if point not in keeping:
+            point.place = f"does not keep {missed(asked.of_point(point.figures))}"
+    roomy = [point for point in keeping if _roomy(asked, point)]
+    ladder: list[Point] = []
+    for point in sorted(roomy or keeping, key=lambda item: (item.figures.error, item.origin != "form")):
+        if _loss(point) > session.options.max_drop:
+            point.place = f"loses {_loss(point):.2%} on the planning split, more than the limit"
+            continue
+        value = value_of(asked, point.figures)
+        if not ladder or value < value_of(asked, ladder[-1].figures) * (1.0 - _WORTH):
+            ladder.append(point)
+        else:
+            point.place = f"not chosen: no better than {ladder[-1].name}"
+    for point in ladder[:-1]:
+        point.place = f"safer than {ladder[-1].name}, and not as good"
+    if ladder:
+        ladder[-1].place = "the best of all that were verified"
+    return [*ladder[:1], *ladder[1:][-(_LADDER - 1) :]]
+
+
+def _roomy(asked: Asked, point: Point) -> bool:
+    return all(
+        verdict.found is not None and verdict.found <= _SPARE * verdict.allowed
+        for verdict in asked.of_point(point.figures)
+    )
+
+
+def _open(verifier: Verifier, ladder: Sequence[Point], session: Session) -> list[Point]:
+    """The points that can be opened, with their contenders; those of earlier compiles are built again."""
+    usable: list[Point] = []
+    for point in ladder:
+        try:
+            item = (
+                point.contender
+                if point.contender is not None and point.contender.form.rank in (ORIGINAL_RANK, CLEANED_RANK)
+                else verifier.opened(point)
+            )
+        except CannotBuild as error:
+            session.warn(f"{point.name} could not be built again: {error}")
+            continue
+        assert item is not None
+        item.latency_ms = point.figures.latency_ms[50]
+        item.reason = item.reason or point.summary
+        item.place = point.place
+        if item.form.rank not in (ORIGINAL_RANK, CLEANED_RANK):
+            item.form.rank = PLAN_RANK + len(usable)
+        point.contender = item
+        usable.append(point)
+    return usable
+
+
+def _out_of_reach(asked: Asked, points: Sequence[Point], found: str) -> LimitError:
+    """The error with the nearest points: those with the least violation of the worst limit."""
+    verified = [point for point in points if point.figures is not None]
+
+    def violation(point: Point) -> float:
+        verdicts = asked.of_point(point.figures)
+        return max(
+            (
+                float("inf") if verdict.found is None else verdict.found / verdict.allowed
+                for verdict in verdicts
+            ),
+            default=0.0,
+        )
+
+    nearest = sorted(verified, key=violation)[:_NEAREST]
+    lines = [_nearest(point, asked) for point in nearest]
+    limits = ", ".join(limit.shown for limit in asked.budget)
+    message = found or f"no verified plan keeps {limits} within the accuracy limit"
+    return LimitError(
+        message + "; the nearest points:\n" + "\n".join(lines),
+        hint="raise the budget or --max-drop, give more time (--time-budget, --effort full), or lower --rate",
+    )
+
+
+def _nearest(point: Point, asked: Asked) -> str:
+    found = point.figures
+    energy = "" if found.energy_mj is None else f", {found.energy_mj:.4g} mJ estimated (grade D)"
+    loss = "" if found.loss is None else f", loses {found.loss:.2%}"
+    return (
+        f"  {point.name}: {found.latency_ms[50]:.4g} ms (p95 {found.latency_ms[95]:.4g}){energy}, "
+        f"{found.size_bytes / 1e6:.4g} MB{loss} ({point.summary}): "
+        f"{missed(asked.of_point(found)) and 'misses ' + missed(asked.of_point(found)) or 'keeps the budget'}"
+    )

@@ -1,0 +1,181 @@
+"""What the report tells of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from greencc.compiler.contender import Contender
+from greencc.compiler.measurement import Measurement
+from greencc.compiler.planning.assembly import Corrections, make_problem
+from greencc.compiler.planning.choose import PlanChoice
+from greencc.compiler.planning.points import Point
+from greencc.compiler.planning.prepare import Prepared
+from greencc.compiler.planning.search import Search
+from greencc.compiler.planning.space import Kind, PlanUnit, Space
+from greencc.core.meter import Grade
+from greencc.core.report_plan import PlanChoice as UnitChoice
+from greencc.core.report_plan import PlanInfo, PlanOption, PlanPoint, SolverInfo
+from greencc.planner.budget import Objective
+from greencc.planner.problem import Assignment, Option, Quantity
+from greencc.targets import format_spec
+
+_NOTHING = 1e-12
+
+
+def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> PlanInfo:
+    """The plan part of a report.
+
+    Args:
+        choice: Everything that was verified.
+        shipped: What is in the bundle.
+        measured: Its figures in the end.
+    """
+    final = choice.point_of(shipped)
+    front = _front(choice.points)
+    search, prepared = choice.search, choice.prepared
+    chosen = final.chosen
+    if chosen is None and prepared is not None:
+        chosen = prepared.space.untouched()
+    notes = [f"shipped is {final.name}, whose own figures were measured again at the end"]
+    return PlanInfo(
+        objective=choice.asked.objective.value,
+        rate=choice.asked.rate,
+        limits=choice.verdicts(measured),
+        points=tuple(_point(point, point is final, id(point) in front) for point in choice.points),
+        choices=()
+        if prepared is None or chosen is None
+        else _choices(prepared, search, chosen, choice.asked.objective),
+        predictions=() if search is None else tuple(search.log.predictions),
+        solver=None if search is None or prepared is None else _solver(search, prepared.space),
+        rounds=0 if search is None else len(search.points),
+        ended="the time budget was over before the first plan" if search is None else search.log.ended,
+        energy_grade=Grade.D.name,
+        notes=tuple(notes),
+    )
+
+
+def _solver(search: Search, space: Space) -> SolverInfo:
+    log = search.log
+    return SolverInfo(
+        units=len(space.units),
+        options=sum(len(unit.options) for unit in space.units),
+        pairs=log.pairs,
+        solutions=log.solutions,
+        seconds=log.seconds,
+        gap=log.gap,
+    )
+
+
+def _point(point: Point, chosen: bool, front: bool) -> PlanPoint:
+    found, said = point.figures, point.predicted
+    return PlanPoint(
+        name=point.name,
+        summary=point.summary,
+        backend=format_spec(point.backend),
+        latency_ms=found.latency_ms[50],
+        latency_p95_ms=found.latency_ms[95],
+        energy_mj=found.energy_mj,
+        size_bytes=found.size_bytes,
+        macs=found.macs,
+        drop=found.loss,
+        error=found.error,
+        verified=True,
+        chosen=chosen,
+        front=front,
+        origin=point.origin,
+        place=point.place,
+        recipe=point.recipe,
+        predicted_latency_ms=said.get(Quantity.LATENCY),
+        predicted_energy_mj=said.get(Quantity.ENERGY),
+        predicted_size_bytes=said.get(Quantity.SIZE),
+        predicted_error=said.get(Quantity.ERROR),
+    )
+
+
+def _front(points: Sequence[Point]) -> set[int]:
+    """Those that no other point is at least as good as in latency, energy, size and loss, and better in one."""
+
+    def key(point: Point) -> tuple[float, ...]:
+        found = point.figures
+        return (
+            found.latency_ms[50],
+            float("inf") if found.energy_mj is None else found.energy_mj,
+            float(found.size_bytes),
+            found.loss or 0.0,
+        )
+
+    keys = {id(point): key(point) for point in points}
+    return {
+        mine
+        for mine, own in keys.items()
+        if not any(
+            other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in keys.values()
+        )
+    }
+
+
+def _choices(
+    prepared: Prepared, search: Search | None, chosen: Assignment, objective: Objective
+) -> tuple[UnitChoice, ...]:
+    """What was decided for every unit, and why."""
+    space, tables = prepared.space, prepared.tables
+    corrections = Corrections() if search is None else search.corrections
+    problem = make_problem(space, tables, corrections)
+    amounts = {unit.name: unit.options for unit in problem.units}
+    found = []
+    for unit in space.units:
+        options = amounts[unit.name]
+        option = chosen.get(unit.name, unit.options[0])
+        rows = tuple(_option(unit, item, tables.measured, tables.times.sources) for item in options)
+        reason = _reason(unit, option, options, objective)
+        found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, reason, rows))
+    return tuple(found)
+
+
+def _option(
+    unit: PlanUnit,
+    option: Option,
+    measured: set[tuple[str, str]],
+    sources: Mapping[tuple[str, str], str],
+) -> PlanOption:
+    own = option.amounts
+    as_it_is = option.name == unit.options[0]
+    known = as_it_is or unit.kind is Kind.ARITHMETIC or (unit.name, option.name) in measured
+    note = "" if as_it_is or unit.kind is Kind.ARITHMETIC else sources.get((unit.name, option.name), "")
+    return PlanOption(
+        name=option.name,
+        error=own.get(Quantity.ERROR, 0.0),
+        saved_us=-1e3 * own.get(Quantity.LATENCY, 0.0),
+        saved_mj=-own.get(Quantity.ENERGY, 0.0),
+        saved_bytes=-own.get(Quantity.SIZE, 0.0),
+        source="measured" if known else "predicted",
+        note=f"time {note}" if note else "",
+    )
+
+
+def _reason(unit: PlanUnit, chosen: str, options: Sequence[Option], objective: Objective) -> str:
+    """A sentence."""
+    quantity = next(iter(objective.weights))
+    named = {option.name: option for option in options}
+    own = named[chosen]
+    if chosen != unit.options[0]:
+        return f"{_saves(own)} for an error of {own.amounts.get(Quantity.ERROR, 0.0):.3g}"
+    if len(options) == 1:
+        return "there is no other option"
+    counted = Quantity.LATENCY if quantity is Quantity.ERROR else quantity
+    best = min(options[1:], key=lambda option: option.amounts.get(counted, 0.0))
+    if best.amounts.get(counted, 0.0) >= -_NOTHING:
+        return f"no option saves anything: {best.name} was measured at {_saves(best)}"
+    return (
+        f"{best.name} alone {_saves(best)}, but adds an error of "
+        f"{best.amounts.get(Quantity.ERROR, 0.0):.3g}: other units save more for the error that the limit leaves"
+    )
+
+
+def _saves(option: Option) -> str:
+    us, mj = -1e3 * option.amounts.get(Quantity.LATENCY, 0.0), -option.amounts.get(Quantity.ENERGY, 0.0)
+    size = -option.amounts.get(Quantity.SIZE, 0.0)
+    word = "saves" if us >= 0 else "costs"
+    return f"{word} {abs(us):.3g} us ({mj:.3g} mJ estimated, grade D) and {size / 1e3:.3g} kB"
+
+

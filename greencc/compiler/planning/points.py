@@ -1,0 +1,200 @@
+"""Points: plans that were built, judged and timed, kept for later compiles.
+
+A point's latency is the baseline's, measured once, divided by the ratio that both showed side by side, so that points
+measured minutes apart compare. What was verified is kept under everything it depends on but the budget: a second
+compile of the same model with another budget finds all points of the first, and so does one that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from greencc.compiler.contender import Contender
+from greencc.compiler.forms import Form
+from greencc.compiler.planning.space import PlanSteps
+from greencc.core.cache import Cache, cache_key
+from greencc.core.engine import Target
+from greencc.core.passes import Pass
+from greencc.core.recipe import dump_recipe, parse_recipe
+from greencc.core.report import Interval
+from greencc.passes import PASSES
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.planner.problem import Assignment, Quantity
+
+_POINT = "plan-point"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was found of a plan.
+
+    Attributes:
+        loss: On the planning split, as `--max-drop` counts it.
+        error: Divergence of the outputs.
+        ratio: Latency of the baseline divided by its own.
+        latency_ms: By percentile: 50, 95, 99.
+        energy_mj: Estimated, gross.
+        size_bytes: Of the artifact.
+        macs: Of one inference; None: not counted.
+    """
+
+    loss: float | None
+    error: float
+    ratio: Interval
+    latency_ms: Mapping[int, float]
+    energy_mj: float | None
+    size_bytes: int
+    macs: float | None
+
+    def amounts(self) -> dict[Quantity, float | None]:
+        """As the planner counts."""
+        return {
+            Quantity.LATENCY: self.latency_ms[50],
+            Quantity.ENERGY: self.energy_mj,
+            Quantity.SIZE: float(self.size_bytes),
+            Quantity.MACS: self.macs,
+            Quantity.ERROR: self.error,
+        }
+
+
+@dataclass
+class Point:
+    """A verified plan.
+
+    Attributes:
+        name: For people.
+        summary: What it does.
+        figures: What was found.
+        steps: Its passes; None for forms of the whole model, which have their own.
+        chosen: The assignment; None for forms and for what earlier compiles left.
+        contender: The form with its engine, where it is there.
+        backend: What runs it.
+        predicted: What the tables said.
+        origin: ``form``, ``plan`` or ``cache``.
+        place: Why it was chosen, or was not.
+    """
+
+    name: str
+    summary: str
+    figures: Figures
+    backend: Target
+    steps: PlanSteps | None = None
+    chosen: Assignment | None = None
+    contender: Contender | None = None
+    predicted: Mapping[Quantity, float] = field(default_factory=dict)
+    origin: str = "plan"
+    place: str = ""
+
+    @property
+    def form(self) -> Form | None:
+        return None if self.contender is None else self.contender.form
+
+    @property
+    def recipe(self) -> str:
+        """All passes from the original model, where they are known."""
+        if self.form is not None:
+            return dump_recipe(self.form.passes)
+        return "" if self.steps is None else dump_recipe(self.steps.all)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A point as it is kept; `chosen` is the whole assignment, None for a form of the whole model."""
+
+    steps: PlanSteps
+    backend: str
+    summary: str
+    figures: Figures
+    chosen: Assignment | None
+
+
+@dataclass(frozen=True)
+class PointStore:
+    """Points under `context`: digests of model, data, target and everything else that they depend on."""
+
+    cache: Cache
+    context: str
+
+    def get(self, steps: PlanSteps, backend: str) -> Figures | None:
+        """What an earlier run found of these very steps."""
+        found = self.cache.get(self._kind, self._key(steps, backend))
+        return None if found is None else _read_figures(found)
+
+    def put(
+        self, steps: PlanSteps, backend: str, summary: str, figures: Figures, chosen: Assignment | None
+    ) -> None:
+        """Keep a point."""
+        entry: dict[str, Any] = {
+            "version": _VERSION,
+            "backend": backend,
+            "summary": summary,
+            "chosen": None if chosen is None else dict(chosen),
+            "prepare": dump_recipe(steps.prepare),
+            "quantize": "" if steps.quantize is None else dump_recipe((steps.quantize,)),
+            "extra": dump_recipe(steps.extra),
+            "loss": figures.loss,
+            "error": figures.error,
+            "ratio": [figures.ratio.value, figures.ratio.low, figures.ratio.high],
+            "latency_ms": {str(key): value for key, value in figures.latency_ms.items()},
+            "energy_mj": figures.energy_mj,
+            "size_bytes": figures.size_bytes,
+            "macs": figures.macs,
+        }
+        text = json.dumps(entry, sort_keys=True)
+        self.cache.put(self._kind, self._key(steps, backend), {"point": np.array(text)})
+
+    def all(self) -> Iterable[Kept]:
+        """Every point kept, in a fixed order."""
+        for key in self.cache.keys(self._kind):
+            found = self.cache.get(self._kind, key)
+            entry = None if found is None else _entry(found)
+            if found is None or entry is None:
+                continue
+            figures = _read_figures(found)
+            if figures is None:
+                continue
+            quantize = _passes(entry["quantize"]) if entry["quantize"] else ()
+            step = next((item for item in quantize if isinstance(item, QuantizeInt8)), None)
+            steps = PlanSteps(_passes(entry["prepare"]), step, _passes(entry["extra"]))
+            chosen = entry["chosen"]
+            yield Kept(steps, str(entry["backend"]), str(entry["summary"]), figures, chosen)
+
+    @property
+    def _kind(self) -> str:
+        return f"{_POINT}-{self.context[:24]}"
+
+    def _key(self, steps: PlanSteps, backend: str) -> str:
+        return cache_key(_VERSION, self.context, backend, str(steps))
+
+
+def _passes(text: str) -> tuple[Pass, ...]:
+    return parse_recipe(text, PASSES, "cached plan")
+
+
+def _entry(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(str(found["point"]))
+    except (KeyError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("version") == _VERSION else None
+
+
+def _read_figures(found: Mapping[str, Any]) -> Figures | None:
+    entry = _entry(found)
+    if entry is None:
+        return None
+    return Figures(
+        loss=entry["loss"],
+        error=float(entry["error"]),
+        ratio=Interval(*(float(value) for value in entry["ratio"])),
+        latency_ms={int(key): float(value) for key, value in entry["latency_ms"].items()},
+        energy_mj=entry["energy_mj"],
+        size_bytes=int(entry["size_bytes"]),
+        macs=entry["macs"],
+    )

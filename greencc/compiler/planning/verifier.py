@@ -1,0 +1,244 @@
+"""Build a plan, judge it on the planning split, time it beside the baseline: a point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from greencc.compiler.contender import Contender, closed_on_error, judge
+from greencc.compiler.data import Splits
+from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
+from greencc.compiler.measurement import operation_counts
+from greencc.compiler.memo import MemoEngine
+from greencc.compiler.placing import folder_size, model_size
+from greencc.compiler.planning.points import Figures, Point, PointStore
+from greencc.compiler.planning.space import PlanSteps
+from greencc.compiler.sensitivity import Slice
+from greencc.compiler.session import Session
+from greencc.core.cache import cache_key
+from greencc.core.data import Feeds
+from greencc.core.describe import describe
+from greencc.core.engine import Engine, Target
+from greencc.core.errors import GreenccError, InputError
+from greencc.core.report import Latency
+from greencc.measure.latency import measure_latency
+from greencc.measure.profiles import GLANCE, QUICK
+from greencc.meters.model import Workload, central_millijoules, device_power, load_of
+from greencc.planner.problem import Assignment, Quantity
+from greencc.targets import format_spec
+from greencc.verify.divergence import divergence
+from greencc.verify.metrics import parse_metric
+
+_BASELINE, _ERROR = "plan-baseline", "plan-error"
+_PERCENTILES = (50, 95, 99)
+
+
+class CannotBuild(Exception):
+    """A plan that the passes refuse; the message says which step and why."""
+
+
+@dataclass
+class Verifier:
+    """Makes points.
+
+    Attributes:
+        session: The compile.
+        builder: Builds forms.
+        baseline: The original model's engine.
+        splits: The planning split judges.
+        feeds: Inputs to time with.
+        samples: Some of the planning split, for the divergence of the outputs.
+        store: Remembers points.
+        path: The original model.
+        built: How many plans were built by this compile.
+    """
+
+    session: Session
+    builder: FormBuilder
+    baseline: MemoEngine
+    splits: Splits
+    feeds: Sequence[Feeds]
+    samples: Slice
+    store: PointStore
+    path: Path
+    built: int = 0
+    _reference: dict[int, float] | None = None
+    _names: int = field(default=0)
+
+    @property
+    def reference_ms(self) -> dict[int, float]:
+        """Latency of the baseline by percentile; what all points' latencies are relative to."""
+        if self._reference is None:
+            found = self.session.cache.get(_BASELINE, self.store.context)
+            if found is not None and found.get("ms") is not None and found["ms"].shape == (3,):
+                self._reference = dict(zip(_PERCENTILES, map(float, found["ms"]), strict=True))
+            else:
+                with self.session.phase("comparing forms"):
+                    timing = measure_latency([self.baseline.engine], self.feeds, QUICK)
+                self._reference = _percentiles(timing.latencies[0])
+                values = np.array([self._reference[key] for key in _PERCENTILES])
+                self.session.cache.put(_BASELINE, self.store.context, {"ms": values})
+        return self._reference
+
+    def verify(
+        self,
+        steps: PlanSteps,
+        summary: str,
+        *,
+        chosen: Assignment | None = None,
+        predicted: Mapping[Quantity, float] | None = None,
+    ) -> Point:
+        """The point of a plan, from the store where it is known.
+
+        Raises:
+            CannotBuild: A pass refuses.
+        """
+        self._names += 1
+        name = f"plan {self._names}"
+        target = self.session.target
+        known = self.store.get(steps, format_spec(target))
+        if known is not None:
+            return Point(name, summary, known, target, steps, chosen, predicted=predicted or {}, origin="cache")
+        form = self.build(name, steps)
+        item = self.judged(form, target)
+        figures = self.figures(item)
+        self.built += 1
+        self.store.put(steps, format_spec(target), summary, figures, chosen)
+        item.engine.close()
+        return Point(name, summary, figures, target, steps, chosen, item, predicted or {})
+
+    def build(self, name: str, steps: PlanSteps) -> Form:
+        """The form of a plan.
+
+        Raises:
+            CannotBuild: A pass refuses.
+        """
+        try:
+            form = self.builder.planned(name, steps.prepare, steps.quantize, steps.extra)
+        except GreenccError as error:
+            raise CannotBuild(error.message) from error
+        wanted = {step for step in steps.prepare if step.lossy}
+        for step, record in zip(form.passes, form.records, strict=True):
+            if step in wanted and not record.changed:
+                why = record.findings[-1].message if record.findings else "it changed nothing"
+                raise CannotBuild(f"{step.name}: {why}")
+        return form
+
+    def on(self, form: Form, target: Target, name: str) -> Form:
+        """A form built for another run time."""
+        folder = self.session.scratch / f"{len(list(self.session.scratch.iterdir())):03d}-{target.name}"
+        folder.mkdir()
+        with self.session.phase(f"building for {target.name}"):
+            artifact = target.build(target.lower(form.model), folder)
+        return replace(form, name=name, artifact=artifact, target=target, rank=PLAN_RANK)
+
+    def judged(self, form: Form, target: Target) -> Contender:
+        """A form, opened on a target and judged on the planning split."""
+        with self.session.phase("planning"), closed_on_error(target.open(form.artifact)) as engine:
+            self.session.engines.append(engine)
+            planning = judge(self.session, self.baseline, engine, self.splits.planning)
+        return Contender(form, engine, planning)
+
+    def figures(self, item: Contender) -> Figures:
+        """Everything that is found of an open contender."""
+        loss = item.loss
+        limit = self.session.options.max_drop
+        profile = QUICK if loss is None or loss <= limit else GLANCE
+        reference = self.reference_ms
+        with self.session.phase("comparing forms"):
+            timing = measure_latency(
+                [self.baseline.engine, item.timed],
+                self.feeds,
+                profile,
+                confidence=self.session.options.confidence,
+            )
+        ratio = timing.ratios[0]
+        own = _percentiles(timing.latencies[1])
+        median = reference[50] / ratio.value
+        latency = {key: median * value / own[50] for key, value in own.items()}
+        return Figures(
+            loss=loss,
+            error=self.error(item.engine),
+            ratio=ratio,
+            latency_ms=latency,
+            energy_mj=self.energy(item.form, median),
+            size_bytes=self.size(item.form),
+            macs=macs_of(item.form),
+        )
+
+    def error(self, engine: Engine) -> float:
+        """Divergence of an engine's outputs from the baseline's."""
+        metric = parse_metric(self.session.options.metric)
+        found = [engine.run(feeds) for feeds in self.samples.feeds]
+        return divergence(self.samples.outputs, found, metric)
+
+    def error_of(self, steps: PlanSteps) -> float | None:
+        """Divergence of what a plan makes of the model, kept between runs; None where it cannot be built."""
+        key = cache_key(self.store.context, str(steps))
+        found = self.session.cache.get(_ERROR, key)
+        if found is not None and "error" in found:
+            return float(found["error"])
+        try:
+            model = self.builder.model_of(steps.prepare, steps.quantize, steps.extra)
+        except GreenccError:
+            return None
+        engine = self.session.target.calibration_engine(model)
+        try:
+            error = self.error(engine)
+        finally:
+            engine.close()
+        self.session.cache.put(_ERROR, key, {"error": np.asarray(error)})
+        return error
+
+    def size(self, form: Form) -> int:
+        """Bytes of a form's artifact."""
+        if form.artifact == self.path:
+            return model_size(self.path, form.model)
+        return folder_size(form.artifact.parent)
+
+    def opened(self, point: Point) -> Contender:
+        """The contender of a point with an open engine, built again where only its figures are known.
+
+        Raises:
+            CannotBuild: As `build`.
+        """
+        item = point.contender
+        if item is None:
+            assert point.steps is not None
+            form = self.build(point.name, point.steps)
+            if format_spec(point.backend) != format_spec(self.session.target):
+                form = self.on(form, point.backend, point.name)
+            item = self.judged(form, point.backend)
+        else:
+            engine = point.backend.open(item.form.artifact)
+            self.session.engines.append(engine)
+            item = replace(item, engine=engine)
+        item.latency_ms = point.figures.latency_ms[50]
+        point.contender = item
+        return item
+
+    def energy(self, form: Form, milliseconds: float) -> float | None:
+        """Millijoules of one inference that takes so long, estimated; None where its work is not known."""
+        counts = operation_counts(self.session, form.model, self.feeds[0])
+        if counts is None:
+            return None
+        facts = self.session.target.device().facts
+        return central_millijoules(
+            Workload(counts, milliseconds / 1e3), device_power(facts), load_of(facts)
+        )
+
+
+def _percentiles(latency: Latency) -> dict[int, float]:
+    return {50: latency.median, 95: latency.p95, 99: latency.p99}
+
+
+def macs_of(form: Form) -> float | None:
+    """Multiply-accumulates of one inference, where they can be counted."""
+    try:
+        macs = describe(form.model).macs
+    except InputError:
+        return None
+    return None if macs is None else float(macs)
