@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from greencc.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from greencc.planner.budget import BudgetLimit
 
 
 class Share(click.ParamType[float]):
@@ -57,6 +60,24 @@ class Rate(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class Budget(click.ParamType["tuple[BudgetLimit, ...]"]):
+    """Limits of a plan such as ``5W,33ms p99`` or ``jetson-orin-nano:7W``."""
+
+    name = "budget"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[BudgetLimit, ...]:
+        if isinstance(value, tuple):
+            return value
+        from greencc.planner.budget import parse_budget
+
+        try:
+            return parse_budget(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Size(click.ParamType[tuple[str, int]]):
     """The size of a named dimension, such as ``sequence=64``."""
 
@@ -77,6 +98,9 @@ SHARE = Share()
 SECONDS = Seconds()
 RATE = Rate()
 SIZE = Size()
+BUDGET = Budget()
+OBJECTIVES = ("energy", "latency", "size", "error")
+"""Values of greencc.planner.budget.Objective, repeated like those below."""
 PROTOCOLS = ("default", "quick", "mlperf-tiny", "mlperf-power")
 """Names of greencc.measure.protocols.PROTOCOLS, repeated like those below."""
 TRACE_FORMATS = ("csv", "parquet")
