@@ -189,18 +189,18 @@ def parse_share(text: str) -> float:
     return value
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_seconds(text: str) -> float:
-    """Parse ``90``, ``90s``, ``5m`` or ``1h`` into seconds.
+    """Parse ``90``, ``90s``, ``5m``, ``1h`` or ``30d`` into seconds.
 
     Raises:
         UsageError: It is not a duration.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or (match[2] or "s") not in _UNITS:
-        raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m or 1h")
+        raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m, 1h or 30d")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
