@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,7 +30,7 @@ class Share(click.ParamType[float]):
 
 
 class Seconds(click.ParamType[float]):
-    """A duration such as ``90s``, ``5m`` or ``1h``."""
+    """A duration such as ``90s``, ``5m``, ``1h`` or ``30d``."""
 
     name = "duration"
 
@@ -42,6 +43,21 @@ class Seconds(click.ParamType[float]):
             return parse_seconds(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class Bytes(click.ParamType[int]):
+    """A size such as ``500MB`` (10^6 bytes) or ``2GiB`` (2^30)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+        if match is None or (match[3] and not match[2]):
+            self.fail(f"{value!r} is no size: write 500MB, 2GB or 1GiB", param, ctx)
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
 
 
 class Rate(click.ParamType[float]):
@@ -96,6 +112,7 @@ class Size(click.ParamType[tuple[str, int]]):
 
 SHARE = Share()
 SECONDS = Seconds()
+BYTES = Bytes()
 RATE = Rate()
 SIZE = Size()
 BUDGET = Budget()

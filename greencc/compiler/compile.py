@@ -22,6 +22,8 @@ from greencc.compiler.measurement import Measurement, Variant, measure_variants,
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
+from greencc.compiler.planning.choose import PlanChoice, choose_plan
+from greencc.compiler.planning.info import plan_info
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
@@ -135,12 +137,17 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
+    plan: PlanChoice | None = None
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
-        choice = choose(session, builder, baseline, original, splits, feeds)
+        if session.options.plans:
+            plan = choose_plan(session, builder, baseline, original, splits, feeds)
+            choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
+        else:
+            choice = choose(session, builder, baseline, original, splits, feeds)
         held = certify(session, choice, baseline, splits)
-        final = _measure(session, path, source, baseline, held, feeds)
+        final = _measure(session, path, source, baseline, held, feeds, plan)
         layers = _layers(session, path, source, final, splits, feeds[0])
     finally:
         baseline.close()
@@ -148,17 +155,18 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice.close()
     if session.cache.problem is not None:
         session.warn(f"nothing was kept for the next compile: {session.cache.problem}")
-    artifact = place(session.target, final.form, path, work / "artifact")
+    target = final.form.target or session.target
+    artifact = place(target, final.form, path, work / "artifact")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, final, layers, spent)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent)
     shutil.rmtree(session.scratch)
     write_bundle(
         work,
         report=report,
         recipe=dump_recipe(final.form.passes),
         artifact=artifact,
-        target=session.target,
+        target=target,
         model_digest=digest(source),
         seen=splits.seen(),
         evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
@@ -186,8 +194,13 @@ def _measure(
     baseline: MemoEngine,
     held: list[Held],
     feeds: list[Feeds],
+    plan: PlanChoice | None,
 ) -> _Final:
-    """Measure the preferred form beside the baseline; one that turns out slower gives way to the next safer one."""
+    """Measure the preferred form beside the baseline; one that turns out slower gives way to the next safer one.
+
+    Raises:
+        LimitError: What was planned does not keep the budget in the end.
+    """
     device = session.target.device()
     size = model_size(path, source)
     while True:
@@ -211,12 +224,20 @@ def _measure(
             measured = unchanged(measured)
         if session.options.by_name:
             _warn_without_gain(session, measured)
-        if len(held) == 1 or measured.ratio.latency.high >= 1.0:
+        if plan is not None:
+            problem = plan.objection(measured)
+        else:
+            slower = measured.ratio.latency.high < 1.0
+            problem = "it measured slower than the original in the end" if slower else None
+        if problem is None or (len(held) == 1 and (plan is None or plan.keeps(measured))):
             return _Final(contender, accuracy, device, measured)
         held.pop()
-        contender.place = "measured slower than the original in the end"
-        held[-1].contender.place = "the fastest form that was not slower in the end"
-        session.warn(f"{form.name} was not kept: it measured slower than the original in the end")
+        if not held:
+            assert plan is not None
+            raise plan.out_of_reach(f"{form.name}: {problem}")
+        contender.place = f"not kept: {problem}"
+        held[-1].contender.place = "the best form that was not worse in the end"
+        session.warn(f"{form.name} was not kept: {problem}")
 
 
 def _warn_without_gain(session: Session, measured: Measurement) -> None:
@@ -234,13 +255,16 @@ def _report(
     source: ir.Model,
     splits: Splits,
     choice: Choice,
+    plan: PlanChoice | None,
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
 ) -> Report:
+    target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
     # The original meets any limit by definition; anything else must be shown to.
     met = True if accuracy.certified or final.form.rank == ORIGINAL_RANK else None
+    planned = None if plan is None else plan_info(plan, final.contender, measured)
     return with_verdict(
         Report(
             greencc=__version__,
@@ -248,10 +272,10 @@ def _report(
             verdict="",
             precision=_precision(final.form),
             model=_model_info(path, source),
-            target=format_spec(session.target),
+            target=format_spec(target),
             device={"name": device.name, "fingerprint": device.fingerprint, **device.facts},
             conditions=measured.conditions,
-            versions={"greencc": __version__, **session.target.versions()},
+            versions={"greencc": __version__, **target.versions()},
             baseline=measured.baseline,
             artifact=measured.artifact,
             ratio=measured.ratio,
@@ -267,6 +291,7 @@ def _report(
             compile=spent,
             layer_energy=layers.energy,
             carbon=measured.carbon(session.options.carbon),
+            plan=planned,
         )
     )
 
@@ -302,7 +327,7 @@ def _layers(
     with session.phase("profiling"):
         try:
             before = session.target.profile(path, feeds, PROFILE_RUNS)
-            after = session.target.profile(form.artifact, feeds, PROFILE_RUNS)
+            after = (form.target or session.target).profile(form.artifact, feeds, PROFILE_RUNS)
             times = layer_times(source, before, after)
             energy = layer_energies(source, times, (source, form.model), final.measured, feeds, final.device)
         except GreenccError as error:

@@ -164,8 +164,9 @@ def _alike(first_us: float, second_us: float) -> bool:
 
 def profiled(session: Session, artifact: Path, feeds: Feeds) -> list[NodeTime]:
     """Median times by node of the runtime's graph; measured once per device, artifact and input shape."""
+    device = session.target.device()
     key = cache_key(
-        session.target.device().fingerprint,
+        device.fingerprint,
         session.target.versions(),
         session.options.target,
         sha256_file(artifact),
@@ -180,7 +181,13 @@ def profiled(session: Session, artifact: Path, feeds: Feeds) -> list[NodeTime]:
             "op_type": np.array([row.op_type for row in rows], dtype=np.str_),
             "microseconds": np.array([row.microseconds for row in rows], dtype=np.float64),
         }
-        session.cache.put(_KIND, key, found)
+        session.cache.put(
+            _KIND,
+            key,
+            found,
+            label=f"profile of {len(rows)} kernels",
+            device=f"{device.name}, {session.options.target}",
+        )
     return [
         NodeTime(str(name), str(op_type), float(microseconds))
         for name, op_type, microseconds in zip(

@@ -10,7 +10,7 @@ from typing import Any
 
 from greencc.core.errors import UsageError
 from greencc.measure.carbon import CarbonOptions
-from greencc.planner.budget import Objective, parse_budget
+from greencc.planner.budget import BudgetLimit, Objective, parse_budget
 
 MAX_SEARCH_SECONDS = 86_400
 
@@ -79,7 +79,7 @@ class CompileOptions:
         search_seconds: Longest time spent on finding which layers must stay in float.
         cache: Keep statistics, rounding decisions and error tables for later compiles and after an interruption.
         carbon: The grid and the device that the report's carbon figures are for.
-        budget: What the artifact may take, such as ``5W,33ms`` (`greencc.planner.budget`). It makes greencc plan.
+        budget: What the artifact may take, such as ``5W,33ms`` or limits (`greencc.planner.budget`): greencc then plans.
         minimize: What the plan minimises within the budget; default: energy. It makes greencc plan, too.
         rate: Requests per second that a budget of watts is for; None: flat out.
         time_budget: Longest time that planning takes, in seconds.
@@ -104,7 +104,7 @@ class CompileOptions:
     search_seconds: float = 300.0
     cache: bool = True
     carbon: CarbonOptions = field(default_factory=CarbonOptions)
-    budget: str | None = None
+    budget: str | tuple[BudgetLimit, ...] = ()
     minimize: Objective | None = None
     rate: float | None = None
     time_budget: float = 600.0
@@ -169,11 +169,11 @@ class CompileOptions:
             )
         if self.rate is not None and not 0.0 < self.rate < float("inf"):
             raise UsageError(f"rate is {self.rate:g}", hint="give requests per second above 0")
-        if self.budget is not None:
-            parse_budget(self.budget)
+        if isinstance(self.budget, str):
+            object.__setattr__(self, "budget", parse_budget(self.budget))
         if not self.plans:
             return
-        asked = "a budget" if self.budget is not None else "an objective"
+        asked = "a budget" if self.budget else "an objective"
         if self.by_name:
             raise UsageError(
                 f"{asked} and passes that are given exclude each other",
@@ -186,9 +186,15 @@ class CompileOptions:
             )
 
     @property
+    def limits(self) -> tuple[BudgetLimit, ...]:
+        """The limits of the budget."""
+        assert not isinstance(self.budget, str)
+        return self.budget
+
+    @property
     def plans(self) -> bool:
         """Whether a plan is wanted: there is a budget or an objective."""
-        return self.budget is not None or self.minimize is not None
+        return bool(self.budget) or self.minimize is not None
 
     @property
     def by_name(self) -> bool:
@@ -199,7 +205,7 @@ class CompileOptions:
         """What the user asked of the artifact, for the report."""
         own = {"passes": self.passes, "recipe": None if self.recipe is None else self.recipe.name}
         if self.plans:
-            own["budget"] = self.budget
+            own["budget"] = ",".join(limit.shown for limit in self.limits) or None
             own["minimize"] = (self.minimize or Objective.ENERGY).value
             own["rate"] = None if self.rate is None else f"{self.rate:g}/s"
         return {
@@ -231,18 +237,18 @@ def parse_share(text: str) -> float:
     return value
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_seconds(text: str) -> float:
-    """Parse ``90``, ``90s``, ``5m`` or ``1h`` into seconds.
+    """Parse ``90``, ``90s``, ``5m``, ``1h`` or ``30d`` into seconds.
 
     Raises:
         UsageError: It is not a duration.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if match is None or (match[2] or "s") not in _UNITS:
-        raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m or 1h")
+        raise UsageError(f"{text!r} is not a duration", hint="write 90s, 5m, 1h or 30d")
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 

@@ -1,16 +1,19 @@
 """Results that are dear to compute, kept between runs: calibration statistics, rounding decisions, cost tables.
 
 An entry is a set of arrays under a key that covers everything it depends on (`cache_key`), so an entry is never
-stale, only unused. Files carry the SHA-256 of their payload; one that is damaged counts as absent. Reading never
-unpickles. A compile that was interrupted finds what it had finished.
+stale, only unused. Files carry the SHA-256 of what they hold (`cache_entries`); one that is damaged, or that another
+version of greencc wrote, counts as absent. Reading never unpickles. A compile that was interrupted finds what it had
+finished.
+
+Several compiles may share a folder: files are written beside their place and renamed, so a reader gets a whole entry
+or none, and one that is removed meanwhile by another's `_trim` is absent and computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,14 +22,23 @@ from typing import Any
 
 import numpy as np
 
+from greencc import __version__
+from greencc.core.cache_entries import (
+    SUFFIX,
+    DamagedEntryError,
+    EntryHeader,
+    OtherVersionError,
+    decode,
+    encode,
+)
 from greencc.core.data import Array
 from greencc.core.errors import InputError
 from greencc.core.files import atomic_file
 
 VARIABLE = "GREENCC_CACHE"
 LIMIT_BYTES = 1 << 30
-_DIGEST_BYTES = 32
-_SUFFIX = ".cache"
+# A temporary file older than this belongs to a process that was killed: writing one takes seconds.
+_ABANDONED_SECONDS = 3600.0
 
 
 def default_folder() -> Path | None:
@@ -77,12 +89,16 @@ class Cache:
         limit: Total bytes of the files; the least recently used go first.
         problem: Why nothing could be kept, or None.
         hits: How many entries that earlier runs left were of use.
+        damaged: How many were not what was written, and were ignored.
+        other_versions: How many were written by another version of greencc, and were ignored.
     """
 
     folder: Path | None = None
     limit: int = LIMIT_BYTES
     problem: str | None = None
     hits: int = 0
+    damaged: int = 0
+    other_versions: int = 0
     _written: int = field(default=0, repr=False)
     _known: set[tuple[str, str]] = field(default_factory=set, repr=False)
     _memory: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
@@ -96,56 +112,67 @@ class Cache:
             if path.stat().st_size > self.limit:
                 return None
             content = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
-        payload = content[_DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() != content[:_DIGEST_BYTES]:
-            return None
         try:
-            with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-                found = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile):
+            header, found = decode(content)
+        except DamagedEntryError:
+            self.damaged += 1
             return None
+        except OtherVersionError:
+            self.other_versions += 1
+            return None
+        if (header.kind, header.key) != (kind, key):
+            self.damaged += 1
+            return None
+        # It was read, even if another process has removed it since, or the folder belongs to somebody else.
+        with suppress(OSError):
+            os.utime(path)
         self.hits += (kind, key) not in self._known
         self._known.add((kind, key))
         return found
 
-    def put(self, kind: str, key: str, arrays: Mapping[str, Array]) -> None:
-        """Keep an entry."""
+    def put(
+        self, kind: str, key: str, arrays: Mapping[str, Array], *, label: str = "", device: str = ""
+    ) -> None:
+        """Keep an entry.
+
+        Args:
+            kind: A plain word.
+            key: Of `cache_key`.
+            arrays: Without objects.
+            label: What it is, for `greencc cache list`.
+            device: Where it was measured, likewise.
+        """
         if self.folder is None:
             self._memory[kind, key] = dict(arrays)
             return
         if self.problem is not None:
             return
-        if any(array.dtype.hasobject for array in arrays.values()):
-            raise ValueError("objects cannot be kept: reading them would run code")
-        buffer = io.BytesIO()
-        named: dict[str, Any] = dict(arrays)
-        np.savez(buffer, **named)
-        payload = buffer.getvalue()
+        content = encode(EntryHeader(kind, key, __version__, time.time(), label, device), arrays)
         try:
             with atomic_file(self._path(kind, key)) as path:
-                path.write_bytes(hashlib.sha256(payload).digest() + payload)
+                path.write_bytes(content)
         except InputError as error:
             self.problem = error.message
             return
         self._known.add((kind, key))
         # Looking at all files takes time, and a little too much does no harm.
-        self._written += len(payload)
+        self._written += len(content)
         if self._written > self.limit // 64:
             self._written = 0
             self._trim()
 
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
-        return self.folder / kind / f"{key}{_SUFFIX}"
+        return self.folder / kind / f"{key}{SUFFIX}"
 
     def _trim(self) -> None:
-        """Remove the least recently used entries beyond the limit."""
+        """Remove the least recently used entries beyond the limit, and what killed processes left half-written."""
         assert self.folder is not None
+        remove_abandoned(self.folder)
         found: list[tuple[float, int, Path]] = []
-        for path in self.folder.glob(f"*/*{_SUFFIX}"):
+        for path in self.folder.glob(f"*/*{SUFFIX}"):
             # Another process may have removed it meanwhile, or another user own it.
             with suppress(OSError):
                 facts = path.stat()
@@ -157,3 +184,14 @@ class Cache:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
                 total -= size
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove temporary files that killed processes left in a cache; how many there were."""
+    removed = 0
+    for path in folder.glob(f"*/.*{SUFFIX}.*.part"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+                removed += 1
+    return removed

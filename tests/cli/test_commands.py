@@ -37,6 +37,7 @@ COMMANDS = {
     "measure",
     "estimate",
     "lab",
+    "cache",
     "run",
     "inspect",
     "targets",

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from greencc import __version__
+from greencc.core import cache as cache_module
+from greencc.core import cache_entries
 from greencc.core.cache import Cache, cache_key, default_folder
+from greencc.core.cache_upkeep import State, stored_entries, verified
 
 
 @pytest.fixture
@@ -111,3 +120,138 @@ def test_hits_are_entries_that_earlier_runs_left(cache: Cache) -> None:
         assert later.get("a", "k") is not None
     assert later.get("a", "other") is None
     assert later.hits == 1
+
+
+def only_file(cache: Cache) -> Path:
+    assert cache.folder is not None
+    (path,) = cache.folder.glob("*/*.cache")
+    return path
+
+
+def test_a_damaged_entry_is_counted_and_replaced(cache: Cache) -> None:
+    cache.put("a", "k", {"x": np.arange(100)})
+    path = only_file(cache)
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    later = Cache(cache.folder)
+    assert later.get("a", "k") is None
+    assert (later.damaged, later.other_versions, later.hits) == (1, 0, 0)
+    later.put("a", "k", {"x": np.arange(3)})
+    assert later.get("a", "k") is not None
+
+
+def test_what_another_version_wrote_is_ignored_and_counted(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        for module in (cache_module, cache_entries):
+            patch.setattr(module, "__version__", "0.0.9")
+        cache.put("a", "k", {"x": np.arange(100)})
+        assert cache.get("a", "k") is not None
+    later = Cache(cache.folder)
+    assert later.get("a", "k") is None
+    assert (later.damaged, later.other_versions) == (0, 1)
+
+
+@pytest.mark.parametrize("age", ["hash and archive", "a newer format"])
+def test_other_formats_are_ignored_and_counted(cache: Cache, age: str) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.arange(3))
+    payload = buffer.getvalue()
+    older = hashlib.sha256(payload).digest() + payload
+    assert cache.folder is not None
+    (cache.folder / "a").mkdir(parents=True)
+    (cache.folder / "a" / "k.cache").write_bytes(
+        older if age.startswith("hash") else b"greencc cache 37\nsomething"
+    )
+    assert cache.get("a", "k") is None
+    assert (cache.damaged, cache.other_versions) == (0, 1)
+
+
+def test_a_renamed_entry_answers_to_no_other_key(cache: Cache) -> None:
+    cache.put("a", "k", {"x": np.ones(1)})
+    only_file(cache).rename(only_file(cache).with_name("other.cache"))
+    assert cache.get("a", "other") is None
+    assert cache.damaged == 1
+
+
+def test_an_entry_tells_what_it_is_for(cache: Cache) -> None:
+    cache.put("a", "k", {"x": np.ones(1)}, label="Conv 3x3", device="a board")
+    header = cache_entries.read_header(only_file(cache))
+    assert (header.kind, header.key, header.version) == ("a", "k", __version__)
+    assert (header.label, header.device) == ("Conv 3x3", "a board")
+
+
+@pytest.mark.parametrize("cut", range(0, 200, 7))
+def test_no_cut_of_a_file_is_read(cache: Cache, cut: int) -> None:
+    cache.put("a", "k", {"x": np.ones(1)})
+    path = only_file(cache)
+    path.write_bytes(path.read_bytes()[:cut])
+    assert cache.get("a", "k") is None
+    with contextlib.suppress(cache_entries.DamagedEntryError, cache_entries.OtherVersionError):
+        cache_entries.read_header(path)
+
+
+def test_no_flipped_byte_goes_unnoticed(cache: Cache) -> None:
+    cache.put("a", "k", {"x": np.ones(1)}, label="what")
+    path = only_file(cache)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :])
+        assert cache.get("a", "k") is None
+    assert cache.damaged + cache.other_versions == len(content)
+
+
+def test_what_killed_processes_left_goes_with_the_next_trim(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=640)
+    (tmp_path / "a").mkdir()
+    old, new = (tmp_path / "a" / f".k.cache.{word}.part" for word in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+    cache.put("a", "k", {"x": np.arange(100)})
+    assert not old.exists()
+    assert new.exists()
+
+
+_BUSY = """
+import sys
+from pathlib import Path
+import numpy as np
+from greencc.core.cache import Cache, cache_key
+
+cache, seed = Cache(Path(sys.argv[1]), limit=60_000), int(sys.argv[2])
+rng = np.random.default_rng(seed)
+found = 0
+for _ in range(400):
+    number = int(rng.integers(40))
+    key = cache_key(number)
+    arrays = cache.get("shared", key)
+    if arrays is None:
+        cache.put("shared", key, {"x": np.full(500, number)})
+    else:
+        assert (arrays["x"] == number).all()
+        found += 1
+assert cache.problem is None, cache.problem
+assert cache.damaged == 0
+print(found)
+"""
+
+
+def test_two_processes_share_a_folder_that_both_trim(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _BUSY, str(tmp_path / "cache")]
+    running = [
+        subprocess.Popen([*command, str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for seed in range(2)
+    ]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert int(out) > 0
+    entries = stored_entries(tmp_path / "cache")
+    assert entries
+    assert sum(entry.size for entry in entries) < 40 * 4000, "they were trimmed"
+    checked = [verified(entry) for entry in entries]
+    assert {entry.state for entry in checked if entry is not None} == {State.USABLE}
+    assert not list((tmp_path / "cache").rglob("*.part"))

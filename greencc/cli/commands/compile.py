@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from greencc.cli.carbon import carbon_options, chosen
-from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
+from greencc.cli.types import BUDGET, EFFORTS, FORMATS, OBJECTIVES, PRECISIONS, RATE, SECONDS, SHARE
+
+if TYPE_CHECKING:
+    from greencc.planner.budget import BudgetLimit
 
 
 @click.command("compile")
@@ -63,6 +67,22 @@ from greencc.cli.types import EFFORTS, FORMATS, PRECISIONS, SECONDS, SHARE
     show_default=True,
     help="Longest time spent on finding the layers that must stay in float.",
 )
+@click.option(
+    "--budget",
+    type=BUDGET,
+    default=(),
+    metavar="LIMITS",
+    help="What the artifact may take, e.g. 5W,33ms,40MB (W, mJ, ms [p50|p95|p99], MB, MACs): plans layer by layer.",
+)
+@click.option(
+    "--minimize",
+    type=click.Choice(OBJECTIVES),
+    help="What the plan minimises within the budget [default: energy]; plans without a budget, too.",
+)
+@click.option("--rate", type=RATE, help="Requests per second that a budget in W is for [default: flat out].")
+@click.option(
+    "--time-budget", type=SECONDS, default="10m", show_default=True, help="Longest time that planning takes."
+)
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
@@ -91,6 +111,10 @@ def command(
     seed: int,
     fmt: str,
     search_time: float,
+    budget: tuple[BudgetLimit, ...],
+    minimize: str | None,
+    rate: float | None,
+    time_budget: float,
     grid_intensity: float | None,
     country: str | None,
     embodied: float | None,
@@ -105,10 +129,14 @@ def command(
     The artifact is verified against the model on held-out data and measured beside it. With
     --precision auto it is whatever form measured best within --max-drop; that may be the
     cleaned-up FP32 model, and the report says so.
+
+    With --budget or --minimize every layer is decided on its own: what to prune, factorise,
+    quantize or leave, on measured cost, so that the whole keeps the budget (docs/planner.md).
     """
     from greencc.cli.console import progress_bars, stdout
     from greencc.compiler import CompileOptions, compile_model
     from greencc.compiler.options import Effort, Precision, QuantizedFormat
+    from greencc.planner.budget import Objective
     from greencc.report import dump_report, summary
 
     options = CompileOptions(
@@ -131,6 +159,10 @@ def command(
         search_seconds=search_time,
         cache=not no_cache,
         carbon=chosen(grid_intensity, country, embodied, lifetime),
+        budget=budget,
+        minimize=None if minimize is None else Objective(minimize),
+        rate=rate,
+        time_budget=time_budget,
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)

@@ -14,7 +14,7 @@ from greencc.core.report import Energy, Latency
 from greencc.core.report_plan import LimitVerdict
 from greencc.meters.model import MODEL_BOUNDARY, device_power, over_coefficients
 from greencc.planner.assess import assess
-from greencc.planner.budget import BudgetLimit, Objective, parse_budget
+from greencc.planner.budget import BudgetLimit, Objective
 from greencc.planner.limits import conflicts, limits_for
 from greencc.planner.problem import Limit
 
@@ -48,7 +48,7 @@ class Asked:
         Raises:
             UsageError: What was asked contradicts itself.
         """
-        budget = () if options.budget is None else parse_budget(options.budget)
+        budget = options.limits
         objective = options.minimize or Objective.ENERGY
         warnings = conflicts(budget, objective, options.rate)
         idle = over_coefficients(device_power(device.facts), lambda draw: draw.watts * draw.idle)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.data import Splits
@@ -74,6 +73,10 @@ class PlanChoice:
         """What was measured in the end against the budget."""
         return self.asked.of_measurement(measured)
 
+    def keeps(self, measured: Measurement) -> bool:
+        """Whether what was measured in the end keeps the budget."""
+        return all(verdict.met for verdict in self.verdicts(measured))
+
     def objection(self, measured: Measurement) -> str | None:
         """Why what was measured in the end is not shipped, or None."""
         verdicts = self.verdicts(measured)
@@ -89,7 +92,11 @@ class PlanChoice:
                 worse = ratio.size.value < 1.0
             case Objective.ERROR:
                 worse = False
-        return f"it measured worse than the original in {self.asked.objective.value} in the end" if worse else None
+        return (
+            f"it measured worse than the original in {self.asked.objective.value} in the end"
+            if worse
+            else None
+        )
 
     def out_of_reach(self, found: str = "") -> LimitError:
         """The error for a budget that nothing keeps, with the nearest points."""
@@ -197,9 +204,7 @@ def _whole_models(
     if not form.applied:
         return points
     item = contender(session, form, baseline, splits)
-    points.append(
-        Point("fp32", "cleaned up", verifier.figures(item), target, contender=item, origin="form")
-    )
+    points.append(Point("fp32", "cleaned up", verifier.figures(item), target, contender=item, origin="form"))
     return points
 
 
@@ -262,9 +267,7 @@ def _earlier(session: Session, verifier: Verifier, points: Sequence[Point]) -> l
             continue
         target = make_target(kept.backend)
         name = f"earlier {number}"
-        found.append(
-            Point(name, kept.summary, kept.figures, target, kept.steps, kept.chosen, origin="cache")
-        )
+        found.append(Point(name, kept.summary, kept.figures, target, kept.steps, kept.chosen, origin="cache"))
     return found
 
 
@@ -283,9 +286,7 @@ def value_of(asked: Asked, figures: Figures) -> float:
 def _best_first(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
     """Points within the accuracy, those that keep the budget first, then by the objective."""
     within = [point for point in points if _loss(point) <= session.options.max_drop]
-    return sorted(
-        within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures))
-    )
+    return sorted(within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures)))
 
 
 def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
@@ -374,5 +375,5 @@ def _nearest(point: Point, asked: Asked) -> str:
     return (
         f"  {point.name}: {found.latency_ms[50]:.4g} ms (p95 {found.latency_ms[95]:.4g}){energy}, "
         f"{found.size_bytes / 1e6:.4g} MB{loss} ({point.summary}): "
-        f"{missed(asked.of_point(found)) and 'misses ' + missed(asked.of_point(found)) or 'keeps the budget'}"
+        f"{(missed(asked.of_point(found)) and 'misses ' + missed(asked.of_point(found))) or 'keeps the budget'}"
     )

@@ -177,5 +177,3 @@ def _saves(option: Option) -> str:
     size = -option.amounts.get(Quantity.SIZE, 0.0)
     word = "saves" if us >= 0 else "costs"
     return f"{word} {abs(us):.3g} us ({mj:.3g} mJ estimated, grade D) and {size / 1e3:.3g} kB"
-
-

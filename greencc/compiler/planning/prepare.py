@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.costs import GroupCost, group_costs, profiled
@@ -24,7 +24,7 @@ from greencc.compiler.planning.facts import (
 )
 from greencc.compiler.planning.kernels import LayerTimes, measure_layers
 from greencc.compiler.planning.points import Point
-from greencc.compiler.planning.space import Kind, Number, PlanSteps, Space, make_space
+from greencc.compiler.planning.space import Kind, Number, Space, make_space
 from greencc.compiler.planning.verifier import Verifier, macs_of
 from greencc.compiler.select import dynamic_may_pay
 from greencc.compiler.session import Deadline, Session
@@ -33,9 +33,7 @@ from greencc.compiler.tables import error_table
 from greencc.compiler.variants import Variant
 from greencc.core.data import Feeds
 from greencc.core.engine import NodeTime
-from greencc.core.pass_list import parse_passes
 from greencc.core.passes import Pass
-from greencc.passes import PASSES
 from greencc.passes.offers import Offer, block_offers, channel_offers, rank_offers
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.planner.budget import Kind as LimitKind
@@ -259,9 +257,7 @@ class Preparation:
         edges = edges_of(space, found, self.feeds[0], watts)
         return Tables(layers, times, {}, shares, edges, base, _WEIGHT_BYTES)
 
-    def _errors(
-        self, space: Space, tables: Tables, variant: Variant | None, groups: Sequence[Group]
-    ) -> None:
+    def _errors(self, space: Space, tables: Tables, variant: Variant | None, groups: Sequence[Group]) -> None:
         """Fill in the errors: measured for arithmetic, predicted for structure."""
         for (name, option), offer in space.offers.items():
             tables.errors[name, option] = offer.error

@@ -37,6 +37,7 @@ _SOLVE_SECONDS = 10.0
 # Options whose error is measured alone before they are built together, per solution.
 _MEASURED = 6
 
+
 @dataclass
 class Bracket:
     """The error that plans may have: `low` held, `high` did not."""
@@ -322,5 +323,3 @@ def _scale(factors: dict[Kind, float], parts: dict[Kind, float], ratio: float) -
         if part > 0.0:
             value = factors.get(kind, 1.0) * ratio ** (part / total)
             factors[kind] = min(max(value, _CORRECTION[0]), _CORRECTION[1])
-
-

@@ -101,7 +101,9 @@ class Verifier:
         target = self.session.target
         known = self.store.get(steps, format_spec(target))
         if known is not None:
-            return Point(name, summary, known, target, steps, chosen, predicted=predicted or {}, origin="cache")
+            return Point(
+                name, summary, known, target, steps, chosen, predicted=predicted or {}, origin="cache"
+            )
         form = self.build(name, steps)
         item = self.judged(form, target)
         figures = self.figures(item)
@@ -226,9 +228,7 @@ class Verifier:
         if counts is None:
             return None
         facts = self.session.target.device().facts
-        return central_millijoules(
-            Workload(counts, milliseconds / 1e3), device_power(facts), load_of(facts)
-        )
+        return central_millijoules(Workload(counts, milliseconds / 1e3), device_power(facts), load_of(facts))
 
 
 def _percentiles(latency: Latency) -> dict[int, float]:
