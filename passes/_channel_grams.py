@@ -11,7 +11,7 @@ that time does not grow with the resolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,15 +111,20 @@ def each_gram(
     ctx: Context,
     batch: int = 32,
     label: str = "Observing channels",
+    only: Collection[tuple[str, int]] | None = None,
 ) -> Iterator[tuple[tuple[str, int], Gram]]:
     """Like `channel_grams`, one by one: the name and axis of each value that is read, and its second moments.
 
-    Who keeps none of them stays within the budget.
+    Who keeps none of them stays within the budget. Of the values that are read some alone may be wanted (`only`): the
+    others are observed with them all the same, in the same pieces, so that their moments are the same to the last bit.
     """
     sums = _distinct(model, readers, full=True)
     fitting = [item for item in sums.values() if item.nbytes <= BUDGET_BYTES]
     for stage in _stages(fitting):
-        _observe(model, stage, ctx, batch, label)
+        names = [item.value for item in stage]
+        stage = [item for item in stage if only is None or (item.value, item.axis) in only]
+        if stage:
+            _observe(model, stage, ctx, batch, label, names)
         while stage:
             item = stage.pop(0)
             yield (item.value, item.axis), item.gram()
@@ -270,16 +275,25 @@ def _stages(sums: Sequence[_Sums]) -> list[list[_Sums]]:
     return stages
 
 
-def _observe(model: ir.Model, stage: Sequence[_Sums], ctx: Context, batch: int, label: str) -> None:
+def _observe(
+    model: ir.Model,
+    stage: Sequence[_Sums],
+    ctx: Context,
+    batch: int,
+    label: str,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Sum over the data; `names` of values are looked at, which may be more than are summed."""
     count = max(1, require_data(ctx).count)
     by_name: dict[str, list[_Sums]] = {}
     for item in stage:
         by_name.setdefault(item.value, []).append(item)
-    for results in stream(model, list(by_name), ctx, batch, label=label):
+    watched = list(dict.fromkeys(names or by_name))
+    for results in stream(model, watched, ctx, batch, label=label):
         for name, values in results.items():
             if not np.isfinite(values).all():
                 raise non_finite(name)
-            for item in by_name[name]:
+            for item in by_name.get(name, ()):
                 wanted = math.ceil(max(_MIN_ROWS, _ROWS_PER_CHANNEL * item.channels) / count)
                 item.add(values, wanted)
     for item in stage:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,7 @@ def allocate(
     limit: float,
     align: int,
     whole: bool,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Allocation:
     """Choose channels until `ratio` of the work is gone or no group may lose more.
 
@@ -91,9 +93,13 @@ def allocate(
         limit: Largest share of a group's channels to remove.
         align: Kernels run well with multiples of so many coordinates.
         whole: Other numbers are slower: small groups are not cut in finer steps while others can give enough.
+        weights: Of the scores of each group, 1 where none is given. Which channels of a group go is decided without.
     """
     order = {group.name: np.argsort(scores[group.name], kind="stable") for group in groups}
-    cost = {name: np.concatenate([[0.0], np.cumsum(scores[name][chosen])]) for name, chosen in order.items()}
+    cost = {
+        name: weights.get(name, 1.0) * np.concatenate([[0.0], np.cumsum(scores[name][chosen])])
+        for name, chosen in order.items()
+    }
     taken = dict.fromkeys(order, 0)
     wanted, saved = ratio * work.whole, 0.0
     steps = [steps_of(group, align, limit, whole=whole) for group in groups]

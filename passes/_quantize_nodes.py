@@ -72,6 +72,9 @@ FIXED_RANGES = {
 _OTHER_PRODUCTS = ("Einsum", "GRU", "LSTM", "RNN")
 # Take integers only from this opset on; runtimes that drop the pair around them make invalid graphs before.
 INTEGERS_SINCE = {"MaxPool": 12, "ReduceMax": 12, "ReduceMin": 12}
+# What lies between the integers of a quantized weight and the node that reads it as floats.
+_REREADS = ("Cast", "DequantizeLinear", "Mul", "Reshape", "Sub", "Transpose")
+_CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
 _QUANTIZED_OPS = (
     "ConvInteger",
     "DynamicQuantize",
@@ -124,6 +127,18 @@ def quantized_already(graph: ir.Graph) -> ir.Node | None:
 def is_quantized(node: ir.Node) -> bool:
     """True for an operator that reads or writes quantized values."""
     return node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith(_QUANTIZED_OPS)
+
+
+def has_quantized_weight(node: ir.Node) -> bool:
+    """True for a node whose weight comes from integers that are constant: it has been quantized."""
+    value = input_at(node, 1)
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in _REREADS:
+        first = input_at(producer, 0)
+        if first is not None and (tensor := constant_tensor(first)) is not None:
+            return tensor.dtype in _CODES
+        producer = None if first is None else first.producer()
+    return False
 
 
 def quantized_form(node: ir.Node) -> str:

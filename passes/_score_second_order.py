@@ -14,7 +14,7 @@ free and the other dear.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,32 +68,66 @@ class _Waiting:
 
 
 def second_order(
-    model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, options: ScoreOptions
+    model: ir.Model,
+    groups: Sequence[PruneGroup],
+    ctx: Context,
+    options: ScoreOptions,
+    only: Collection[str] | None = None,
 ) -> dict[str, Float64]:
     """Scores by group name, (channels,).
 
     Where a value is too wide for a matrix, activation energy takes their place. Where a group has so many wide
     values that their matrices do not fit the memory budget, each channel is scored as if it went alone.
+
+    Args:
+        model: It is left unchanged.
+        groups: Its prune groups.
+        ctx: Gives the calibration data and the engine.
+        options: Of the scores.
+        only: Names of groups whose scores are wanted, at least; None: all. The same values are observed either way.
     """
     weights = Weights(model)
-    found = dict(_scored(model, groups, weights, ctx, options))
+    # Whether a group's matrices are kept may depend on those of the others.
+    alone = only is not None and _held(groups, weights) <= BUDGET_BYTES
+    wanted = [group for group in groups if not alone or (only is not None and group.name in only)]
+    found = dict(_scored(model, groups, wanted, weights, ctx, options))
     give_back()
-    rest = [group for group in groups if group.name not in found]
-    return found | (activation(model, rest, ctx, options) if rest else {})
+    if all(group.name in found for group in wanted):
+        return found
+    if alone:
+        # Those that have no matrices are observed together.
+        return second_order(model, groups, ctx, options)
+    return found | activation(model, [group for group in groups if group.name not in found], ctx, options)
+
+
+def _held(groups: Sequence[PruneGroup], weights: Weights) -> int:
+    """Bytes of the matrices of all groups at most."""
+    total = 0
+    for group in groups:
+        for reader in weights.readers(group):
+            rows = weights.read(group, reader)
+            total += 8 * len(rows) * (len(rows) + rows.shape[1])
+    return total
 
 
 def _scored(
-    model: ir.Model, groups: Sequence[PruneGroup], weights: Weights, ctx: Context, options: ScoreOptions
+    model: ir.Model,
+    groups: Sequence[PruneGroup],
+    wanted: Sequence[PruneGroup],
+    weights: Weights,
+    ctx: Context,
+    options: ScoreOptions,
 ) -> Iterator[tuple[str, Float64]]:
-    """Groups and their scores as soon as all their values have been seen."""
+    """The groups that are wanted and their scores as soon as all their values have been seen."""
     by_value: dict[tuple[str, int], dict[str, list[Reader]]] = defaultdict(lambda: defaultdict(list))
     waiting: dict[str, _Waiting] = {}
-    for group in groups:
+    for group in wanted:
         readers = weights.readers(group)
         for reader in readers:
             by_value[reader.value, reader.axis][group.name].append(reader)
         waiting[group.name] = _Waiting(group, {(reader.value, reader.axis) for reader in readers})
-    for key, gram in each_gram(model, weights.all_readers(groups), ctx, options.batch):
+    grams = each_gram(model, weights.all_readers(groups), ctx, options.batch, only=set(by_value))
+    for key, gram in grams:
         surgeon = inverse(gram, options.damping)
         for name, readers in by_value[key].items():
             item = waiting[name]

@@ -13,7 +13,7 @@ add up to the error of removing these k. All others say what removing a channel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 
 import onnx_ir as ir
@@ -75,6 +75,7 @@ def channel_scores(
     ctx: Context,
     options: ScoreOptions | None = None,
     findings: list[Finding] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Float64]:
     """Score the channels of prune groups: the larger, the more the outputs need them; finite and at least 0.
 
@@ -85,17 +86,24 @@ def channel_scores(
         ctx: Gives the calibration data and the engine, to the scores that need them.
         options: Of the scores.
         findings: Gets a note where another score had to stand in: Fisher for Taylor without usable labels.
+        only: Names of groups whose scores are wanted; None: all. What they are is bit for bit what they are among
+            the scores of all groups, so that some may be scored all the same.
 
     Returns:
-        (size,) for each group, by its name.
+        (size,) for each group, by its name; of those wanted at least.
 
     Raises:
         InputError: A weight is not finite, or calibration data is needed and missing or leads to such values.
         UnavailableError: The score needs gradients, and nothing here computes them.
     """
-    if not groups:
+    if not groups or (only is not None and not only):
         return {}
     options = options or ScoreOptions()
+    if only is not None and score is Score.SECOND_ORDER:
+        return second_order(model, groups, ctx, options, only)
+    if only is not None and not score.needs_data:
+        # Scored by weights alone, a group knows of no other.
+        groups = [group for group in groups if group.name in only]
     if score is Score.TAYLOR:
         found = taylor(model, groups, ctx, options)
         if not isinstance(found, str):

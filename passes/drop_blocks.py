@@ -7,6 +7,7 @@ the removed blocks are refitted afterwards to give what they gave before (`_repa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,11 +16,12 @@ import onnx_ir as ir
 
 from greencc.core.data import Feeds
 from greencc.core.describe import nodes_cost
-from greencc.core.errors import GreenccError, UsageError
+from greencc.core.errors import GreenccError, UsageError, did_you_mean
 from greencc.core.graph import ensure_names, static_shape
 from greencc.core.model import bind_dims, infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.core.rehearsal import settled
+from greencc.core.shapes import bind_sizes
 from greencc.passes._blocks import Block, Shape, drop, find_blocks
 from greencc.passes._blocks_score import BlockScore, BlockScorer
 from greencc.passes._capture import graph_values, require_data
@@ -55,8 +57,8 @@ class _Choice:
     """A block that is going to be removed."""
 
     name: str
-    score: float
-    share: float
+    score: float | None
+    share: float | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class DropBlocks(Pass):
         exclude: Names of the Add nodes whose blocks stay.
         samples: Calibration samples that blocks are scored on, at most.
         batch: Samples run at once, where the model's batch is dynamic.
+        blocks: Names of the Add nodes of blocks; these and no others go, whatever `ratio`, `count` and what a target
+            measures say. Without `repair` that needs no data.
     """
 
     name: ClassVar[str] = "drop-blocks"
@@ -86,6 +90,7 @@ class DropBlocks(Pass):
     exclude: tuple[str, ...] = ()
     samples: int = 128
     batch: int = 16
+    blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio < 1.0:
@@ -97,23 +102,32 @@ class DropBlocks(Pass):
         ):
             if value < least:
                 raise UsageError(f"{self.name}: {option} is {value}", hint=f"give at least {least}")
+        for name, times in Counter(self.blocks).items():
+            if times > 1:
+                raise UsageError(f"{self.name}: blocks: {name!r} comes twice", hint="name every block once")
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Remove blocks of the main graph in place.
 
         Raises:
             InputError: There is no calibration data, or it holds NaN or infinity.
+            UsageError: One of `blocks` is no block that can be removed.
         """
         ensure_names(model)
         infer_shapes(model)
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
-        ctx = settled(ctx, model)
-        sizes = _sizes(model, ctx)
-        shortened = model.clone()
-        choices = self._choose(model, shortened, sizes, ctx, outcome)
-        if not choices or not _pays(model, shortened, ctx, outcome):
-            return outcome
+        if self.blocks:
+            sizes = _sizes(model, ctx, needed=self.repair)
+            choices = self._given(model.clone(), sizes)
+        else:
+            ctx = settled(ctx, model)
+            sizes = _sizes(model, ctx)
+            shortened = model.clone()
+            choices = self._choose(model, shortened, sizes, ctx, outcome)
+            if not choices or not _pays(model, shortened, ctx, outcome):
+                return outcome
         original = model.clone()
+        gone: list[str] = []
         skips: list[ir.Value] = []
         for choice in choices:
             if not ctx.rewrites.allow(_RULE, choice.name):
@@ -122,18 +136,48 @@ class DropBlocks(Pass):
             skips.append(block.skip)
             drop(model, block)
             outcome.changed += 1
-            outcome.findings.append(
-                Finding(
-                    "note",
-                    f"removed the residual block that ends in {choice.name!r}, {100 * choice.share:.1f} % of the "
-                    f"MACs: {self.score.value} score {choice.score:.3g}",
-                    choice.name,
-                    _RULE,
-                )
-            )
+            gone.append(choice.name)
+            outcome.findings.append(Finding("note", self._told(choice), choice.name, _RULE))
+        outcome.chosen = {"blocks": tuple(gone)} if gone else {}
         if self.repair and outcome.changed:
             outcome.findings += _repair(original, model, skips, ctx)
         return outcome
+
+    def _told(self, choice: _Choice) -> str:
+        share = "" if choice.share is None else f", {100 * choice.share:.1f} % of the MACs"
+        score = "" if choice.score is None else f": {self.score.value} score {choice.score:.3g}"
+        return f"removed the residual block that ends in {choice.name!r}{share}{score}"
+
+    def _given(self, shortened: ir.Model, sizes: _Sizes) -> list[_Choice]:
+        """The blocks that are named, in that order; `shortened` loses them.
+
+        Raises:
+            UsageError: A name is none of a block, or one that is excluded or went with another.
+        """
+        first, refused = find_blocks(shortened, sizes.shapes)
+        names = {block.name for block in first}
+        reasons = {item.name: item.reason for item in refused}
+        choices: list[_Choice] = []
+        for name in self.blocks:
+            here = {block.name: block for block in find_blocks(shortened, sizes.shapes)[0]}
+            reason = reasons.get(name)
+            if name in here and is_excluded(here[name].add, self.exclude):
+                reason = "it is excluded by the options"
+            elif name in names and name not in here:
+                reason = f"it is none any more once {', '.join(choice.name for choice in choices)} went"
+            if reason is not None:
+                raise UsageError(
+                    f"{self.name}: blocks: {name!r} cannot be removed: {reason}",
+                    hint=did_you_mean(name, names),
+                )
+            if name not in here:
+                raise UsageError(
+                    f"{self.name}: blocks: no residual block ends in a node named {name!r}",
+                    hint=did_you_mean(name, names) if names else "the model has none that can be removed",
+                )
+            choices.append(_Choice(name, None, sizes.share(here[name])))
+            drop(shortened, here[name])
+        return choices
 
     def _choose(
         self, model: ir.Model, shortened: ir.Model, sizes: _Sizes, ctx: Context, outcome: Outcome
@@ -147,7 +191,7 @@ class DropBlocks(Pass):
             model, possible, sizes.shapes, ctx, score=self.score, samples=self.samples, batch=self.batch
         ) as scorer:
             while not self.count or len(chosen) < self.count:
-                left = self.ratio - sum(choice.share for choice in chosen)
+                left = self.ratio - sum(choice.share or 0.0 for choice in chosen)
                 candidates = {}
                 for block in find_blocks(shortened, sizes.shapes)[0]:
                     share = sizes.share(block)
@@ -198,10 +242,21 @@ class DropBlocks(Pass):
         return possible
 
 
-def _sizes(model: ir.Model, ctx: Context) -> _Sizes:
-    """Shapes and work for the sizes of a calibration sample."""
-    first = next(iter(require_data(ctx).batches(1)), None)
-    sized = model if first is None else _bound(model, first.feeds)
+def _sizes(model: ir.Model, ctx: Context, *, needed: bool = True) -> _Sizes:
+    """Shapes and work for the sizes of a calibration sample; where none is needed and there is none, for another one.
+
+    Raises:
+        InputError: There is no calibration data, and it is needed.
+    """
+    if needed or ctx.calibration is not None:
+        first = next(iter(require_data(ctx).batches(1)), None)
+        feeds: Feeds | None = None if first is None else first.feeds
+    else:
+        feeds = next(iter(ctx.samples), None)
+    if feeds is not None:
+        sized = _bound(model, feeds)
+    else:
+        sized = model if needed else bind_sizes(model, {}, batch=2)
     while _through_custom_operators(sized.graph):
         infer_shapes(sized)
     shapes = {

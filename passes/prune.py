@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,13 +22,24 @@ from numpy.typing import NDArray
 from greencc.core.capabilities import Arithmetic
 from greencc.core.describe import describe
 from greencc.core.errors import UsageError
-from greencc.core.groups import PruneGroup, Role, Structure, analyse, cut
+from greencc.core.groups import PruneGroup, Structure, analyse, cut
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.core.rehearsal import settled
 from greencc.passes._exclude import covered, unmatched
 from greencc.passes._prune_allocate import Allocation, allocate
 from greencc.passes._prune_costs import macs_by_node, work_model
+from greencc.passes._prune_plan import (
+    WHERE,
+    Chosen,
+    Plan,
+    after_round,
+    check_channels,
+    least_needed,
+    parse_channels,
+    rounds_of,
+    why_whole,
+)
 from greencc.passes._prune_sensitivity import sensitivities
 from greencc.passes._repair_gate import repaired
 from greencc.passes._repair_layers import refit
@@ -61,6 +72,9 @@ class Prune(Pass):
         rounds: In how many steps the ratio is reached, each scored and repaired anew.
         exclude: Names of nodes whose output channels stay.
         measured: Keep the cut only where the target measures a gain.
+        channels: Groups and the number of their channels that stay, as `GROUP=48`, with a number for each round as
+            `GROUP=56:48`; these groups and no others are cut to just that, whatever `ratio`, `align`, `limit`, `rounds`
+            and `measured` say.
     """
 
     name: ClassVar[str] = "prune"
@@ -76,6 +90,7 @@ class Prune(Pass):
     rounds: int = 1
     exclude: tuple[str, ...] = ()
     measured: bool = True
+    channels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, value in (("ratio", self.ratio), ("limit", self.limit)):
@@ -85,14 +100,19 @@ class Prune(Pass):
                 )
         if self.align < 0 or self.rounds < 1:
             raise UsageError(f"{self.name}: align is at least 0 and rounds at least 1")
+        parse_channels(self.channels, WHERE)
 
     def apply(self, model: ir.Model, ctx: Context) -> Outcome:
         """Cut and repair `model` in place."""
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
+        plan = parse_channels(self.channels, WHERE)
+        if plan:
+            return self._follow(model, plan, ctx, outcome)
         ctx = settled(ctx, model)
         original = model.clone()
         before = _work(original, ctx)
         kept: dict[str, tuple[int, ...]] = {}
+        history = Chosen()
         done = 0.0
         for number in range(1, self.rounds + 1):
             structure = analyse(model)
@@ -102,21 +122,54 @@ class Prune(Pass):
             if not groups:
                 break
             scores = self._scores(model, groups, ctx, outcome)
+            weights = self._weights(model, groups, ctx)
             if number == 1 and self.measured:
-                whole = self._allocate(model, groups, scores, self.ratio, ctx)
+                whole = self._allocate(model, groups, scores, weights, self.ratio, ctx)
                 if whole.removed and not self._pays(original, whole, ctx, outcome):
                     return outcome
             # Each round removes its part of what was there at the start; an earlier one may have done more.
             share = (self.ratio * number / self.rounds - done) / (1.0 - done)
             if share <= 0.0:
                 continue
-            chosen = self._allocate(model, groups, scores, share, ctx)
-            if not self._cut(original, model, structure, chosen, kept, ctx, outcome):
+            chosen = self._allocate(model, groups, scores, weights, share, ctx)
+            removed = self._cut(original, model, structure, chosen.removed, kept, ctx, outcome)
+            if not removed:
                 break
+            history.add(structure, removed)
             done = 1.0 - _work(model, ctx) / before if before else 0.0
+        if outcome.changed:
+            outcome.chosen = {"channels": history.items()}
         outcome.findings += (
             self._sum_up(original, model, done, ctx) if outcome.changed else [self._nothing(before)]
         )
+        return outcome
+
+    def _follow(self, model: ir.Model, plan: Plan, ctx: Context, outcome: Outcome) -> Outcome:
+        """Cut what the plan says and nothing else, round by round."""
+        original = model.clone()
+        kept: dict[str, tuple[int, ...]] = {}
+        history = Chosen()
+        for number in range(rounds_of(plan)):
+            structure = analyse(model)
+            excluded = covered(model, self.exclude)
+            if not number:
+                check_channels(plan, structure, excluded)
+            free = [group for group in structure.groups if why_whole(group, excluded) is None]
+            left = after_round(plan, number)
+            lost = {group.name: group.size - left.get(group.name, group.size) for group in free}
+            wanted = {name: count for name, count in lost.items() if count > 0}
+            scores = self._scores(model, free, ctx, outcome, only=wanted)
+            chosen = {name: least_needed(scores[name], count) for name, count in wanted.items()}
+            removed = self._cut(original, model, structure, chosen, kept, ctx, outcome)
+            if not removed:
+                break
+            history.add(structure, removed)
+        if outcome.changed:
+            outcome.chosen = {"channels": history.items()}
+            before = _work(original, ctx)
+            outcome.findings.append(
+                _saved(original, model, 1.0 - _work(model, ctx) / before if before else 0.0)
+            )
         return outcome
 
     def _nothing(self, work: float) -> Finding:
@@ -133,24 +186,32 @@ class Prune(Pass):
         )
 
     def _scores(
-        self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, outcome: Outcome
+        self,
+        model: ir.Model,
+        groups: Sequence[PruneGroup],
+        ctx: Context,
+        outcome: Outcome,
+        only: Collection[str] | None = None,
     ) -> dict[str, NDArray[np.float64]]:
-        """The scores, weighted by what the model's outputs make of an error there."""
         findings: list[Finding] = []
-        scores = channel_scores(model, groups, self.score, ctx, findings=findings)
+        scores = channel_scores(model, groups, self.score, ctx, findings=findings, only=only)
         # Every round says the same.
         outcome.findings += [item for item in findings if item not in outcome.findings]
-        # These are changes of the outputs already.
+        return scores
+
+    def _weights(self, model: ir.Model, groups: Sequence[PruneGroup], ctx: Context) -> dict[str, float]:
+        """What the model's outputs make of an error in the readers of each group, 1 on average."""
+        # Those that are changes of the outputs already need no weights.
         if ctx.calibration is None or self.score.of_outputs:
-            return scores
-        weights = sensitivities(model, groups, ctx)
-        return {name: weights[name] * found for name, found in scores.items()}
+            return {}
+        return sensitivities(model, groups, ctx)
 
     def _allocate(
         self,
         model: ir.Model,
         groups: Sequence[PruneGroup],
         scores: Mapping[str, NDArray[np.float64]],
+        weights: Mapping[str, float],
         ratio: float,
         ctx: Context,
     ) -> Allocation:
@@ -158,26 +219,28 @@ class Prune(Pass):
         work = work_model(model, groups, ctx.samples)
         # Integer kernels are slower with less than a block of channels, float kernels at worst not faster.
         whole = ctx.arithmetic is not Arithmetic.FLOAT
-        return allocate(groups, scores, work, ratio=ratio, limit=self.limit, align=align, whole=whole)
+        return allocate(
+            groups, scores, work, weights=weights, ratio=ratio, limit=self.limit, align=align, whole=whole
+        )
 
     def _cut(
         self,
         original: ir.Model,
         model: ir.Model,
         structure: Structure,
-        chosen: Allocation,
+        chosen: Mapping[str, list[int]],
         kept: dict[str, tuple[int, ...]],
         ctx: Context,
         outcome: Outcome,
-    ) -> bool:
-        """Cut and repair; whether anything was cut. `kept` says which outputs of the original nodes are left."""
+    ) -> dict[str, list[int]]:
+        """Cut and repair; what was cut. `kept` says which outputs of the original nodes are left."""
         removed = {
             name: channels
-            for name, channels in chosen.removed.items()
+            for name, channels in chosen.items()
             if ctx.rewrites.allow(_RULE, name.split("#")[0])
         }
         if not removed:
-            return False
+            return removed
         for node, stay in kept_outputs(structure, removed).items():
             kept[node] = tuple(kept[node][place] for place in stay) if node in kept else stay
         cut(model, structure, removed)
@@ -189,14 +252,14 @@ class Prune(Pass):
             message = f"{name}: {group.size - len(channels)} of {group.size} {group.kind} stay"
             outcome.findings.append(Finding("note", message, name, _RULE))
         if not self.repair:
-            return True
+            return removed
         if ctx.calibration is None:
             outcome.findings.append(
                 Finding("warning", "nothing was repaired: that needs calibration data", rule=_RULE)
             )
-            return True
+            return removed
         self._repair(original, model, structure, removed, kept, ctx, outcome)
-        return True
+        return removed
 
     def _repair(
         self,
@@ -227,12 +290,11 @@ class Prune(Pass):
         """What may be cut; why other groups stay is told once."""
         chosen, locked = [], []
         for group in structure.groups:
-            if group.reason is None and not any(
-                site.node in excluded for site in group.having(Role.PRODUCER)
-            ):
+            reason = why_whole(group, excluded)
+            if reason is None:
                 chosen.append(group)
             else:
-                locked.append((group.name, group.reason or "excluded by the options"))
+                locked.append((group.name, reason))
         for name, reason in locked[:_TOLD]:
             outcome.findings.append(Finding("refused", f"{name}: {reason}", name, _RULE))
         if len(locked) > _TOLD:
@@ -264,9 +326,7 @@ class Prune(Pass):
         return False
 
     def _sum_up(self, original: ir.Model, model: ir.Model, saved: float, ctx: Context) -> list[Finding]:
-        before, after = describe(original).params, describe(model).params
-        message = f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters"
-        findings = [Finding("note", message, rule=_RULE)]
+        findings = [_saved(original, model, saved)]
         if saved < _MOST * self.ratio:
             findings.append(
                 Finding(
@@ -296,6 +356,13 @@ class Prune(Pass):
     def _align(self, ctx: Context) -> int:
         """What the numbers of channels that are left are multiples of, where a group is wide enough."""
         return self.align or ctx.capabilities.alignment(ctx.arithmetic)
+
+
+def _saved(original: ir.Model, model: ir.Model, saved: float) -> Finding:
+    """What the cut saves, as a share of the work and in parameters."""
+    before, after = describe(original).params, describe(model).params
+    message = f"{saved:.1%} fewer multiply-accumulates, {after:,} of {before:,} parameters"
+    return Finding("note", message, rule=_RULE)
 
 
 def _work(model: ir.Model, ctx: Context) -> float:

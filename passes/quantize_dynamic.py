@@ -3,7 +3,8 @@
 MatMul and Gemm with a constant weight become integer products (`_dynamic_products`), an LSTM becomes the runtime's
 quantized one (`_dynamic_recurrent`), in the main graph and in the bodies of If, Loop and Scan. A run takes the range
 of an activation from the values of that run, so outliers never clip, and the cost is one pass over each activation.
-Products of two activations (attention scores) stay in float. Tables read by Gather are the business of
+Products of two activations (attention scores) stay in float. What an earlier pass has quantized is left alone, so
+that `quantize-int8` may have taken the other layers. Tables read by Gather are the business of
 `quantize-weights`, which a recipe runs after this pass.
 
 Sources: Jacob et al., CVPR 2018; ONNX Runtime, "Quantize ONNX models" (dynamic quantization: transformers and RNNs).
@@ -34,7 +35,7 @@ from greencc.passes._dynamic_recurrent import (
     store_weights,
 )
 from greencc.passes._exclude import is_excluded, unmatched
-from greencc.passes._quantize_placement import quantized_already
+from greencc.passes._quantize_nodes import has_quantized_weight, quantized_already
 
 _RULE = "quantize-dynamic"
 _OPS = (*INTEGER_OPS, *RECURRENT)
@@ -83,6 +84,7 @@ class QuantizeDynamic(Pass):
         outcome = Outcome()
         facts = ctx.capabilities
         refusal = _refusal(model, facts)
+        before = quantized_already(model.graph)
         if refusal is not None or facts.int8 is None:
             outcome.findings.append(Finding("refused", refusal or "", rule=_RULE))
             return outcome
@@ -95,6 +97,9 @@ class QuantizeDynamic(Pass):
                 self._node(node, inserter, ctx, facts.int8, outcome)
         if any(node.domain == KERNEL[0] for node in model.graph.all_nodes()):
             model.opset_imports.setdefault(KERNEL[0], 1)
+        if before is not None and not outcome.changed:
+            message = f"the model is quantized already ({before.op_type} {before.name!r}); start from the float model"
+            outcome.findings.insert(0, Finding("refused", message, rule=_RULE))
         return outcome
 
     def rehearsal(self, capabilities: Capabilities) -> QuantizeDynamic | None:
@@ -131,7 +136,7 @@ class QuantizeDynamic(Pass):
         """How a node is quantized, why not, or None where nobody expects it to be."""
         if is_excluded(node, self.exclude):
             return "excluded by the options"
-        if node.op_type not in self.ops:
+        if node.op_type not in self.ops or has_quantized_weight(node):
             return None
         if node.op_type in RECURRENT:
             return describe_recurrent(node, self.min_elements, int8.weight_bits)
@@ -146,9 +151,6 @@ def _refusal(model: ir.Model, facts: Capabilities) -> str | None:
     """Why the model is not quantized at all, or None."""
     if facts.int8 is None:
         return "the target has no INT8 kernels worth using"
-    node = quantized_already(model.graph)
-    if node is not None:
-        return f"the model is quantized already ({node.op_type} {node.name!r}); start from the float model"
     opset = opset_of(model)
     if opset < _MIN_OPSET:
         return f"opset {opset} has no DynamicQuantizeLinear; run upgrade-opset before quantize-dynamic"
@@ -157,7 +159,11 @@ def _refusal(model: ir.Model, facts: Capabilities) -> str | None:
 
 def _unasked(model: ir.Model, ops: tuple[str, ...]) -> list[Finding]:
     """One finding for each operator that has a dynamic form but is not among those asked for."""
-    left = Counter(node.op_type for node in model.graph.all_nodes() if is_op(node, *_OPS))
+    left = Counter(
+        node.op_type
+        for node in model.graph.all_nodes()
+        if is_op(node, *_OPS) and not has_quantized_weight(node)
+    )
     return [
         Finding("left-in-float", f"{count} x {op_type}: not among the operators asked for", rule=_RULE)
         for op_type, count in sorted(left.items())

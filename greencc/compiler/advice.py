@@ -48,7 +48,7 @@ def _effect(record: PassRecord) -> str:
 def _less(record: PassRecord) -> str:
     """Half of what a pass was asked for, as an option of it; empty where that is no number."""
     options: dict[str, Any] = record.options
-    if options.get("ranks"):
+    if any(options.get(given) for given in ("ranks", "channels", "blocks")):
         return ""
     match options.get("rank"):
         case "energy":

@@ -15,9 +15,11 @@ from greencc.core.engine import Timing
 from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import constant_of
 from greencc.core.model import check_model, infer_shapes
+from greencc.core.pass_list import format_passes, parse_passes
 from greencc.core.passes import Context
+from greencc.core.recipe import dump_recipe, parse_recipe
 from greencc.core.report import Interval
-from greencc.passes import _repair_layers
+from greencc.passes import PASSES, _repair_layers
 from greencc.passes._blocks_score import BlockScore, BlockScorer
 from greencc.passes.drop_blocks import DropBlocks
 from tests.passes.conftest import Graph
@@ -292,3 +294,96 @@ def test_bad_data(feeds: Any, kit: Any) -> None:
 def test_options_out_of_range(options: Any) -> None:
     with pytest.raises(UsageError):
         DropBlocks(**options)
+
+
+def bytes_of(model: ir.Model) -> bytes:
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def test_named_blocks_go_whatever_else_is_asked(feeds: Any, kit: Any) -> None:
+    """`block0` is the dearest, and both are more than the ratio allows; nothing is measured."""
+    model = network()
+    context, calls = timed(kit.context(feeds), 0.5, 0.6)
+    outcome = DropBlocks(ratio=0.01, count=1, blocks=("block2", "block0"), repair=False).apply(model, context)
+    assert joins(model) == ["block1", "block3"]
+    assert (outcome.changed, outcome.chosen) == (2, {"blocks": ("block2", "block0")})
+    assert not calls
+    assert "'block2', 23.8 % of the MACs" in reasons(outcome)
+    infer_shapes(model)
+    check_model(model)
+
+
+@pytest.mark.parametrize("options", [{"count": 2}, {"ratio": 0.3, "score": BlockScore.SIMILARITY}])
+def test_what_was_chosen_can_be_given_back(feeds: Any, kit: Any, options: dict[str, Any]) -> None:
+    first, again = network((0.3, 0.2, 0.4, 0.1)), network((0.3, 0.2, 0.4, 0.1))
+    step = replace(PLAIN, repair=True, **options)
+    outcome = step.apply(first, kit.context(feeds))
+    assert outcome.chosen["blocks"]
+    repeated = replace(step, ratio=0.01, blocks=outcome.chosen["blocks"]).apply(again, kit.context(feeds))
+    assert bytes_of(again) == bytes_of(first)
+    assert repeated.chosen == outcome.chosen
+
+
+def test_named_blocks_need_no_data_without_a_repair(feeds: Any, kit: Any) -> None:
+    model, expected = network(), network()
+    step = DropBlocks(blocks=("block1",), repair=False)
+    assert step.apply(model, kit.context(None)).changed == 1
+    step.apply(expected, kit.context(feeds))
+    assert bytes_of(model) == bytes_of(expected)
+    with pytest.raises(InputError, match="calibration data"):
+        replace(step, repair=True).apply(network(), kit.context(None))
+
+
+def nested() -> ir.Model:
+    """A block inside another one."""
+    g = Graph()
+    x = g.op("Relu", g.input("x", ["N", 3, 6, 6]))
+    h = g.op("Conv", x, g.random(3, 3, 1, 1))
+    inner = g.op("Add", h, g.op("Conv", h, g.random(3, 3, 1, 1)), name="inner")
+    g.op("Add", x, g.op("Conv", inner, g.random(3, 3, 1, 1)), name="outer")
+    return g.model(g.op("Flatten", "outer_out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"blocks": ("blok1",)}, "no residual block ends in a node named 'blok1'", "did you mean 'block1'"),
+        ({"blocks": ("head",)}, "no residual block ends in a node named 'head'", "known: block0"),
+        ({"blocks": ("block1",), "exclude": ("block1",)}, "'block1' cannot be removed: it is excluded", ""),
+    ],
+)
+def test_names_of_no_block_change_nothing(
+    feeds: Any, kit: Any, options: dict[str, Any], message: str, hint: str
+) -> None:
+    model = network()
+    before = bytes_of(model)
+    with pytest.raises(UsageError, match=message) as caught:
+        DropBlocks(**options).apply(model, kit.context(feeds))
+    assert hint in (caught.value.hint or "")
+    assert bytes_of(model) == before
+
+
+def test_blocks_inside_others(feeds: Any, kit: Any) -> None:
+    model = nested()
+    assert DropBlocks(blocks=("inner", "outer"), repair=False).apply(model, kit.context(feeds)).changed == 2
+    assert [node.op_type for node in model.graph] == ["Relu", "Flatten"]
+    with pytest.raises(UsageError, match="'inner' cannot be removed: it is none any more once outer went"):
+        DropBlocks(blocks=("outer", "inner"), repair=False).apply(nested(), kit.context(feeds))
+
+
+def test_an_add_of_branches_says_why_it_stays(feeds: Any, kit: Any) -> None:
+    g = Graph()
+    x = g.input("x", ["N", 3, 6, 6])
+    join = g.op("Add", g.op("Conv", x, g.random(3, 3, 1, 1)), g.op("Relu", x), name="join")
+    model = g.model(g.op("Flatten", join))
+    with pytest.raises(UsageError, match="'join' cannot be removed: neither operand is computed"):
+        DropBlocks(blocks=("join",), repair=False).apply(model, kit.context(feeds))
+
+
+def test_blocks_go_through_recipes_and_lists() -> None:
+    step = DropBlocks(blocks=("/a:0/add", "b=c"))
+    assert parse_recipe(dump_recipe([step]), PASSES) == (step,)
+    assert parse_passes(format_passes([step]), PASSES) == (step,)
+    assert parse_passes("drop-blocks:blocks=add1+add2", PASSES) == (DropBlocks(blocks=("add1", "add2")),)
+    with pytest.raises(UsageError, match="'a' comes twice"):
+        DropBlocks(blocks=("a", "a"))
