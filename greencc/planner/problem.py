@@ -45,7 +45,7 @@ class Option:
     """One way to treat a unit, and what that adds to the totals."""
 
     name: str
-    amounts: Amounts = NOTHING
+    amounts: Amounts = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Pair:
 
     first: tuple[str, str]
     second: tuple[str, str]
-    amounts: Amounts = NOTHING
+    amounts: Amounts = field(default_factory=lambda: NOTHING)
     forbidden: bool = False
 
 
