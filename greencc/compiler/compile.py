@@ -131,6 +131,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     with session.phase("loading"):
         source = load_model(path)
         ensure_names(source)
+        session.source = digest(source)
         inputs = input_specs(source)
         splits = open_splits(session, inputs)
     batch = inputs[0].batch if inputs else None
@@ -167,7 +168,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         recipe=dump_recipe(final.form.passes),
         artifact=artifact,
         target=target,
-        model_digest=digest(source),
+        model_digest=session.source,
         seen=splits.seen(),
         evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
     )

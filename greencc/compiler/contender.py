@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import Form
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.session import Session
+from greencc.core.cache import cache_key
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
+from greencc.core.files import sha256_file
 from greencc.core.report import Accuracy
+from greencc.report.json_out import from_plain, to_plain
 from greencc.verify.compare import compare
+
+_KIND = "accuracy"
 
 
 @dataclass
@@ -60,8 +69,39 @@ def observed_loss(accuracy: Accuracy) -> float:
     return 0.0 if accuracy.agreement is None else 1.0 - accuracy.agreement
 
 
-def judge(session: Session, baseline: Engine, artifact: Engine, data: DataSource) -> Accuracy:
-    """Compare an engine with the baseline on `data`, by the limits and the metric of the compile."""
+def judge(
+    session: Session, baseline: Engine, artifact: Engine, data: DataSource, built: Path | None = None
+) -> Accuracy:
+    """Compare an engine with the baseline on `data`, by the limits and the metric of the compile.
+
+    What was found of the files of an artifact (`built` is the main one) is kept, unless the user's own code judges: it
+    may change.
+    """
+    options = session.options
+    key = None
+    if built is not None and options.metric is None and session.source:
+        files = sorted(file for file in built.parent.rglob("*") if file.is_file())
+        key = cache_key(
+            session.source,
+            type(artifact).__qualname__,
+            [sha256_file(file) for file in files],
+            data.digest(),
+            options.max_drop,
+            options.confidence,
+            session.target.versions(),
+            session.target.device().fingerprint,
+        )
+        found = session.cache.get(_KIND, key)
+        if found is not None and "accuracy" in found:
+            return from_plain(json.loads(str(found["accuracy"])), Accuracy, "cached accuracy")
+    accuracy = _compare(session, baseline, artifact, data)
+    if key is not None:
+        text = json.dumps(to_plain(accuracy, "accuracy"))
+        session.cache.put(_KIND, key, {"accuracy": np.array(text)}, label=f"accuracy on {data.count} samples")
+    return accuracy
+
+
+def _compare(session: Session, baseline: Engine, artifact: Engine, data: DataSource) -> Accuracy:
     return compare(
         baseline,
         artifact,
@@ -87,5 +127,5 @@ def contender(session: Session, form: Form, baseline: Engine, splits: Splits) ->
     """Open a form and judge it on the planning split."""
     with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
         session.engines.append(engine)
-        planning = judge(session, baseline, engine, splits.planning)
+        planning = judge(session, baseline, engine, splits.planning, form.artifact)
     return Contender(form, engine, planning)

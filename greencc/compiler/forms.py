@@ -79,6 +79,11 @@ class Form:
         self.fitted |= self.precision.needs_calibration
 
     @property
+    def built(self) -> Path | None:
+        """The main file of what was built; None of the original, which may lie in a folder with anything else."""
+        return None if self.rank == ORIGINAL_RANK else self.artifact
+
+    @property
     def qdq(self) -> ir.Model:
         return self.model if self.quantized is None else self.quantized
 

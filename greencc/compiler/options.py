@@ -79,7 +79,7 @@ class CompileOptions:
         search_seconds: Longest time spent on finding which layers must stay in float.
         cache: Keep statistics, rounding decisions and error tables for later compiles and after an interruption.
         carbon: The grid and the device that the report's carbon figures are for.
-        budget: What the artifact may take, such as ``5W,33ms`` or limits (`greencc.planner.budget`): greencc then plans.
+        budget: What the artifact may take, such as ``5W,33ms`` (`greencc.planner.budget`): greencc then plans.
         minimize: What the plan minimises within the budget; default: energy. It makes greencc plan, too.
         rate: Requests per second that a budget of watts is for; None: flat out.
         time_budget: Longest time that planning takes, in seconds.

@@ -41,7 +41,7 @@ class Session:
     """State shared by the phases of one compile.
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
-    wanted.
+    wanted; `source` is the digest of the model.
     """
 
     options: CompileOptions
@@ -54,6 +54,7 @@ class Session:
     cache: Cache = field(init=False)
     engines: list[Engine] = field(default_factory=list)
     window: Window | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         self.cache = Cache(default_folder() if self.options.cache else None)

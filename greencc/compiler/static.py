@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.costs import GroupCost, group_costs, layer_choice
 from greencc.compiler.data import Splits
@@ -32,6 +34,7 @@ from greencc.core.report import LayerChoice, PassRecord
 from greencc.measure.latency import quick_compare
 from greencc.passes.quantize_int8 import QuantizeInt8
 
+_KIND = "way-to-quantize"
 # A drop below this share of the limit leaves nothing worth another calibration.
 _GOOD_ENOUGH = 0.25
 # Fewer planning samples cannot tell a good variant from a lucky one: then the error of the outputs decides among more.
@@ -76,6 +79,25 @@ def static_int8(
         found = job.keep_accurate(found)
     found = job.never_slower(found)
     return replace(found, safer=job.safer(found.best))
+
+
+def recalled_variant(
+    session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits, context: str
+) -> tuple[Contender, Variant, list[Contender]]:
+    """`best_variant`, or at once the one that an earlier compile found best in the same `context`."""
+    found = session.cache.get(_KIND, context)
+    name = "" if found is None else str(found.get("name", ""))
+    effort = session.options.effort
+    first = list(variants(effort, builder.context.capabilities, builder.cleaned().model)) if name else []
+    for variant in (each for base in first for each in (base, *refined(base, effort))):
+        if variant.name == name:
+            form = builder.static(variant.name, variant.prepare, variant.quantize)
+            item = contender(session, form, baseline, splits)
+            item.reason = f"{variant.reason}: the best way to quantize, as an earlier compile found"
+            return item, variant, []
+    best, variant, others = best_variant(session, builder, baseline, splits)
+    session.cache.put(_KIND, context, {"name": np.array(variant.name)}, label="the best way to quantize")
+    return best, variant, others
 
 
 def best_variant(

@@ -163,6 +163,12 @@ class Cache:
             self._written = 0
             self._trim()
 
+    def keys(self, kind: str) -> list[str]:
+        """The keys of all entries of a kind, sorted."""
+        if self.folder is None:
+            return sorted(key for other, key in self._memory if other == kind)
+        return sorted(path.name.removesuffix(SUFFIX) for path in (self.folder / kind).glob(f"[!.]*{SUFFIX}"))
+
     def _path(self, kind: str, key: str) -> Path:
         assert self.folder is not None
         return self.folder / kind / f"{key}{SUFFIX}"

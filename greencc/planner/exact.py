@@ -48,7 +48,9 @@ class _Rows:
         self.low: list[float] = []
         self.high: list[float] = []
 
-    def add(self, columns: Sequence[int] | Array, values: Sequence[float] | Array, low: float, high: float) -> None:
+    def add(
+        self, columns: Sequence[int] | Array, values: Sequence[float] | Array, low: float, high: float
+    ) -> None:
         self.rows.append(np.full(len(columns), len(self.low)))
         self.columns.append(np.asarray(columns, int))
         self.values.append(np.asarray(values, float))
@@ -188,7 +190,9 @@ class Program:
 
         width = len(self._cost)
         rows = self._rows
-        parts = [np.concatenate(part) if part else np.zeros(0) for part in (rows.rows, rows.columns, rows.values)]
+        parts = [
+            np.concatenate(part) if part else np.zeros(0) for part in (rows.rows, rows.columns, rows.values)
+        ]
         matrix = csr_matrix(
             (parts[2], (parts[0].astype(int), parts[1].astype(int))), shape=(len(rows.low), width)
         )

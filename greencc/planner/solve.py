@@ -155,7 +155,9 @@ def _solve(
 class _Search:
     """The best plan so far, and the bound."""
 
-    def __init__(self, tables: Tables, judge: Callable[[Array], bool], gap: float, deadline: float, elastic: bool) -> None:
+    def __init__(
+        self, tables: Tables, judge: Callable[[Array], bool], gap: float, deadline: float, elastic: bool
+    ) -> None:
         self._tables, self._judge, self._elastic = tables, judge, elastic
         self._gap, self._deadline = gap, deadline
         self.labels: Array | None = None
@@ -224,9 +226,7 @@ class _Search:
             self._refused.append(found.labels)
 
     def _program(self, usable: Array) -> Program:
-        return Program(
-            self._tables, usable, elastic=self._elastic, below=self._bar(), refused=self._refused
-        )
+        return Program(self._tables, usable, elastic=self._elastic, below=self._bar(), refused=self._refused)
 
     def _take(self, labels: Array) -> bool:
         """Whether an answer keeps everything beyond the solver's tolerances; the best of those is kept."""

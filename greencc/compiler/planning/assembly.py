@@ -84,6 +84,7 @@ class Tables:
         edges: Where numbers are converted.
         base: The model with every unit as it is.
         weight_bytes: Bytes of a weight, by arithmetic.
+        layer_bytes: What a layer in static INT8 has beside its weights: scales, zero points, nodes.
         measured: Which errors were measured, not predicted.
     """
 
@@ -94,6 +95,7 @@ class Tables:
     edges: tuple[Edge, ...]
     base: Amounts
     weight_bytes: Mapping[str, float]
+    layer_bytes: float = 0.0
     measured: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -168,7 +170,8 @@ def _alone(
         return {
             Quantity.LATENCY: factor * (facts.time(option) - facts.time("float")) / 1e3,
             Quantity.ENERGY: factor * (facts.energy(option) - facts.energy("float")),
-            Quantity.SIZE: (tables.weight_bytes[option] - _FLOAT_BYTES) * facts.weights,
+            Quantity.SIZE: (tables.weight_bytes[option] - _FLOAT_BYTES) * facts.weights
+            + (tables.layer_bytes if option == Number.INT8.value else 0.0),
             Quantity.ERROR: error,
         }
     found: dict[Quantity, float] = defaultdict(float, {Quantity.ERROR: error})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from greencc.compiler.planning.points import Point
-from greencc.compiler.planning.verifier import CannotBuild, Verifier
+from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline, Session
 from greencc.core.engine import Target
 from greencc.core.errors import GreenccError
@@ -35,7 +35,7 @@ def try_backends(
                 return found
             try:
                 found.append(_on(verifier, point, target))
-            except (GreenccError, CannotBuild) as error:
+            except (GreenccError, CannotBuildError) as error:
                 session.warn(f"{point.name} was not tried on {format_spec(target)}: {error}")
     return found
 

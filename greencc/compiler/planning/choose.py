@@ -11,12 +11,14 @@ from greencc.compiler.forms import CLEANED_RANK, ORIGINAL_RANK, PLAN_RANK, Form,
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import Precision
+from greencc.compiler.planning.assembly import Corrections, make_problem
 from greencc.compiler.planning.backends import try_backends
 from greencc.compiler.planning.budget import Asked, missed
 from greencc.compiler.planning.points import Figures, Point, PointStore
 from greencc.compiler.planning.prepare import Preparation, Prepared
+from greencc.compiler.planning.reach import require_above_idle, require_possible, tables_bound
 from greencc.compiler.planning.search import ROUNDS, Search
-from greencc.compiler.planning.verifier import CannotBuild, Verifier, macs_of
+from greencc.compiler.planning.verifier import CannotBuildError, Verifier, macs_of
 from greencc.compiler.sensitivity import facts_key, make_slice
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.tables import LARGE_SLICE
@@ -26,9 +28,7 @@ from greencc.core.errors import LimitError
 from greencc.core.files import sha256_file
 from greencc.core.report import Interval
 from greencc.core.report_plan import LimitVerdict
-from greencc.planner.budget import Kind, Objective
-from greencc.planner.limits import require_reachable
-from greencc.planner.physics import idle_floor
+from greencc.planner.budget import Objective
 from greencc.planner.problem import weigh
 from greencc.targets import format_spec, make_target
 
@@ -121,8 +121,7 @@ def choose_plan(
     asked = Asked.of(session.options, session.target.device())
     for warning in asked.warnings:
         session.warn(warning)
-    if any(limit.kind is Kind.POWER for limit in asked.budget):
-        require_reachable(asked.budget, [idle_floor(asked.idle_watts, "estimated")], asked.rate)
+    require_above_idle(asked)
     verifier = Verifier(
         session,
         builder,
@@ -142,6 +141,8 @@ def choose_plan(
     else:
         job = Preparation(session, builder, baseline, splits, feeds, verifier, asked, deadline)
         prepared = job.run(cleaned)
+        untouched = make_problem(prepared.space, prepared.tables, Corrections())
+        require_possible(asked, session.target.device(), untouched, feeds[0])
         points += _timed_forms(verifier, prepared, session)
         search = _search(session, verifier, prepared, asked, deadline, job, splits)
         points += search.points
@@ -149,7 +150,8 @@ def choose_plan(
     points += try_backends(session, verifier, _best_first(asked, session, points), deadline)
     ladder = _ladder(asked, session, points)
     if not ladder:
-        raise _out_of_reach(asked, points, "")
+        bound = "" if search is None else tables_bound(asked, search.problem())
+        raise _out_of_reach(asked, points, bound)
     usable = _open(verifier, ladder, session)
     shown = {id(point.contender) for point in usable}
     rest = [] if prepared is None else [item for item in prepared.forms if id(item) not in shown]
@@ -330,7 +332,7 @@ def _open(verifier: Verifier, ladder: Sequence[Point], session: Session) -> list
                 if point.contender is not None and point.contender.form.rank in (ORIGINAL_RANK, CLEANED_RANK)
                 else verifier.opened(point)
             )
-        except CannotBuild as error:
+        except CannotBuildError as error:
             session.warn(f"{point.name} could not be built again: {error}")
             continue
         assert item is not None

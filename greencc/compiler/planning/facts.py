@@ -8,22 +8,23 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from greencc.compiler.costs import GroupCost, profiled
+from greencc.compiler.costs import GroupCost
 from greencc.compiler.layers import Origins
 from greencc.compiler.planning.assembly import Edge, LayerFacts
 from greencc.compiler.planning.space import WEIGHTED, Kind, Number, Space
-from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.describe import nodes_cost
 from greencc.core.engine import NodeTime
-from greencc.core.graph import constant_tensor, input_at
+from greencc.core.graph import constant_tensor, input_at, static_shape
 from greencc.core.groups import analyse
-from greencc.core.shapes import bind_dims, static_shape
+from greencc.core.shapes import bind_dims
 from greencc.passes._prune_costs import WorkModel, work_model
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 # Differences of times below this share are noise: a tie.
 _TIE = 0.05
+# Profiles and whole runs that differ by more than this do not fit together.
+_ANCHOR = (0.2, 5.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Profiles:
         costs: Of the groups that may run as integers.
         integers: Times of the INT8 form with every group in integers, and its graph; None where there is none.
         dynamic: Times of the dynamic form; None likewise.
-        scale: What all times are multiplied with to sum to the measured latency of the whole.
+        whole_us: Measured latency of the whole in float.
+        integer_us: That with every group in integers; None where there is no such form.
     """
 
     model: ir.Model
@@ -44,12 +46,14 @@ class Profiles:
     costs: Mapping[str, GroupCost]
     integers: tuple[ir.Model, Sequence[NodeTime]] | None
     dynamic: Sequence[NodeTime] | None
-    scale: float
+    whole_us: float
+    integer_us: float | None
 
-
-def profile_form(session: Session, artifact: object, feeds: Feeds) -> list[NodeTime]:
-    """Times by node, from the cache where they are known."""
-    return profiled(session, artifact, feeds)  # type: ignore[arg-type]
+    @property
+    def scale(self) -> float:
+        """What the profile's times are multiplied with to sum to the whole."""
+        total = sum(row.microseconds for row in self.floats)
+        return self.whole_us / total if total else 1.0
 
 
 def by_layer(model: ir.Model, times: Iterable[NodeTime]) -> dict[str, float]:
@@ -107,7 +111,33 @@ def layer_facts(space: Space, found: Profiles, feeds: Feeds, watts: float) -> di
             0 if tensor is None else int(tensor.size),
             macs.get(name, 0.0),
         )
-    return facts
+    return _anchored(facts, found)
+
+
+def _anchored(facts: dict[str, LayerFacts], found: Profiles) -> dict[str, LayerFacts]:
+    """Scale the layers' integer times so that with all of them the whole takes what was measured of it.
+
+    Profiles of integers and floats are off by different factors, and what lies between the layers differs, too.
+    """
+    integer, floating = Number.INT8.value, Number.FLOAT.value
+    if found.integer_us is None:
+        return facts
+    before = sum(fact.us[floating] for fact in facts.values() if integer in fact.us)
+    after = sum(fact.us[integer] for fact in facts.values() if integer in fact.us)
+    wanted = found.integer_us - (found.whole_us - before)
+    if after <= 0.0 or not _ANCHOR[0] <= wanted / after <= _ANCHOR[1]:
+        return facts
+    factor = wanted / after
+    return {
+        name: replace(
+            fact,
+            us={**fact.us, integer: fact.us[integer] * factor},
+            mj={**fact.mj, integer: fact.mj[integer] * factor},
+        )
+        if integer in fact.us
+        else fact
+        for name, fact in facts.items()
+    }
 
 
 def _settled(before: float, after: float) -> tuple[float, float]:

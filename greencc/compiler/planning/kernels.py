@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from greencc.compiler.kernel_times import KernelTime, KernelTimes, Signature, signatures
-from greencc.compiler.planning.space import Kind, PlanUnit, Space
+from greencc.compiler.kernel_times import KernelTime, KernelTimes
+from greencc.compiler.planning.space import Kind, Space
+from greencc.compiler.signatures import Signature, signatures
 from greencc.core.cache import Cache
 from greencc.core.data import Feeds
 from greencc.core.errors import GreenccError
@@ -182,7 +183,7 @@ def measure_layers(
                 if share is not None:
                     ranks[name, option, arithmetic] = share
                     sources[name, option] = "measured"
-    findings += [str(note) for note in times.findings]
+    findings += [note.message for note in times.findings]
     return LayerTimes(curves, ranks, sources, tuple(findings))
 
 
@@ -216,8 +217,3 @@ def _sketched(
     if made is None:
         return None
     return _Sketch(structures(made, space.layers, feeds), list(shown.items()))
-
-
-def structural(space: Space) -> list[PlanUnit]:
-    """The units that change the structure."""
-    return [unit for unit in space.units if unit.kind is not Kind.ARITHMETIC]

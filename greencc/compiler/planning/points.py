@@ -19,6 +19,7 @@ from greencc.compiler.forms import Form
 from greencc.compiler.planning.space import PlanSteps
 from greencc.core.cache import Cache, cache_key
 from greencc.core.engine import Target
+from greencc.core.errors import UsageError
 from greencc.core.passes import Pass
 from greencc.core.recipe import dump_recipe, parse_recipe
 from greencc.core.report import Interval
@@ -123,8 +124,9 @@ class PointStore:
 
     def get(self, steps: PlanSteps, backend: str) -> Figures | None:
         """What an earlier run found of these very steps."""
-        found = self.cache.get(self._kind, self._key(steps, backend))
-        return None if found is None else _read_figures(found)
+        found = self.cache.get(self.kind, self._key(steps, backend))
+        kept = None if found is None else _kept(found)
+        return None if kept is None else kept.figures
 
     def put(
         self, steps: PlanSteps, backend: str, summary: str, figures: Figures, chosen: Assignment | None
@@ -147,26 +149,19 @@ class PointStore:
             "macs": figures.macs,
         }
         text = json.dumps(entry, sort_keys=True)
-        self.cache.put(self._kind, self._key(steps, backend), {"point": np.array(text)})
+        self.cache.put(self.kind, self._key(steps, backend), {"point": np.array(text)}, label=summary)
 
     def all(self) -> Iterable[Kept]:
         """Every point kept, in a fixed order."""
-        for key in self.cache.keys(self._kind):
-            found = self.cache.get(self._kind, key)
-            entry = None if found is None else _entry(found)
-            if found is None or entry is None:
-                continue
-            figures = _read_figures(found)
-            if figures is None:
-                continue
-            quantize = _passes(entry["quantize"]) if entry["quantize"] else ()
-            step = next((item for item in quantize if isinstance(item, QuantizeInt8)), None)
-            steps = PlanSteps(_passes(entry["prepare"]), step, _passes(entry["extra"]))
-            chosen = entry["chosen"]
-            yield Kept(steps, str(entry["backend"]), str(entry["summary"]), figures, chosen)
+        for key in self.cache.keys(self.kind):
+            found = self.cache.get(self.kind, key)
+            kept = None if found is None else _kept(found)
+            if kept is not None:
+                yield kept
 
     @property
-    def _kind(self) -> str:
+    def kind(self) -> str:
+        """Under which the cache has them."""
         return f"{_POINT}-{self.context[:24]}"
 
     def _key(self, steps: PlanSteps, backend: str) -> str:
@@ -177,24 +172,25 @@ def _passes(text: str) -> tuple[Pass, ...]:
     return parse_recipe(text, PASSES, "cached plan")
 
 
-def _entry(found: Mapping[str, Any]) -> dict[str, Any] | None:
+def _kept(found: Mapping[str, Any]) -> Kept | None:
+    """What an entry holds; None where it was written by another version, or by nobody."""
     try:
         entry = json.loads(str(found["point"]))
-    except (KeyError, ValueError):
+        if entry["version"] != _VERSION:
+            return None
+        figures = Figures(
+            loss=None if entry["loss"] is None else float(entry["loss"]),
+            error=float(entry["error"]),
+            ratio=Interval(*(float(value) for value in entry["ratio"])),
+            latency_ms={int(key): float(value) for key, value in entry["latency_ms"].items()},
+            energy_mj=None if entry["energy_mj"] is None else float(entry["energy_mj"]),
+            size_bytes=int(entry["size_bytes"]),
+            macs=None if entry["macs"] is None else float(entry["macs"]),
+        )
+        quantize = _passes(entry["quantize"]) if entry["quantize"] else ()
+        step = next((item for item in quantize if isinstance(item, QuantizeInt8)), None)
+        steps = PlanSteps(_passes(entry["prepare"]), step, _passes(entry["extra"]))
+        chosen = None if entry["chosen"] is None else {str(k): str(v) for k, v in entry["chosen"].items()}
+        return Kept(steps, str(entry["backend"]), str(entry["summary"]), figures, chosen)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         return None
-    return entry if isinstance(entry, dict) and entry.get("version") == _VERSION else None
-
-
-def _read_figures(found: Mapping[str, Any]) -> Figures | None:
-    entry = _entry(found)
-    if entry is None:
-        return None
-    return Figures(
-        loss=entry["loss"],
-        error=float(entry["error"]),
-        ratio=Interval(*(float(value) for value in entry["ratio"])),
-        latency_ms={int(key): float(value) for key, value in entry["latency_ms"].items()},
-        energy_mj=entry["energy_mj"],
-        size_bytes=int(entry["size_bytes"]),
-        macs=entry["macs"],
-    )

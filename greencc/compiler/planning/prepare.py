@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.costs import GroupCost, group_costs, profiled
@@ -28,9 +28,10 @@ from greencc.compiler.planning.space import Kind, Number, Space, make_space
 from greencc.compiler.planning.verifier import Verifier, macs_of
 from greencc.compiler.select import dynamic_may_pay
 from greencc.compiler.session import Deadline, Session
-from greencc.compiler.static import best_variant
+from greencc.compiler.static import recalled_variant
 from greencc.compiler.tables import error_table
 from greencc.compiler.variants import Variant
+from greencc.core.capabilities import Arithmetic
 from greencc.core.data import Feeds
 from greencc.core.engine import NodeTime
 from greencc.core.passes import Pass
@@ -91,7 +92,7 @@ class Preparation:
         forms, variant, integer = self._integers()
         groups: tuple[Group, ...] = () if integer is None else quantized_groups(integer.form.qdq)
         dynamic = self._dynamic(forms)
-        offers = self._offers()
+        offers = self._offers(integers=integer is not None)
         space = make_space(
             cleaned.model,
             groups=groups,
@@ -116,28 +117,30 @@ class Preparation:
             costs = self._costs(groups, integer)
             with session.phase("profiling"):
                 integers = form.qdq, profiled(session, form.artifact, self.feeds[0])
-        total = sum(row.microseconds for row in floats)
+        full = self._full(space, integer) if integer is not None and groups else None
         found = Profiles(
             cleaned.model,
             floats,
             costs,
             integers,
             self._dynamic_profile(forms, dynamic),
-            cleaned_ms * 1e3 / total if total else 1.0,
+            cleaned_ms * 1e3,
+            None if full is None else full.figures.latency_ms[50] * 1e3,
         )
-        tables = self._tables(space, found, cleaned_ms)
+        tables = self._tables(space, found, cleaned_ms, full)
         self._errors(space, tables, variant, groups)
-        full = None
-        if integer is not None and groups:
-            chosen = {**space.untouched(), **_all_as(space, Number.INT8)}
-            steps, summary = space.steps(chosen), "INT8 in all layers"
-            spec = format_spec(session.target)
-            figures = self.verifier.store.get(steps, spec)
-            if figures is None:
-                figures = self.verifier.figures(integer)
-                self.verifier.store.put(steps, spec, summary, figures, chosen)
-            full = Point("int8", summary, figures, session.target, steps, chosen, integer, origin="form")
         return Prepared(space, tables, forms, full)
+
+    def _full(self, space: Space, integer: Contender) -> Point:
+        """The point with all layers in integers."""
+        chosen = {**space.untouched(), **_all_as(space, Number.INT8)}
+        steps, summary = space.steps(chosen), "INT8 in all layers"
+        spec = format_spec(self.session.target)
+        figures = self.verifier.store.get(steps, spec)
+        if figures is None:
+            figures = self.verifier.figures(integer)
+            self.verifier.store.put(steps, spec, summary, figures, chosen)
+        return Point("int8", summary, figures, self.session.target, steps, chosen, integer, origin="form")
 
     def _integers(self) -> tuple[list[Contender], Variant | None, Contender | None]:
         """The best way to quantize statically, where there are data and kernels for it."""
@@ -150,7 +153,9 @@ class Preparation:
         if self.splits.planning.synthetic:
             session.warn("INT8 was not considered: nothing can be verified on synthetic data")
             return [], None, None
-        best, variant, others = best_variant(session, self.builder, self.baseline, self.splits)
+        best, variant, others = recalled_variant(
+            session, self.builder, self.baseline, self.splits, self.verifier.store.context
+        )
         if not best.form.applied:
             return others, None, None
         best.reason = best.reason or "INT8 in all layers"
@@ -191,7 +196,7 @@ class Preparation:
             limit.kind is LimitKind.SIZE for limit in self.asked.budget
         )
 
-    def _offers(self) -> list[Offer]:
+    def _offers(self, *, integers: bool) -> list[Offer]:
         """Structural options, as far as the time reaches."""
         ctx = self.builder.context
         if ctx.calibration is None or self.splits.planning.synthetic:
@@ -202,10 +207,11 @@ class Preparation:
             return self.deadline.elapsed >= end
 
         model = self.builder.cleaned().model
+        # Sizes that integer kernels like suit float kernels as well.
+        ctx = replace(ctx, arithmetic=Arithmetic.INT8) if integers else ctx
         found: list[Offer] = []
         with self.session.phase("looking at structures"):
-            align = ctx.capabilities.alignment(ctx.arithmetic)
-            found += channel_offers(model, ctx, align=align, over=over)
+            found += channel_offers(model, ctx, over=over)
             found += rank_offers(model, ctx, over=over)
             found += block_offers(model, ctx, over=over)
         return found
@@ -221,7 +227,7 @@ class Preparation:
                 self.feeds[0],
             )
 
-    def _tables(self, space: Space, found: Profiles, cleaned_ms: float) -> Tables:
+    def _tables(self, space: Space, found: Profiles, cleaned_ms: float, full: Point | None) -> Tables:
         """Times, energies and sizes."""
         session, ctx, cleaned = self.session, self.builder.context, self.builder.cleaned()
         energy = self.verifier.energy(cleaned, cleaned_ms) or 0.0
@@ -241,7 +247,7 @@ class Preparation:
                     cleaned.model,
                     ctx,
                     self.feeds[0],
-                    KernelTimes(session.target, session.cache, session.progress, session.options.target),
+                    KernelTimes(session.target, session.cache, session.progress),
                     arithmetics,
                     channels.left,
                 )
@@ -255,7 +261,12 @@ class Preparation:
         }
         shares = work_shares(space, channels, lambda layer: layers[layer].macs if layer in layers else 0.0)
         edges = edges_of(space, found, self.feeds[0], watts)
-        return Tables(layers, times, {}, shares, edges, base, _WEIGHT_BYTES)
+        overhead = 0.0
+        if full is not None:
+            weights = [layers[name].weights for name in space.groups]
+            expected = base[Quantity.SIZE] + sum(weights) * (_WEIGHT_BYTES["int8"] - _WEIGHT_BYTES["float"])
+            overhead = (full.figures.size_bytes - expected) / len(weights)
+        return Tables(layers, times, {}, shares, edges, base, _WEIGHT_BYTES, overhead)
 
     def _errors(self, space: Space, tables: Tables, variant: Variant | None, groups: Sequence[Group]) -> None:
         """Fill in the errors: measured for arithmetic, predicted for structure."""

@@ -17,16 +17,17 @@ from greencc.compiler.options import Effort
 from greencc.compiler.planning.assembly import Corrections, Tables, make_problem
 from greencc.compiler.planning.points import Point
 from greencc.compiler.planning.space import Kind, Space
-from greencc.compiler.planning.verifier import CannotBuild, Verifier
+from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline
 from greencc.core.report_plan import Prediction
 from greencc.planner.budget import Objective
-from greencc.planner.front import least_violation
 from greencc.planner.problem import Assignment, Limit, Problem, Quantity, weigh
-from greencc.planner.solve import Solution, solve
+from greencc.planner.solve import Solution, UndecidedError, least_violation, solve
 
 ROUNDS = {Effort.QUICK: 4, Effort.STANDARD: 14, Effort.FULL: 40}
-_PATIENCE = 4
+_PATIENCE = 5
+# A smaller gain than this is none.
+_BETTER = 1e-3
 # Plans that differ by less error than this are one.
 _CLOSE = 1.15
 # By how much the error allowed moves at most from one plan to the next.
@@ -54,7 +55,7 @@ class Bracket:
             self.high = min(self.high, error)
 
     def next(self, loss: float, limit: float) -> float:
-        """What to allow next, after a plan that lost so much: errors of decisions grow with the root of the divergence."""
+        """What to allow next, after a plan that lost so much: decisions change with the root of the divergence."""
         if math.isinf(self.high):
             factor = (limit / loss) ** 2 if loss > 0.0 else _STEP
             return self.low * min(max(factor, 2.0), _STEP)
@@ -130,7 +131,7 @@ class Search:
             holds = (start.figures.loss or 0.0) <= self.max_drop
             bracket.learn(start.figures.error, holds=holds)
             allowed = bracket.next(loss, self.max_drop)
-        idle = 0
+        idle = known = 0
         best = math.inf
         while True:
             if self.deadline.over:
@@ -146,32 +147,40 @@ class Search:
                 allowed = math.inf
                 bracket.low = max(bracket.low, sum(self.tables.errors.values()))
                 continue
+            before = len(self.points)
             point = self._point(solution)
             if point is None:
                 continue
-            known = len(self.points) and point is not self.points[-1]
+            new = len(self.points) > before
             loss = max(point.figures.loss or 0.0, self.few)
             holds = (point.figures.loss or 0.0) <= self.max_drop
-            value = self._value(point)
-            if holds and self.keeps(point) and value < best * (1.0 - 1e-3):
-                best, idle = value, 0
-            else:
-                idle += 1
             if self.objective is Objective.ERROR:
                 if self.keeps(point):
                     self.log.ended = "the plan with the least error that the tables know keeps the budget"
                     return
+                known += not new
+                if known > _PATIENCE:
+                    self.log.ended = "no other plan comes out of the tables"
+                    return
+                continue
+            if holds and not new and math.isinf(bracket.high):
+                self.log.ended = "no option is left that makes the plan better"
+                return
+            # A plan that is known stands for all up to the error that was allowed.
+            bracket.learn(max(point.figures.error, 1e-12) if new else allowed, holds=holds)
+            if bracket.closed:
+                self.log.ended = (
+                    "no plan is left between the best one that holds and the next one, which does not"
+                )
+                return
+            allowed = bracket.next(loss, self.max_drop)
+            if not new:
+                continue
+            value = self._value(point)
+            if holds and self.keeps(point) and value < best * (1.0 - _BETTER):
+                best, idle = value, 0
             else:
-                bracket.learn(max(point.figures.error, 1e-12), holds=holds)
-                if known and holds and math.isinf(bracket.high):
-                    self.log.ended = "no option is left that makes the plan better"
-                    return
-                if bracket.closed:
-                    self.log.ended = (
-                        "no plan is left between the best one that holds and the next one, which does not"
-                    )
-                    return
-                allowed = bracket.next(loss, self.max_drop)
+                idle += 1
             if idle >= _PATIENCE:
                 self.log.ended = f"{_PATIENCE} plans in a row were no better"
                 return
@@ -197,7 +206,11 @@ class Search:
             problem, rows = self.problem(), self.rows()
             if math.isfinite(allowed) and self.objective is not Objective.ERROR:
                 rows.append(Limit("error", {Quantity.ERROR: 1.0}, allowed))
-            solution = solve(problem, self.objective.weights, rows, seconds=_SOLVE_SECONDS)
+            try:
+                solution = solve(problem, self.objective.weights, rows, seconds=_SOLVE_SECONDS)
+            except UndecidedError:
+                # Nothing was found in time: for the search that is as if there were nothing.
+                return None
             if solution is None:
                 return None
             self.log.add(solution)
@@ -240,7 +253,7 @@ class Search:
                 chosen=dict(solution.chosen),
                 predicted=solution.totals,
             )
-        except CannotBuild as error:
+        except CannotBuildError as error:
             touched = self.space.untouched()
             picked = {pair for pair in solution.chosen.items() if pair[1] != touched[pair[0]]}
             structural = frozenset(pair for pair in picked if pair in self.space.offers)

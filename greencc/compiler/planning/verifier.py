@@ -36,7 +36,7 @@ _BASELINE, _ERROR = "plan-baseline", "plan-error"
 _PERCENTILES = (50, 95, 99)
 
 
-class CannotBuild(Exception):
+class CannotBuildError(Exception):
     """A plan that the passes refuse; the message says which step and why."""
 
 
@@ -94,7 +94,7 @@ class Verifier:
         """The point of a plan, from the store where it is known.
 
         Raises:
-            CannotBuild: A pass refuses.
+            CannotBuildError: A pass refuses.
         """
         self._names += 1
         name = f"plan {self._names}"
@@ -116,17 +116,17 @@ class Verifier:
         """The form of a plan.
 
         Raises:
-            CannotBuild: A pass refuses.
+            CannotBuildError: A pass refuses.
         """
         try:
             form = self.builder.planned(name, steps.prepare, steps.quantize, steps.extra)
         except GreenccError as error:
-            raise CannotBuild(error.message) from error
+            raise CannotBuildError(error.message) from error
         wanted = {step for step in steps.prepare if step.lossy}
         for step, record in zip(form.passes, form.records, strict=True):
             if step in wanted and not record.changed:
                 why = record.findings[-1].message if record.findings else "it changed nothing"
-                raise CannotBuild(f"{step.name}: {why}")
+                raise CannotBuildError(f"{step.name}: {why}")
         return form
 
     def on(self, form: Form, target: Target, name: str) -> Form:
@@ -141,7 +141,7 @@ class Verifier:
         """A form, opened on a target and judged on the planning split."""
         with self.session.phase("planning"), closed_on_error(target.open(form.artifact)) as engine:
             self.session.engines.append(engine)
-            planning = judge(self.session, self.baseline, engine, self.splits.planning)
+            planning = judge(self.session, self.baseline, engine, self.splits.planning, form.artifact)
         return Contender(form, engine, planning)
 
     def figures(self, item: Contender) -> Figures:
@@ -205,7 +205,7 @@ class Verifier:
         """The contender of a point with an open engine, built again where only its figures are known.
 
         Raises:
-            CannotBuild: As `build`.
+            CannotBuildError: As `build`.
         """
         item = point.contender
         if item is None:

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from greencc.compiler.planning.points import Figures, PointStore
+from greencc.compiler.planning.space import PlanSteps
+from greencc.core.cache import Cache
+from greencc.core.report import Interval
+from greencc.passes.prune import Prune
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_weights import QuantizeWeights
+
+FIGURES = Figures(0.004, 1e-4, Interval(1.5, 1.4, 1.6), {50: 2.0, 95: 2.5, 99: 3.0}, None, 12_345, 1e6)
+STEPS = PlanSteps(
+    (Prune(channels=("/conv=48",)),),
+    QuantizeInt8(exclude=("/head",)),
+    (QuantizeWeights(bits=4, exclude=("/conv",)),),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PointStore:
+    return PointStore(Cache(tmp_path), "a" * 64)
+
+
+def test_a_point_comes_back_as_it_was(store: PointStore) -> None:
+    chosen = {"arithmetic:/conv": "int8"}
+    store.put(STEPS, "cpu", "two layers", FIGURES, chosen)
+    assert store.get(STEPS, "cpu") == FIGURES
+    (kept,) = store.all()
+    assert (kept.steps, kept.backend, kept.summary) == (STEPS, "cpu", "two layers")
+    assert (kept.figures, kept.chosen) == (FIGURES, chosen)
+
+
+def test_points_differ_by_steps_and_backend(store: PointStore) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    assert store.get(STEPS, "openvino") is None
+    assert store.get(PlanSteps(), "cpu") is None
+
+
+def test_other_contexts_have_other_points(store: PointStore) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    other = PointStore(store.cache, "b" * 64)
+    assert list(other.all()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 0}',
+        '{"version": 1}',
+        '{"version": 1, "prepare": "[[pass]]\\nname = \'x\'"}',
+    ],
+)
+def test_what_cannot_be_read_is_no_point(store: PointStore, text: str) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    (key,) = store.cache.keys(store.kind)
+    store.cache.put(store.kind, key, {"point": np.array(text)})
+    assert store.get(STEPS, "cpu") is None
+    assert list(store.all()) == []
+
+
+def test_a_damaged_file_is_no_point(store: PointStore, tmp_path: Path) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    (path,) = tmp_path.rglob("*.cache")
+    path.write_bytes(path.read_bytes()[:-3] + b"xyz")
+    assert store.get(STEPS, "cpu") is None
+    assert list(store.all()) == []
