@@ -16,7 +16,7 @@ from greencc.verify.layers import LayerPair, layer_errors
 
 # What runtimes, and dynamic quantization here, append or prepend to the names of nodes and values they rewrite.
 _AFFIX = re.compile(
-    r"^fused |(/MatMulScaleFusion/|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused"
+    r"^fused |(/\w+Fusion/?|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused"
     r"|_(?:MatMul|Conv)Integer|_Cast|_scales|_rescale)$"
 )
 _MAX_WALK = 8
@@ -58,14 +58,30 @@ class Origins:
 
     def find(self, name: str) -> str | None:
         """Name of the source node, or None when the runtime inserted the node itself."""
+        node, by_value = self._writer(name)
+        if node is None:
+            return None
+        return self._computing(node).name if by_value else node.name
+
+    def writer(self, name: str) -> str | None:
+        """Name of the node that a runtime's node is named after: itself, or the one that wrote the value."""
+        node, _ = self._writer(name)
+        return None if node is None else node.name
+
+    def computing(self, name: str) -> str:
+        """Name of the convolution or product whose result a node passes on or adds to; else its own."""
+        return str(self._computing(self._nodes[name]).name)
+
+    def _writer(self, name: str) -> tuple[ir.Node | None, bool]:
+        """The node of a name or of the value of that name, and whether it was the value's."""
         while True:
             if name in self._nodes:
-                return self._nodes[name].name
+                return self._nodes[name], False
             if name in self._values:
-                return self._computing(self._values[name]).name
+                return self._values[name], True
             shorter = _AFFIX.sub("", name)
             if shorter == name:
-                return None
+                return None, False
             name = shorter
 
     def op_type(self, name: str) -> str:

@@ -62,6 +62,39 @@ def settled(ctx: Context, model: ir.Model) -> Context:
     return replace(ctx, arithmetic=ctx.rehearse(model, ctx.samples))
 
 
+def carry_out(
+    steps: Sequence[Pass], model: ir.Model, feeds: Sequence[Feeds], ctx: Context
+) -> tuple[ir.Model, Arithmetic]:
+    """What becomes of a clone of a model, and what it computes in then.
+
+    Args:
+        steps: Passes, each in its quickest form.
+        model: Left unchanged.
+        feeds: Inputs of the model; nothing else is calibrated on.
+        ctx: Gives capabilities and engines.
+    """
+    model = model.clone()
+    arithmetic = Arithmetic.FLOAT
+    for step in steps:
+        outcome = step.apply(
+            model,
+            replace(
+                ctx,
+                samples=feeds,
+                calibration=_Inputs(feeds),
+                rewrites=RewriteLog(),
+                progress=silent,
+                # What few samples show is of no use to anybody else.
+                cache=Cache(),
+                time=None,
+            ),
+        )
+        if outcome.changed:
+            arithmetic = step.arithmetic or arithmetic
+        infer_shapes(model)
+    return model, arithmetic
+
+
 @dataclass(frozen=True)
 class _Rehearsal:
     """What passes make of models.
@@ -80,26 +113,7 @@ class _Rehearsal:
 
     def apply(self, model: ir.Model, feeds: Sequence[Feeds]) -> tuple[ir.Model, Arithmetic]:
         """What becomes of a clone of a model."""
-        model = model.clone()
-        arithmetic = Arithmetic.FLOAT
-        for step in self.steps:
-            outcome = step.apply(
-                model,
-                replace(
-                    self.ctx,
-                    samples=feeds,
-                    calibration=_Inputs(feeds),
-                    rewrites=RewriteLog(),
-                    progress=silent,
-                    # What few samples show is of no use to anybody else.
-                    cache=Cache(),
-                    time=None,
-                ),
-            )
-            if outcome.changed:
-                arithmetic = step.arithmetic or arithmetic
-            infer_shapes(model)
-        return model, arithmetic
+        return carry_out(self.steps, model, feeds, self.ctx)
 
 
 @dataclass(frozen=True)
