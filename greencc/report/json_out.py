@@ -18,11 +18,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from greencc.core.errors import InputError
+from greencc.core.meter import Grade
 from greencc.core.report import SCHEMA, Report
 
 _DIGITS = 6
+# Beyond these a number is no figure of anything, and arithmetic with it can fail.
+_LARGEST = 1 << 63
+_LARGEST_FLOAT = 1e100
 _T = TypeVar("_T")
 MAX_BYTES = 64 << 20
+# Fields that hold the name of a `Grade`, wherever they are.
+_GRADES = frozenset({"grade", "energy_grade"})
 
 
 def dump_report(report: Report) -> str:
@@ -148,11 +154,16 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal and isinstance(value, str) and value in get_args(hint):
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        # Also false for infinity, which is what 1e999 is read as.
+        if -_LARGEST_FLOAT <= value <= _LARGEST_FLOAT:
+            return float(value)
+        raise InputError(f"{where} is {_short(value)}, which is out of range")
     if hint in (bool, str) and isinstance(value, hint):
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
+        if abs(value) < _LARGEST:
+            return value
+        raise InputError(f"{where} is {_short(value)}, which is out of range")
     raise InputError(f"{where} is {_short(value)}, expected {_name(hint)}")
 
 
@@ -164,6 +175,9 @@ def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
     for item in fields(kind):
         if item.name in value:
             values[item.name] = _decode(value[item.name], hints[item.name], f"{where}.{item.name}")
+            if item.name in _GRADES and values[item.name] not in (None, *Grade.__members__):
+                found = _short(value[item.name])
+                raise InputError(f"{where}.{item.name} is {found}, expected one of {', '.join(Grade.__members__)}")
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{where} has no {item.name!r}")
     return kind(**values)
