@@ -214,7 +214,9 @@ def _note(
         texts.append(f"{beyond} {verb} beyond the edge that the triangle points to.")
     if left_out:
         verb = "is" if left_out == 1 else "are"
-        texts.append(f"{left_out} of the plans {verb} not drawn: a figure is not known, or there are too many.")
+        texts.append(
+            f"{left_out} of the plans {verb} not drawn: a figure is not known, or there are too many."
+        )
     return " ".join(texts)
 
 
@@ -313,9 +315,7 @@ def _drop_line(allowed: float, up: _Scale) -> Markup:
     return tag("g", tag("line", x1="0", x2="100%", y1=y, y2=y, class_="reference"), text)
 
 
-def _draw(
-    mark: _Mark, axis: _Axis, report: Report, by_error: bool, across: _Scale, up: _Scale
-) -> Markup:
+def _draw(mark: _Mark, axis: _Axis, report: Report, by_error: bool, across: _Scale, up: _Scale) -> Markup:
     """A mark that takes the focus, with its figures as its name; a ring shows what the card beneath is about."""
     point = mark.point
     kind = "chosen" if point.chosen else ("form" if point.origin == "form" else "plan")
@@ -390,7 +390,10 @@ def prediction_plot(found: words.Accuracy) -> Markup:
             f"{printable(item.point)}: predicted {words.amount(item.predicted, found.unit)}, "
             f"measured {words.amount(item.measured, found.unit)}"
         )
-        place = {"cx": f"{100 * part(item.predicted):.2f}%", "cy": round(height * (1 - part(item.measured)), 1)}
+        place = {
+            "cx": f"{100 * part(item.predicted):.2f}%",
+            "cy": round(height * (1 - part(item.measured)), 1),
+        }
         parts.append(tag("circle", tag("title", text), r="4", class_="dot", **place))
     parts.append(tag("text", "measured", x="6", y="16", class_="tick"))
     parts.append(tag("text", "predicted", x="99%", y=height - 7, text_anchor="end", class_="tick"))

@@ -177,7 +177,9 @@ def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
             values[item.name] = _decode(value[item.name], hints[item.name], f"{where}.{item.name}")
             if item.name in _GRADES and values[item.name] not in (None, *Grade.__members__):
                 found = _short(value[item.name])
-                raise InputError(f"{where}.{item.name} is {found}, expected one of {', '.join(Grade.__members__)}")
+                raise InputError(
+                    f"{where}.{item.name} is {found}, expected one of {', '.join(Grade.__members__)}"
+                )
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{where} has no {item.name!r}")
     return kind(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -236,6 +237,12 @@ def point_rows(report: Report, point: PlanPoint) -> list[PairRow]:
 def changed(choice: PlanChoice) -> bool:
     """Whether something is done to the unit: its first option leaves it as it is."""
     return not choice.options or choice.option != choice.options[0].name
+
+
+def rarest_first(choices: Sequence[PlanChoice]) -> list[PlanChoice]:
+    """Units whose decision few others of their kind share come first: the rest is the rule, they are the exceptions."""
+    counts = Counter((item.kind, item.option) for item in choices)
+    return sorted(choices, key=lambda item: counts[item.kind, item.option])
 
 
 def option_cells(option: PlanOption) -> tuple[str, str, str, str, str]:

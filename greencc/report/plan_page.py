@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -56,7 +55,7 @@ class UnitLine:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """The units of a kind, the rarest decisions first: the rest is the rule, they are the exceptions."""
+    """The units of a kind, the rarest decisions first."""
 
     kind: str
     first: tuple[UnitLine, ...]
@@ -170,9 +169,7 @@ def _groups(choices: Sequence[PlanChoice]) -> list[UnitGroup]:
     groups = []
     room = _MOST_OPTIONS
     for kind in dict.fromkeys(choice.kind for choice in choices):
-        units = [choice for choice in choices if choice.kind == kind]
-        counts = Counter(choice.option for choice in units)
-        units.sort(key=lambda choice: counts[choice.option])
+        units = words.rarest_first([choice for choice in choices if choice.kind == kind])
         lines = []
         for choice in units:
             fits = len(choice.options) <= room
@@ -221,7 +218,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         ("Minimised", plan.objective),
         ("Rate", words.rate_text(plan)),
-        ("Verified", f"{len(verified):,} plans" + (f", {cached:,} of them by earlier compiles" * bool(cached))),
+        (
+            "Verified",
+            f"{len(verified):,} plans" + (f", {cached:,} of them by earlier compiles" * bool(cached)),
+        ),
         ("Rounds", f"{plan.rounds:,}"),
         ("Ended", plan.ended),
     ]

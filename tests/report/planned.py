@@ -123,7 +123,9 @@ def _choices(report: Report) -> tuple[PlanChoice, ...]:
             if kept
             else "saves most of all options that the error left room for"
         )
-        choices.append(PlanChoice(name, "arithmetic", (name,), "float32" if kept else "int8", reason, options))
+        choices.append(
+            PlanChoice(name, "arithmetic", (name,), "float32" if kept else "int8", reason, options)
+        )
     choices.append(
         PlanChoice(
             "stage2 hidden channels (128)",

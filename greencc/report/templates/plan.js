@@ -4,19 +4,22 @@
   if (!root) return;
   const marks = Array.from(root.querySelectorAll("[data-point]"));
   const cards = Array.from(root.querySelectorAll("[data-card]"));
+  const place = (mark) => parseFloat(mark.parentNode.getAttribute("x"));
+  const plots = Array.from(root.querySelectorAll(".view"), (view) =>
+    marks.filter((mark) => view.contains(mark)).sort((a, b) => place(a) - place(b)));
   const show = (mark) => {
     const point = mark.dataset.point;
     for (const card of cards) card.hidden = card.dataset.card !== point;
-    for (const other of marks) {
-      const on = other.dataset.point === point;
-      other.classList.toggle("on", on);
+    for (const own of plots) {
       // One stop of the Tab key for each plot; the arrows go on from there.
-      other.setAttribute("tabindex", on ? "0" : "-1");
+      const stop = own.find((other) => other.dataset.point === point) || own[0];
+      for (const other of own) {
+        other.classList.toggle("on", other.dataset.point === point);
+        other.setAttribute("tabindex", other === stop ? "0" : "-1");
+      }
     }
   };
-  const place = (mark) => parseFloat(mark.parentNode.getAttribute("x"));
-  for (const plot of root.querySelectorAll(".view")) {
-    const own = marks.filter((mark) => plot.contains(mark)).sort((a, b) => place(a) - place(b));
+  for (const own of plots) {
     const ends = { Home: 0, End: own.length - 1 };
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
     own.forEach((mark, index) => {
