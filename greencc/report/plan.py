@@ -206,9 +206,14 @@ def loss_label(report: Report) -> str:
     return "Accuracy lost, points" if report.accuracy.baseline is not None else "Decisions changed, %"
 
 
+def loss_number(report: Report, value: float) -> str:
+    """A `PlanPoint.drop` as `loss_label` counts it."""
+    return points(value) if report.accuracy.baseline is not None else number(100.0 * value, 2)
+
+
 def loss_text(report: Report, value: float) -> str:
     """A `PlanPoint.drop` with its unit."""
-    return f"{points(value)} points" if report.accuracy.baseline is not None else share(value, 2)
+    return f"{loss_number(report, value)} {'points' if report.accuracy.baseline is not None else '%'}"
 
 
 def point_rows(report: Report, point: PlanPoint) -> list[PairRow]:

@@ -150,7 +150,6 @@ def _point_line(report: Report, point: PlanPoint) -> PointLine:
         assert callable(form)
         return MISSING if value is None else str(form(value))
 
-    loss = words.loss_label(report).split(",")[0]
     return PointLine(
         point,
         (
@@ -159,7 +158,7 @@ def _point_line(report: Report, point: PlanPoint) -> PointLine:
             ("Energy", cell(point.energy_mj, joules)),
             ("Size", cell(point.size_bytes, bytes_text)),
             ("MACs", cell(point.macs, count_text)),
-            (loss, cell(point.drop, lambda value: words.loss_text(report, value).removesuffix(" points"))),
+            (words.loss_label(report), cell(point.drop, lambda value: words.loss_number(report, value))),
             ("Output error", cell(point.error, lambda value: number(value, 2))),
         ),
     )
