@@ -114,8 +114,8 @@ def _choices(report: Report) -> tuple[PlanChoice, ...]:
             PlanOption("float32", 0.0, 0.0, 0.0, 0.0, "measured"),
             PlanOption("int8", error, round(generator.uniform(20, 160), 1), 0.31, 52_000.0, "measured"),
             PlanOption(
-                "int4-weights", round(9 * error, 8), round(-generator.uniform(2, 9), 1), -0.02, 61_000.0, "interpolated",
-                "from layers of equal shape",
+                "int4-weights", round(9 * error, 8), round(-generator.uniform(2, 9), 1), -0.02, 61_000.0,
+                "interpolated", "from layers of equal shape",
             ),
         )  # fmt: skip
         reason = (
