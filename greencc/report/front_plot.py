@@ -16,7 +16,7 @@ from markupsafe import Markup
 from greencc.core.report import Report
 from greencc.core.report_plan import LimitVerdict, PlanInfo, PlanPoint
 from greencc.report import plan as words
-from greencc.report.figures import MINUS, capitalized, number, printable, round_share, share
+from greencc.report.figures import MINUS, capitalized, number, printable, round_share
 from greencc.report.svg import tag, ticks
 
 _LEFT, _RIGHT = 9.0, 98.0
@@ -25,6 +25,7 @@ _HEIGHT = _BOTTOM + 44
 _MOST = 400
 _FAR = 1.25
 _FAR_DROP = 2.5
+_ROOM_WIDE, _ROOM_NARROW = 17.0, 34.0
 _PERCENTILE = re.compile(r"\bp(50|95|99)\b")
 _SHAPES = {
     "form": "M-5.5 -5.5h11v11h-11z",
@@ -37,12 +38,16 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class View:
-    """One plot: its `key` (``latency``, ``energy``, ``size``), the label of the switch, and the note beneath it."""
+    """One plot: its `key` (``latency``, ``energy``, ``size``), the label of the switch, and the note beneath it.
+
+    `drawn` are the places in the report of the points that have a mark.
+    """
 
     key: str
     label: str
     svg: Markup
     note: str
+    drawn: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ def _view(axis: _Axis, marks: Sequence[_Mark], report: Report, by_error: bool, l
         role="group",
         aria_label=f"{title}. {description}",
     )
-    return View(axis.key, axis.label, svg, _note(axis, marks, lines, across, up, left_out))
+    note = _note(axis, marks, lines, across, up, left_out)
+    return View(axis.key, axis.label, svg, note, frozenset(mark.index for mark in marks))
 
 
 def _note(
@@ -240,7 +246,10 @@ def _scale(values: Sequence[float], start: float, stop: float, most: int) -> _Sc
     low, high = min(values), max(values)
     if 0.0 <= low <= 0.4 * high:
         low = 0.0
-    room = high - low or abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    room = high - low
+    if room <= 1e-9 * largest:  # nothing that a plot could tell apart
+        room = largest or 1.0
     step = ticks(room, most)[1]
     first, last = math.floor(low / step - (low != 0.0) * 0.1), math.ceil(high / step - 1e-9)
     steps = tuple(round(index * step, 12) for index in range(first, max(last, first + 1) + 1))
@@ -266,7 +275,8 @@ def _along(across: _Scale, axis: _Axis) -> list[Markup]:
         parts.append(tag("line", x1=place, x2=place, y1=_BOTTOM, y2=_BOTTOM + 4, class_="axis"))
         text = words.amount(value, axis.unit) if value else "0"
         css = "tick odd" if index % 2 else "tick"
-        parts.append(tag("text", text, x=place, y=_BOTTOM + 17, text_anchor="middle", class_=css))
+        anchor = "end" if index == len(across.steps) - 1 else "middle"
+        parts.append(tag("text", text, x=place, y=_BOTTOM + 17, text_anchor=anchor, class_=css))
     title = capitalized(axis.title)
     return [*parts, tag("text", title, x="98%", y=_BOTTOM + 37, text_anchor="end", class_="tick")]
 
@@ -355,59 +365,17 @@ def _draw(mark: _Mark, axis: _Axis, report: Report, by_error: bool, across: _Sca
 
 
 def _name(mark: _Mark, across: _Scale, up: _Scale) -> Markup:
-    x = across(mark.x)
+    """Below and to the left of a chosen plan there is nothing verified: it would have been chosen.
+
+    Where that leaves too little room, the name stands above it; on a narrow screen that is so further to the right.
+    """
+    x, y = across(mark.x), up(mark.y)
     text = f"{printable(mark.point.name)}, chosen"
-    place: dict[str, object] = {"x": f"{x}%", "y": up(mark.y) - 15}
-    if x < 30:
-        return tag("text", text, text_anchor="start", class_="picked", **place)
-    # Below and to the left of a chosen plan there is nothing that was verified: it would have been chosen.
-    place["y"] = min(up(mark.y) + 22, _BOTTOM - 6)
-    return tag("text", text, dx=-12, text_anchor="end", class_="picked", **place)
-
-
-def prediction_plot(found: words.Accuracy) -> Markup:
-    """Measured against predicted, with the line where they are equal; on both axes the same scale."""
-    values = [value for item in found.pairs for value in (item.predicted, item.measured)]
-    low, high = min(values), max(values)
-    logarithmic = low > 0 and high / low > 20.0
-    if logarithmic:
-        values = [math.log(value) for value in values]
-        low, high = min(values), max(values)
-    elif low >= 0:
-        low = 0.0
-    room = (high - low) or abs(high) or 1.0
-    low, high = low - 0.06 * room, high + 0.06 * room
-    height = 150
-
-    def part(value: float) -> float:
-        value = math.log(value) if logarithmic else value
-        return (value - low) / (high - low)
-
-    parts = [tag("rect", x="0", y="0", width="100%", height=height, class_="frame")]
-    parts.append(tag("line", x1="0", y1=height, x2="100%", y2="0", class_="equal"))
-    for item in found.pairs[:_MOST]:
-        text = (
-            f"{printable(item.point)}: predicted {words.amount(item.predicted, found.unit)}, "
-            f"measured {words.amount(item.measured, found.unit)}"
-        )
-        place = {
-            "cx": f"{100 * part(item.predicted):.2f}%",
-            "cy": round(height * (1 - part(item.measured)), 1),
-        }
-        parts.append(tag("circle", tag("title", text), r="4", class_="dot", **place))
-    parts.append(tag("text", "measured", x="6", y="16", class_="tick"))
-    parts.append(tag("text", "predicted", x="99%", y=height - 7, text_anchor="end", class_="tick"))
-    title = f"{words.quantity_label(found.quantity)}, measured against predicted"
-    median = "no relative error" if found.median is None else f"median error {share(found.median, 2)}"
-    description = f"{len(found.pairs)} pairs, {median}" + (", logarithmic scales." if logarithmic else ".")
-    return tag(
-        "svg",
-        tag("title", title),
-        tag("desc", description),
-        *parts,
-        class_="plot pairs",
-        width="100%",
-        height=height,
-        role="img",
-        aria_label=f"{title}. {description}",
-    )
+    below = {"x": f"{x}%", "y": min(y + 22, _BOTTOM - 6), "dx": -12, "text_anchor": "end"}
+    above = {"x": f"{x}%", "y": y - 15, "text_anchor": "start"}
+    if x >= _ROOM_NARROW:
+        return tag("text", text, class_="picked", **below)
+    if x < _ROOM_WIDE:
+        return tag("text", text, class_="picked", **above)
+    wide = tag("text", text, class_="picked wide", **below)
+    return wide + tag("text", text, class_="picked narrow", aria_hidden="true", **above)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -90,7 +91,8 @@ def parse_report(text: str, where: str = "report") -> Report:
 def _encode(value: Any, hint: Any, where: str) -> Any:
     """Plain JSON of a value declared as `hint`."""
     if is_dataclass(value):
-        hints = get_type_hints(type(value))
+        kind: Any = type(value)
+        hints = _hints(kind)
         return {
             item.name: _encode(getattr(value, item.name), hints[item.name], f"{where}.{item.name}")
             for item in fields(value)
@@ -170,7 +172,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
 def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_short(value)}, expected a table")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name in value:
@@ -183,6 +185,12 @@ def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{where} has no {item.name!r}")
     return kind(**values)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields: resolving them takes longer than everything else here."""
+    return get_type_hints(kind)
 
 
 def _optional(hint: Any) -> tuple[Any, bool]:

@@ -19,7 +19,8 @@ from greencc.core.report import Report
 from greencc.core.report_plan import PlanChoice, PlanPoint
 from greencc.report import plan as words
 from greencc.report.figures import MISSING, bytes_text, count_text, joules, number, share, time_ms
-from greencc.report.front_plot import View, front_views, prediction_plot
+from greencc.report.front_plot import View, front_views
+from greencc.report.prediction_plot import prediction_plot
 
 _FIRST_POINTS = 16
 _FIRST_UNITS = 12
@@ -120,11 +121,11 @@ def plan_page(report: Report) -> PlanPage | None:
         ahead = lines
     picked = words.chosen_point(plan)
     views = tuple(front_views(report))
-    drawn = "".join(view.svg for view in views)
+    drawn = frozenset[int]().union(*(view.drawn for view in views))
     cards = [
         Card(index, point, tuple(words.point_rows(report, point)))
         for index, point in enumerate(plan.points)
-        if f'data-point="{index}"' in drawn
+        if index in drawn
     ]
     return PlanPage(
         sentences=tuple(words.plan_sentences(report)),

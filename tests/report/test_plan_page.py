@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from greencc.core.report import Report
 from greencc.core.report_plan import LimitVerdict, PlanInfo, PlanPoint, Prediction
 from greencc.report import render_html
-from greencc.report.front_plot import front_views, prediction_plot
+from greencc.report.front_plot import front_views
 from greencc.report.plan import limit_rows, prediction_accuracy, solver_text
 from greencc.report.plan_page import plan_page, plan_script
+from greencc.report.prediction_plot import prediction_plot
 
 from .conftest import full
 from .planned import with_plan
@@ -228,6 +229,20 @@ def test_the_plot_keeps_every_mark_inside_and_its_line_below_all(
         # No mark lies below the line: left of a step and lower than it.
         floor = max((step_y for step_x, step_y in stairs if step_x <= 10 * float(x) + 0.06), default=0.0)
         assert float(y) <= floor + 0.06
+
+
+@pytest.mark.parametrize(
+    "latencies", [(1e12, 1e12), (1e100, 1e100 * (1 + 1e-15)), (0.0, 0.0), (1e-100, 1e100)]
+)
+def test_the_plot_survives_odd_figures(latencies: tuple[float, float]) -> None:
+    template = next(point for point in _plan(_planned()).points if point.chosen)
+    points = tuple(replace(template, latency_ms=value, chosen=value != latencies[0]) for value in latencies)
+    limit = LimitVerdict("0ms", "latency", "ms", 0.0, None, None, None, None, False, False)
+    view = front_views(_with(_planned(), points=points, limits=(limit,)))[0]
+    check(f"<html>{view.svg}</html>")
+    places = re.findall(r'x="([-\d.]+)%" y="[-\d.]+" overflow="visible"', view.svg)
+    assert len(places) == 2
+    assert all(9.0 <= float(x) <= 98.0 for x in places)
 
 
 def _planned() -> Report:
