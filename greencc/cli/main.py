@@ -29,6 +29,7 @@ _COMMANDS = {
     "targets": "List the targets and what their kernels can do here.",
     "passes": "List the passes and their options.",
     "doctor": "Say what can run on this machine, what is missing and how to get it.",
+    "explain": "Tell why a layer of a bundle is as it is: its options, what was chosen, and why.",
     "report": "Print a bundle's report, or write it as HTML, Markdown or JSON.",
 }
 

@@ -53,6 +53,7 @@ class PlanPoint:
         origin: ``form`` (a whole-model precision), ``plan`` (the solver's), ``cache`` (verified by an earlier compile).
         front: No other verified point is better in latency, energy, size and drop at once.
         place: Why it was chosen, or was not.
+        predicted_drop: Of one that was not verified, where the tables tell it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class PlanPoint:
     predicted_energy_mj: float | None = None
     predicted_size_bytes: float | None = None
     predicted_error: float | None = None
+    predicted_drop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class PlanInfo:
         solver: None where nothing was solved.
         rounds: Plans that were built and verified by this compile.
         ended: Why the search ended, in words.
-        energy_grade: Of all the points' energies.
+        energy_grade: Of all the points' energies; `energy_boundary` is what they hold, such as ``CPU package``.
     """
 
     objective: str
@@ -164,4 +166,5 @@ class PlanInfo:
     rounds: int
     ended: str
     energy_grade: str = "D"
+    energy_boundary: str = ""
     notes: tuple[str, ...] = ()

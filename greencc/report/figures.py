@@ -21,6 +21,7 @@ _SAME = 0.005
 
 _TIME = ((1e3, "s"), (1.0, "ms"), (1e-3, "µs"))  # in milliseconds
 _ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  # in millijoules
+_POWER = ((1e3, "kW"), (1.0, "W"), (1e-3, "mW"), (1e-6, "µW"))  # in watts
 _CARBON = ((1e9, "kg"), (1e6, "g"), (1e3, "mg"), (1.0, "µg"), (1e-3, "ng"), (1e-6, "pg"))  # in micrograms
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -105,6 +106,10 @@ def bytes_text(value: float) -> str:
 def joules(value: float) -> str:
     """An energy given in millijoules."""
     return _scaled(value, _ENERGY)
+
+
+def watts(value: float) -> str:
+    return _scaled(value, _POWER)
 
 
 def co2_text(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file: no network, no fonts, no script."""
+"""The report as one self-contained HTML file: no network, no fonts, and no script but that of a plan's plot."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from greencc.report import energy
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
+from greencc.report.plan_page import plan_page, plan_script, script_source
 from greencc.report.svg import bars, latency_plot, sqnr_plot
 from greencc.report.verdict import judge
 
@@ -63,6 +64,7 @@ def render_html(report: Report) -> str:
         value=_value,
         capitalized=show.capitalized,
         unbroken=show.unbroken,
+        lines=_lines,
     )
     verdict = judge(report)
     layers, others = _layer_bars(report.layers)
@@ -87,6 +89,9 @@ def render_html(report: Report) -> str:
         candidates=_candidate_bars(report),
         unfolded=_unfolded(report),
         missing=show.MISSING,
+        plan=plan_page(report),
+        script=plan_script(),
+        script_source=script_source(),
     )
 
 
@@ -231,6 +236,11 @@ def _micro(value: float | None) -> str:
 def _digest(text: str) -> str:
     """The first 12 digits of a digest: enough to compare by eye; the whole one is in report.json."""
     return text[:12]
+
+
+def _lines(text: str) -> Markup:
+    """A text of several lines: the page's own cleaning would join them."""
+    return Markup("\n").join(show.printable(line) for line in text.splitlines())
 
 
 def _value(value: object) -> str:

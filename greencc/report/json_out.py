@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,11 +19,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from greencc.core.errors import InputError
+from greencc.core.meter import Grade
 from greencc.core.report import SCHEMA, Report
 
 _DIGITS = 6
+# Beyond these a number is no figure of anything, and arithmetic with it can fail.
+_LARGEST = 1 << 63
+_LARGEST_FLOAT = 1e100
 _T = TypeVar("_T")
 MAX_BYTES = 64 << 20
+# Fields that hold the name of a `Grade`, wherever they are.
+_GRADES = frozenset({"grade", "energy_grade"})
 
 
 def dump_report(report: Report) -> str:
@@ -84,7 +91,8 @@ def parse_report(text: str, where: str = "report") -> Report:
 def _encode(value: Any, hint: Any, where: str) -> Any:
     """Plain JSON of a value declared as `hint`."""
     if is_dataclass(value):
-        hints = get_type_hints(type(value))
+        kind: Any = type(value)
+        hints = _hints(kind)
         return {
             item.name: _encode(getattr(value, item.name), hints[item.name], f"{where}.{item.name}")
             for item in fields(value)
@@ -148,25 +156,41 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal and isinstance(value, str) and value in get_args(hint):
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        # Also false for infinity, which is what 1e999 is read as.
+        if -_LARGEST_FLOAT <= value <= _LARGEST_FLOAT:
+            return float(value)
+        raise InputError(f"{where} is {_short(value)}, which is out of range")
     if hint in (bool, str) and isinstance(value, hint):
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
+        if abs(value) < _LARGEST:
+            return value
+        raise InputError(f"{where} is {_short(value)}, which is out of range")
     raise InputError(f"{where} is {_short(value)}, expected {_name(hint)}")
 
 
 def _decode_dataclass(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_short(value)}, expected a table")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for item in fields(kind):
         if item.name in value:
             values[item.name] = _decode(value[item.name], hints[item.name], f"{where}.{item.name}")
+            if item.name in _GRADES and values[item.name] not in (None, *Grade.__members__):
+                found = _short(value[item.name])
+                raise InputError(
+                    f"{where}.{item.name} is {found}, expected one of {', '.join(Grade.__members__)}"
+                )
         elif item.default is MISSING and item.default_factory is MISSING:
             raise InputError(f"{where} has no {item.name!r}")
     return kind(**values)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a dataclass's fields: resolving them takes longer than everything else here."""
+    return get_type_hints(kind)
 
 
 def _optional(hint: Any) -> tuple[Any, bool]:

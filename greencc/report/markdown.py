@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
-from greencc.report import energy
+from greencc.core.report_plan import PlanInfo
+from greencc.report import energy, plan
 from greencc.report.figures import (
     MISSING,
     bytes_text,
     count_text,
     figure_rows,
+    joules,
     number,
     percent,
     points,
@@ -25,6 +27,8 @@ from greencc.report.verdict import judge
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 _SLOWEST = 15
 _WORST = 15
+_POINTS = 25
+_CHOICES = 25
 
 
 def render_markdown(report: Report) -> str:
@@ -36,6 +40,7 @@ def render_markdown(report: Report) -> str:
         escape(" ".join(verdict.details)),
         *section("Warnings", bullets(report.warnings)),
         *section("Figures", _figures(report)),
+        *section("The plan", _plan(report)),
         *section("Outputs", _outputs(report)),
         *section("Layers kept in float", _kept(report)),
         *section("Forms considered", _candidates(report)),
@@ -76,6 +81,67 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 def _figures(report: Report) -> str:
     rows = [(row.label, row.baseline, row.artifact, row.change, row.note) for row in figure_rows(report)]
     return table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
+
+
+def _plan(report: Report) -> str:
+    found = report.plan
+    if found is None:
+        return ""
+    limits = [
+        (row.limit, row.allowed, row.found, row.verdict, row.known or MISSING)
+        for row in plan.limit_rows(report)
+    ]
+    parts = [
+        escape(" ".join(plan.plan_sentences(report))),
+        table(("Limit", "Allowed", "Found", "Verdict", "How it is known"), limits, right=(1, 2)),
+        _points(report, found),
+    ]
+    choices = plan.rarest_first(found.choices)
+    listed = [(item.unit, item.kind, item.option, item.reason) for item in choices[:_CHOICES]]
+    if units := table(("Unit", "Kind", "Option", "Why"), listed):
+        parts.append(units)
+        if more := len(choices) - len(listed):
+            parts.append(f"{more:,} more units: see report.html.")
+    if found.predictions:
+        rows = [
+            (
+                plan.quantity_label(item.quantity),
+                MISSING if item.median is None else share(item.median, 2),
+                MISSING if item.worst is None else share(item.worst, 2),
+                f"{len(item.pairs):,}",
+            )
+            for item in plan.prediction_accuracy(found.predictions)
+        ]
+        parts.append(table(("Predicted", "Median error", "Worst", "Plans"), rows, right=(1, 2, 3)))
+    if text := plan.solver_text(found):
+        parts.append(escape(f"Solver: {text}."))
+    return "\n\n".join(parts)
+
+
+def _points(report: Report, found: PlanInfo) -> str:
+    basis = plan.energy_basis(report)
+    rows = [
+        (
+            point.name,
+            MISSING if point.latency_ms is None else time_ms(point.latency_ms),
+            MISSING if point.energy_mj is None else joules(point.energy_mj),
+            MISSING if point.size_bytes is None else bytes_text(point.size_bytes),
+            MISSING if point.drop is None else plan.loss_text(report, point.drop),
+            "chosen" if point.chosen else ("front" if point.front else ""),
+            point.place,
+        )
+        for point in plan.verified_points(found)[:_POINTS]
+    ]
+    header = (
+        "Plan",
+        "Latency",
+        f"Energy ({basis})",
+        "Size",
+        plan.loss_label(report).split(",")[0],
+        "",
+        "Why",
+    )
+    return table(header, rows, right=(1, 2, 3, 4))
 
 
 def _outputs(report: Report) -> str:

@@ -12,15 +12,22 @@ from rich.text import Text
 from greencc.core.report import Figures, Ratio, Report
 from greencc.report.energy import notes
 from greencc.report.figures import Row, capitalized, figure_rows, measured_rows, printable
+from greencc.report.plan import plan_sentences
 from greencc.report.verdict import judge
+
+_PLAN_POINTERS = (
+    "The bundle's report.html draws the plans and says why each unit is as it is, as does 'greencc explain'."
+)
 
 
 def summary(report: Report) -> RenderableType:
-    """Verdict, table of baseline / artifact / ratio, what is known of energy and carbon, and warnings."""
+    """Verdict, table of baseline / artifact / ratio, the plan, what is known of energy and carbon, and warnings."""
     verdict = judge(report)
     parts: list[RenderableType] = [Text(verdict.headline, style="bold"), Text(), figures_table(report)]
     sentences = " ".join(verdict.details)
     parts += [Text(), Text(sentences)]
+    if report.plan is not None:
+        parts += [Text(), Text(" ".join([*plan_sentences(report), _PLAN_POINTERS]))]
     found = notes(report)
     for note in found:
         parts += [Text(), Text(note)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from greencc.core.pass_list import pass_names
 from greencc.core.report import Report
+from greencc.report import plan
 from greencc.report.figures import (
     BUSY,
     NOT_CLAIMED,
@@ -79,11 +80,22 @@ def judge(report: Report) -> Verdict:
         headline = f"{subject}: no saving shown"
     headline += f"; {_accuracy_claim(report)}."
     details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
-    if report.budget.met is None:
+    if plan.limits_met(report) is False:
+        details.append(_missed(report))
+    elif report.budget.met is None:
         details.append("Whether it meets what was asked of it has not been shown.")
     elif not report.budget.met:
         details.append("The artifact does not meet what was asked of it.")
     return Verdict(headline, tuple(_sentence(text) for text in details))
+
+
+def _missed(report: Report) -> str:
+    """The limits of the budget that are not kept."""
+    rows = [row for row in plan.limit_rows(report) if row.kept is False]
+    if not rows:
+        return "Whether it meets the budget has not been shown."
+    found = "; ".join(f"{row.limit}: {row.found}" + (f", {row.known}" if row.known else "") for row in rows)
+    return f"The artifact does not meet the budget ({found})."
 
 
 def _by_name(report: Report) -> str | None:
@@ -99,6 +111,9 @@ def _form(report: Report) -> str:
     if (asked := _by_name(report)) is not None:
         return asked
     name = printable(report.precision)
+    picked = None if report.plan is None else plan.chosen_point(report.plan)
+    if picked is not None and picked.origin != "form":
+        return capitalized(printable(picked.name))
     if name == _ORIGINAL:
         return "Original kept"
     return "FP32 kept" if name in _KEPT else name.upper()

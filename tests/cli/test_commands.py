@@ -43,6 +43,7 @@ COMMANDS = {
     "targets",
     "passes",
     "doctor",
+    "explain",
     "report",
 }
 COMPILE = ("compile", "model.onnx", "-c", "calibration.npz", "--eval", "eval.npz", "--effort", "quick")

@@ -37,6 +37,8 @@ from greencc.core.report import (
 )
 from greencc.report.verdict import with_verdict
 
+from .planned import with_plan
+
 
 def _latency(seed: int, median: float, spread: float, runs: int) -> Latency:
     generator = random.Random(seed)
@@ -353,5 +355,10 @@ def minimal_report() -> Report:
 
 
 @pytest.fixture
+def planned_report() -> Report:
+    return with_plan(full())
+
+
+@pytest.fixture
 def reports() -> dict[str, Any]:
-    return {"full": full(), "minimal": minimal()}
+    return {"full": full(), "minimal": minimal(), "planned": with_plan(full())}

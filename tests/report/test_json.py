@@ -15,10 +15,10 @@ import pytest
 
 from greencc.core.errors import InputError
 from greencc.core.report import Interval, Report
-from greencc.report import dump_report, load_report, parse_report, render_markdown
+from greencc.report import dump_report, load_report, parse_report, render_html, render_markdown
 
 
-@pytest.mark.parametrize("name", ["full", "minimal"])
+@pytest.mark.parametrize("name", ["full", "minimal", "planned"])
 def test_round_trip(reports: dict[str, Report], name: str, tmp_path: Path) -> None:
     report = reports[name]
     path = tmp_path / "report.json"
@@ -114,6 +114,100 @@ def test_plain_values_of_options(full_report: Report) -> None:
     assert data["device"] == {"a": 0.5, "b": 3, "c": "minmax", "d": "x/y", "e": [1, 2]}
     with pytest.raises(TypeError, match=r"report\.device\.s holds a set"):
         dump_report(replace(full_report, device={"s": {1}}))
+
+
+@pytest.mark.parametrize("change", [lambda d: d.pop("plan"), lambda d: d.update(plan=None)])
+def test_reports_without_a_plan_are_read(
+    planned_report: Report, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    data = json.loads(dump_report(planned_report))
+    change(data)
+    old = parse_report(json.dumps(data))
+    assert old == replace(parse_report(dump_report(planned_report)), plan=None)
+    assert "The plan" not in render_markdown(old)
+    assert "The plan" not in render_html(old)
+
+
+def test_a_plan_of_an_earlier_version_is_read(planned_report: Report) -> None:
+    """What was added later has a value that says that it is not known."""
+    data = json.loads(dump_report(planned_report))
+    del data["plan"]["energy_boundary"]
+    for point in data["plan"]["points"]:
+        del point["predicted_drop"]
+    found = parse_report(json.dumps(data)).plan
+    assert found is not None
+    assert found.energy_boundary == ""
+    assert {point.predicted_drop for point in found.points} == {None}
+
+
+def test_stable_keys_of_a_plan(planned_report: Report) -> None:
+    plan = json.loads(dump_report(planned_report))["plan"]
+    assert {
+        "objective",
+        "rate",
+        "limits",
+        "points",
+        "choices",
+        "predictions",
+        "solver",
+        "rounds",
+        "ended",
+    } <= set(plan)
+    assert {"limit", "unit", "allowed", "found", "low", "high", "grade", "met", "sure"} <= set(
+        plan["limits"][0]
+    )
+    assert {"name", "latency_ms", "energy_mj", "drop", "verified", "chosen", "front", "recipe"} <= set(
+        plan["points"][0]
+    )
+    assert {"unit", "kind", "nodes", "option", "reason", "options"} == set(plan["choices"][0])
+    assert {"name", "error", "saved_us", "saved_mj", "saved_bytes", "source"} <= set(
+        plan["choices"][0]["options"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.update(limits=None), r"\.plan\.limits is None, expected a list"),
+        (
+            lambda p: p["limits"][0].update(grade="E"),
+            r"limits\[0\]\.grade is 'E', expected one of A, B, C, D",
+        ),
+        (lambda p: p.update(energy_grade=""), r"\.plan\.energy_grade is '', expected one of"),
+        (lambda p: p["limits"][0].update(met=1), r"limits\[0\]\.met is 1"),
+        (
+            lambda p: p["points"][2].update(latency_ms="fast"),
+            r"points\[2\]\.latency_ms is 'fast', expected a number",
+        ),
+        (
+            lambda p: p["points"][2].update(latency_ms=10**400),
+            r"points\[2\]\.latency_ms is 1000.*, which is out of range",
+        ),
+        (
+            lambda p: p["points"][2].update(size_bytes=1 << 63),
+            r"points\[2\]\.size_bytes is 9.*, which is out of range",
+        ),
+        (lambda p: p["points"].append({}), r"points\[16\] has no 'name'"),
+        (lambda p: p["choices"][0].update(nodes="/stem"), r"choices\[0\]\.nodes is '/stem', expected a list"),
+        (
+            lambda p: p["choices"][0]["options"].append(7),
+            r"choices\[0\]\.options\[3\] is 7, expected a table",
+        ),
+        (lambda p: p["predictions"][0].update(measured=None), r"predictions\[0\]\.measured is None"),
+        (lambda p: p["solver"].update(units=1.5), r"solver\.units is 1\.5, expected a whole number"),
+    ],
+)
+def test_damaged_plans(planned_report: Report, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    damage = _edit(lambda data: change(data["plan"]))
+    with pytest.raises(InputError, match=message):
+        parse_report(damage(dump_report(planned_report)))
+
+
+def test_numbers_that_are_none_are_refused(full_report: Report) -> None:
+    """Python reads 1e999 as infinity without a word."""
+    text = dump_report(full_report).replace('"peak_memory_mb": 96.4', '"peak_memory_mb": 1e999')
+    with pytest.raises(InputError, match=r"peak_memory_mb is inf, which is out of range"):
+        parse_report(text)
 
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:

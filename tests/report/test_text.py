@@ -15,12 +15,12 @@ from greencc.report.markdown import escape
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("name", ["full", "minimal"])
+@pytest.mark.parametrize("name", ["full", "minimal", "planned"])
 def test_markdown_snapshot(reports: dict[str, Report], name: str) -> None:
     assert render_markdown(reports[name]) == (GOLDEN / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["full", "minimal"])
+@pytest.mark.parametrize("name", ["full", "minimal", "planned"])
 def test_terminal_snapshot_without_colour(reports: dict[str, Report], name: str) -> None:
     console = Console(width=80, color_system=None, force_terminal=False, record=True, file=None, quiet=False)
     with console.capture() as captured:

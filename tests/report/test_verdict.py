@@ -246,3 +246,22 @@ def test_names_are_made_harmless() -> None:
     assert printable("a\x1b[31mb\n\u202ec") == "a\ufffd[31mb \ufffdc"
     assert shorten("x" * 50, 11) == "xxxxx…xxxxx"
     assert shorten("short", 11) == "short"
+
+
+def test_the_verdict_names_the_limits_that_are_not_kept(planned_report: Report) -> None:
+    found = judge(planned_report)
+    assert found.headline.startswith("Plan 7: ")
+    assert "does not meet the budget (2.5MB: 2.89 MB)." in found.text
+    # Power never stands without its grade and boundary.
+    plan = planned_report.plan
+    assert plan is not None
+    power = replace(plan.limits[0], found=9.5, met=False)
+    worse = replace(planned_report, plan=replace(plan, limits=(power,)))
+    assert (
+        "(8W: 9.50 W [4.40 W, 8.90 W], estimated, grade D, package (model); at 30 requests/s)"
+        in judge(worse).text
+    )
+    kept = replace(planned_report, plan=replace(plan, limits=plan.limits[:2]), budget=Budget({}, met=True))
+    assert "budget" not in judge(kept).text
+    unknown = replace(plan.limits[0], found=None, low=None, high=None, met=False)
+    assert "has not been shown" in judge(replace(kept, plan=replace(plan, limits=(unknown,)))).text
