@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -160,6 +160,10 @@ class CpuTarget(Target):
             return read_profile(written, skip_runs=_WARM_UP_RUNS)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def with_threads(self, count: int) -> CpuTarget:
+        """This target with at most `count` threads."""
+        return replace(self, threads=min(self._threads(), count))
 
     def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
         """Command whose only output line is the JSON of `greencc.targets._child`."""

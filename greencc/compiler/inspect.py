@@ -111,6 +111,7 @@ def sensitivity(
             return _Table(session, source, splits, baseline).measure(precisions)
         finally:
             baseline.close()
+            session.close()
 
 
 class _Table:

@@ -16,6 +16,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
+from greencc.execution import Executor, make_executor
 from greencc.meters.window import Window
 from greencc.targets import make_target
 
@@ -41,7 +42,7 @@ class Session:
     """State shared by the phases of one compile.
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
-    wanted; `source` is the digest of the model.
+    wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated (`greencc.execution.make_executor`).
     """
 
     options: CompileOptions
@@ -55,6 +56,16 @@ class Session:
     engines: list[Engine] = field(default_factory=list)
     window: Window | None = None
     source: str = ""
+    execution: str = "local"
+    workers: int = 1
+    _executor: Executor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def executor(self) -> Executor:
+        """Where candidates are evaluated; started when it is first asked for."""
+        if self._executor is None:
+            self._executor = make_executor(self.execution, self.workers)
+        return self._executor
 
     def __post_init__(self) -> None:
         self.cache = Cache(default_folder() if self.options.cache else None)
@@ -71,6 +82,9 @@ class Session:
         """Free what is still open, however the compile ended."""
         for engine in self.engines:
             engine.close()
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
 
     def warn(self, message: str) -> None:
         if message not in self.warnings:

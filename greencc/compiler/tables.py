@@ -8,18 +8,19 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from greencc.compiler.data import Splits
+from greencc.compiler.evaluation import Evaluator
 from greencc.compiler.forms import FormBuilder
 from greencc.compiler.groups import Group
 from greencc.compiler.memo import MemoEngine
-from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key, make_slice
+from greencc.compiler.sensitivity import ErrorTable, GroupError, Quantizer, facts_key
 from greencc.compiler.session import Deadline, Session
+from greencc.compiler.slices import make_slice
 from greencc.compiler.variants import Variant
 from greencc.core.cache import cache_key
 from greencc.core.model import digest, infer_shapes
 from greencc.core.passes import RewriteLog
 from greencc.core.progress import silent
 from greencc.core.recipe import options_of
-from greencc.verify.metrics import parse_metric
 
 SMALL_SLICE, LARGE_SLICE = 16, 128
 
@@ -60,8 +61,7 @@ def measure_table(
     deadline: Deadline,
 ) -> list[GroupError] | None:
     """The error table of any quantizer, on the planning split; None when time ran out."""
-    metric = parse_metric(session.options.metric)
-    table = ErrorTable(session.target, quantizer, metric, session.cache, session.progress)
+    table = ErrorTable(Evaluator.of(session), quantizer, session.progress)
     with session.phase("sensitivity"):
         small = make_slice(baseline.engine, splits.planning, SMALL_SLICE)
         large = make_slice(baseline.engine, splits.planning, LARGE_SLICE)

@@ -120,6 +120,13 @@ class Target(ABC):
         """Like `reference`, but free to optimise: equal up to float rounding, for passes that run many samples."""
         return self.reference(model, outputs)
 
+    def with_threads(self, count: int) -> Target:
+        """This target computing with at most `count` threads: one of several that share the machine.
+
+        Default: the target itself, whose work is not done by this machine's threads.
+        """
+        return self
+
     def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
         """Command that loads and runs an artifact in a fresh process and prints its memory, or None.
 
