@@ -10,8 +10,8 @@ Properties, and why:
 * `ENABLE_CPU_PINNING=NO`: two engines measured in turns would otherwise be pinned onto each other's cores.
 * No `CACHE_DIR`: a cached blob holds compiled code, which no hash of the model covers.
 
-The model is read by OpenVINO's ONNX front end and no other: `Core.read_model` would hand a file that is no ONNX to every
-parser there is.
+The model is read by OpenVINO's ONNX front end and no other: `Core.read_model` would hand a file that is no ONNX to
+every parser there is.
 """
 
 from __future__ import annotations
@@ -114,13 +114,17 @@ def read_model(path: Path) -> LoadedModel:
     try:
         front_end = FrontEndManager().load_by_framework("onnx")
         source = front_end.load(str(path))
-        names = [[place.get_names()[0] for place in places()] for places in (source.get_inputs, source.get_outputs)]
+        names = [
+            [place.get_names()[0] for place in places()] for places in (source.get_inputs, source.get_outputs)
+        ]
         model = front_end.convert(source)
     except Exception as error:
         raise translated(error, f"loading {name}", path) from error
     if not names[1]:
         # What the parser makes of an empty file.
-        raise InputError(f"loading {name}: it holds no model", hint="the file is not an ONNX model, or is truncated")
+        raise InputError(
+            f"loading {name}: it holds no model", hint="the file is not an ONNX model, or is truncated"
+        )
     return LoadedModel(
         name, path, model, _specs(names[0], model.inputs, "input"), _specs(names[1], model.outputs, "output")
     )
@@ -157,7 +161,9 @@ class OpenVinoEngine(CheckedEngine):
                 raise RuntimeError(f"the engine of {self._name} was closed")
             try:
                 # By position: the runtime may know a tensor by several names.
-                values = request.infer([feeds[spec.name] for spec in self._inputs], share_inputs=True, share_outputs=True)
+                values = request.infer(
+                    [feeds[spec.name] for spec in self._inputs], share_inputs=True, share_outputs=True
+                )
                 return {name: np.array(values[self._positions[name]]) for name in outputs}
             except Exception as error:
                 raise translated(error, f"running {self._name}", None) from error
@@ -186,5 +192,7 @@ def _spec(name: str, port: Any, role: str) -> TensorSpec:
             hint="compile for cpu, or export the model with float32 inputs and outputs",
         )
     rank = port.partial_shape
-    shape = None if rank.rank.is_dynamic else tuple(dim.get_length() if dim.is_static else None for dim in rank)
+    shape = (
+        None if rank.rank.is_dynamic else tuple(dim.get_length() if dim.is_static else None for dim in rank)
+    )
     return TensorSpec(name, _DTYPES[kind], shape)

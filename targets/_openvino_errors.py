@@ -6,13 +6,18 @@ import re
 from pathlib import Path
 
 from greencc.core.errors import GreenccError, InputError, UnavailableError
+from greencc.core.graph import ONNX_DOMAINS
 
 _NO_RULE = re.compile(r"No conversion rule found for operations: (?P<ops>[^\n]+)")
 _NOT_CONVERTED = re.compile(r"[Cc]onversion (?:is )?failed for:? (?P<ops>[\w.:-]+)")
 _NODE = re.compile(r"\[CPU\] (?P<op>\w+) node with name '(?P<node>[^']*)'")
-_LOCATION = re.compile(r"^(Exception from \S+:\d+:?|Check '.*' failed at \S+:\d+:?|FrontEnd API failed with \w+:)\s*$")
+_LOCATION = re.compile(
+    r"^(Exception from \S+:\d+:?|Check '.*' failed at \S+:\d+:?|FrontEnd API failed with \w+:)\s*$"
+)
 _CHECK = re.compile(r"(Check '.*?' failed at \S+:\d+:\s*|Exception from \S+:\d+:\s*)")
-_MEMORY = re.compile(r"bad[_ ]alloc|out of memory|could not allocate|failed to allocate|Cannot allocate memory", re.I)
+_MEMORY = re.compile(
+    r"bad[_ ]alloc|out of memory|could not allocate|failed to allocate|Cannot allocate memory", re.I
+)
 _SIGNATURE = re.compile(r"^(?P<op>.*?)-\d+$")
 
 
@@ -58,7 +63,7 @@ def _at(file: Path | None, op: str) -> str:
         raise
     domain, _, kind = op.rpartition(".")
     for node in graph.node:
-        if node.op_type == kind and node.domain in (domain, "ai.onnx" if not domain else domain):
+        if node.op_type == kind and node.domain in ({domain} if domain else ONNX_DOMAINS):
             return f" (node {node.name!r})" if node.name else ""
     return ""
 

@@ -20,7 +20,9 @@ _REPEATS = 3
 _WARM_UP_RUNS = 2
 _INTEGER = re.compile(r"_[iu]8$", re.IGNORECASE)
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-_COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"})
+_COMPUTE = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
+)
 
 
 def profile(artifact: Path, threads: int, feeds: Feeds, runs: int) -> list[NodeTime]:
@@ -75,15 +77,7 @@ class Nodes:
     def origin(self, names: Iterable[str]) -> tuple[str, str] | None:
         """The one of several names that a fused node is called after."""
         found = [node for name in names if (node := self.find(name)) is not None]
-        for wanted in (
-            lambda kind: kind in _COMPUTE,
-            lambda kind: kind not in _CONVERSIONS,
-            lambda kind: True,
-        ):
-            for node in found:
-                if wanted(node[1]):
-                    return node
-        return None
+        return min(found, key=lambda node: (node[1] in _CONVERSIONS, node[1] not in _COMPUTE), default=None)
 
 
 def _means(request: openvino.InferRequest, values: Sequence[Any], runs: int) -> Mapping[str, float]:
@@ -112,12 +106,18 @@ def _averages(request: openvino.InferRequest) -> dict[str, float]:
 def _described(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tuple[str, str]]:
     """Name and type that each node of the runtime's graph is reported under."""
     rows = {}
+    constant: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
+        sources = {source.get_node().get_friendly_name() for source in node.input_values()}
         facts = node.get_rt_info()
         kind, primitive, names = (
             str(facts[key].astype(str)) for key in ("layerType", "primitiveType", "originalLayersNames")
         )
         name = node.get_friendly_name()
+        if kind == "Const" or (sources and sources <= constant):
+            # Weights are rearranged once, when the model is loaded.
+            constant.add(name)
+            continue
         # Reorders are named after what they stand before.
         origin = None if kind == "Reorder" else nodes.origin(names.split(","))
         if origin is None:
