@@ -298,6 +298,8 @@ def describe(node: ir.Node, int8: Int8Support) -> Weighted | str:
     if tensor is None:
         if node.op_type != "MatMul":
             return "its weight is computed"
+        if not int8.activation_products:
+            return "the target multiplies two activations in float"
         if any(value.shape is not None and value.shape.rank() < 2 for value in (first, second)):
             return "it multiplies by a vector"
         return _narrow(node, int8, static_shape(second)) or Weighted(activations=(0, 1))
@@ -337,6 +339,8 @@ def describe(node: ir.Node, int8: Int8Support) -> Weighted | str:
     else:
         if len(shape) < 2:
             return "it multiplies by a vector"
+        if len(shape) > 2 and not int8.stacked_weights:
+            return "the target multiplies by stacked weights in float"
         axis = 1 if len(shape) == 2 else None
     if node.op_type in ("Gemm", "MatMul") and (reason := _narrow(node, int8, shape)) is not None:
         return reason

@@ -5,8 +5,9 @@ from __future__ import annotations
 from greencc.core.engine import Target
 from greencc.targets._spec import format_spec, parse_spec
 from greencc.targets.cpu import CpuTarget
+from greencc.targets.openvino import OpenVinoTarget
 
-TARGETS: tuple[type[Target], ...] = (CpuTarget,)
+TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget)
 
 
 def make_target(spec: str) -> Target:
@@ -18,4 +19,4 @@ def make_target(spec: str) -> Target:
     return parse_spec(spec, TARGETS)
 
 
-__all__ = ["TARGETS", "CpuTarget", "format_spec", "make_target"]
+__all__ = ["TARGETS", "CpuTarget", "OpenVinoTarget", "format_spec", "make_target"]

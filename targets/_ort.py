@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from greencc.core.data import Array, Feeds, TensorSpec
-from greencc.core.errors import GreenccError, InputError, did_you_mean
-from greencc.targets._batching import plan_chunks, run_chunks
+from greencc.core.errors import GreenccError, InputError
+from greencc.targets._engine import CheckedEngine
 from greencc.targets._ort_errors import translate
 
 if TYPE_CHECKING:
@@ -113,12 +113,8 @@ def session_options(config: SessionConfig) -> ort.SessionOptions:
     return options
 
 
-class OrtEngine:
+class OrtEngine(CheckedEngine):
     """A model loaded in ONNX Runtime; implements `greencc.core.engine.Engine`.
-
-    A model whose batch (first axis) is fixed runs with any number of samples: they are split, the last part is padded
-    with its last sample, and the outputs are trimmed and joined. `run` refuses that for a model output that does not
-    have the batch as its first axis.
 
     Args:
         source: Path of a model file, or the serialised model.
@@ -144,8 +140,6 @@ class OrtEngine:
     ) -> None:
         import onnxruntime as ort
 
-        self._name = name
-        self._inner = inner
         self._keep = tuple(keep)
         what = str(source) if isinstance(source, Path) else source
         try:
@@ -154,30 +148,9 @@ class OrtEngine:
             )
         except Exception as error:
             raise _translated(error, f"loading {name}") from error
-        self._inputs = tuple(_spec(value, "input") for value in self._session.get_inputs())
-        self._outputs = tuple(_spec(value, "output") for value in self._session.get_outputs())
-
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        return self._outputs
-
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; see `Engine.run`."""
-        wanted = [spec.name for spec in self._outputs] if outputs is None else list(outputs)
-        known = {spec.name for spec in self._outputs}
-        for output in wanted:
-            if output not in known:
-                raise InputError(f"{self._name} has no output {output!r}", hint=did_you_mean(output, known))
-        ready = self._checked(feeds)
-        plan = plan_chunks(ready, self._inputs)
-        if plan is None:
-            return self._run(ready, wanted)
-        batched = {output: output not in self._inner for output in wanted}
-        return run_chunks(plan, ready, lambda chunk: self._run(chunk, wanted), batched)
+        inputs = [_spec(value, "input") for value in self._session.get_inputs()]
+        outputs = [_spec(value, "output") for value in self._session.get_outputs()]
+        super().__init__(name, inputs, outputs, inner)
 
     def close(self) -> None:
         """Free the session and what it points into."""
@@ -201,43 +174,6 @@ class OrtEngine:
             raise _translated(error, f"running {self._name}") from error
         return dict(zip(outputs, values, strict=True))
 
-    def _checked(self, feeds: Feeds) -> dict[str, Array]:
-        known = {spec.name for spec in self._inputs}
-        for name in feeds:
-            if name not in known:
-                raise InputError(f"{self._name} has no input {name!r}", hint=did_you_mean(name, known))
-        missing = [spec.name for spec in self._inputs if spec.name not in feeds]
-        if missing:
-            raise InputError(
-                f"{self._name}: no values for input {', '.join(map(repr, missing))}",
-                hint=f"it takes {', '.join(_describe(spec) for spec in self._inputs)}",
-            )
-        return {spec.name: self._check(spec, feeds[spec.name]) for spec in self._inputs}
-
-    def _check(self, spec: TensorSpec, array: Array) -> Array:
-        where = f"{self._name}: input {spec.name!r}"
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"{where} is a {type(array).__name__}, not a NumPy array")
-        if spec.dtype == object:
-            if array.dtype.kind not in "OUS":
-                raise InputError(f"{where} has dtype {array.dtype}, the model takes strings")
-        elif array.dtype != spec.dtype:
-            raise InputError(
-                f"{where} has dtype {array.dtype}, the model takes {spec.dtype}",
-                hint=f"convert it with .astype({str(spec.dtype)!r})",
-            )
-        if spec.shape is None:
-            return array
-        if array.ndim != len(spec.shape):
-            raise InputError(f"{where} has shape {array.shape}, the model takes {_shape(spec)}")
-        for axis, (got, expected) in enumerate(zip(array.shape, spec.shape, strict=True)):
-            if axis > 0 and isinstance(expected, int) and got != expected:
-                raise InputError(
-                    f"{where} has shape {array.shape}, the model takes {_shape(spec)}",
-                    hint=f"axis {axis} must be {expected}",
-                )
-        return array
-
 
 def _translated(error: Exception, doing: str) -> GreenccError:
     """ONNX Runtime's exceptions share no base class; they are told by their module."""
@@ -260,11 +196,3 @@ def _spec(value: Any, role: str) -> TensorSpec:
     # The runtime reports [] for a scalar and for an unknown rank alike; it checks such inputs itself.
     shape = tuple(dim if isinstance(dim, int | str) else None for dim in value.shape) or None
     return TensorSpec(value.name, _DTYPES[kind[7:-1]], shape)
-
-
-def _shape(spec: TensorSpec) -> str:
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in spec.shape or ()) + "]"
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{spec.name!r}: {spec.dtype} {_shape(spec)}"

@@ -52,6 +52,8 @@ class Int8Support:
             else quantized, so that it can be fused into the convolution.
         follow_only: Operators worth running as integers only behind an integer producer.
         resize_modes: Modes of Resize that run on integers.
+        activation_products: A MatMul of two activations runs on integers.
+        stacked_weights: So does one by weights of more than two dimensions.
         channel_alignment: Numbers of channels that the integer kernels run well with are multiples of this; 0: the same
             as in float.
     """
@@ -73,6 +75,8 @@ class Int8Support:
     quantize_skips: bool = False
     follow_only: frozenset[str] = frozenset()
     resize_modes: frozenset[str] = frozenset({"nearest"})
+    activation_products: bool = True
+    stacked_weights: bool = True
     channel_alignment: int = 0
 
     def __post_init__(self) -> None:

@@ -23,7 +23,8 @@ from greencc.targets._cpu_capabilities import (
     cpu_capabilities,
     int8_support,
 )
-from greencc.targets._ort_facts import FUSED_PROBES, RuntimeFacts, runs, runtime_facts
+from greencc.targets._ort_facts import RuntimeFacts, runs, runtime_facts
+from greencc.targets._probes import FUSED_PROBES
 
 X86 = "processor : 0\nvendor_id : GenuineIntel\nmodel name : CPU\nflags : {}\n"
 ARM = "processor : 0\nFeatures : {}\nCPU implementer : 0x41\nCPU part : 0xd0b\n"
