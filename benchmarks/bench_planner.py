@@ -235,17 +235,18 @@ class _Bench:
         )
 
     def _measure(self, certification: str) -> dict[str, Any]:
+        items = self._items()
         arguments = {
             "model": str(self.case.model),
             "evaluation": certification,
             "metric": self.case.metric,
-            "items": self._items(),
+            "items": items,
             "max_drop": MAX_DROP,
             "quick": self.settings.quick,
         }
         found = run_job("measure-plans", arguments, timeout=QUALITY_TIMEOUT)
         shown = found.error or f"{found.seconds:.0f} s"
-        print(f"  planner {self.case.name}: judging {len(arguments['items'])} variants: {shown}", flush=True)
+        print(f"  planner {self.case.name}: judging {len(items)} variants: {shown}", flush=True)
         return {"error": found.error} if found.error is not None else dict(found.result)
 
     def _items(self) -> list[dict[str, Any]]:
@@ -295,6 +296,7 @@ class _Bench:
             metric=self.case.metric,
             max_drop=MAX_DROP,
             plan=plan.result["artifact"],
+            plan_target=plan.result["target"],
             most=QUICK_MEMBERS if self.settings.quick else MOST,
             quick=self.settings.quick,
         )

@@ -14,11 +14,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from benchmarks.planner_tools import loss_of
 from benchmarks.quality import Remembering
 from greencc.calibration import open_data, take
 from greencc.core.data import DataSource, Feeds
 from greencc.core.describe import input_specs, nodes_cost
-from greencc.core.engine import Engine
+from greencc.core.engine import Engine, Target
 from greencc.core.errors import GreenccError
 from greencc.core.model import load_model
 from greencc.core.passes import Context, Pass
@@ -28,6 +29,7 @@ from greencc.core.shapes import bind_dims
 from greencc.measure.latency import measure_latency
 from greencc.measure.profiles import GLANCE, Profile
 from greencc.passes import PASSES, default_cleanup
+from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.targets.cpu import CpuTarget
 from greencc.verify.compare import compare
 
@@ -37,8 +39,13 @@ Step = dict[str, Any]
 """A pass by name, with options, as a table of a recipe has them."""
 
 
+def passes_of(steps: Sequence[Step]) -> tuple[Pass, ...]:
+    """The passes that steps name."""
+    return tuple(make_pass(step, PASSES) for step in steps)
+
+
 class NothingDoneError(Exception):
-    """No step changed the model: it would be built and judged for nothing."""
+    """No pass changed the model: it would be built and judged for nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +120,17 @@ class Workbench:
         """Whether the cleaned-up model has such nodes."""
         return any(node.op_type in op_types for node in self.base(integers=True).graph)
 
-    def passes(self, steps: Sequence[Step]) -> tuple[Pass, ...]:
-        """The passes that steps name, after the clean-up."""
-        return tuple(make_pass(step, PASSES) for step in steps)
-
-    def build(self, steps: Sequence[Step]) -> Path:
-        """The artifact after these steps, in a new folder.
+    def build(self, passes: Sequence[Pass]) -> Path:
+        """The artifact after the clean-up and these passes, in a new folder.
 
         Raises:
-            NothingDoneError: None of them changed anything; no steps at all give the cleaned-up model.
-            GreenccError: A step refuses, or the target does.
+            NothingDoneError: Some of them may change the function, and none did.
+            GreenccError: A pass refuses, or the target does.
         """
-        integers = any(step["name"] == "quantize-int8" for step in steps)
-        built, records = Pipeline(self.context).run(self.base(integers=integers), self.passes(steps))
-        if records and not any(record.changed for record in records):
+        integers = any(isinstance(step, QuantizeInt8) for step in passes)
+        built, records = Pipeline(self.context).run(self.base(integers=integers), passes)
+        asked = [record for step, record in zip(passes, records, strict=True) if step.lossy]
+        if asked and not any(record.changed for record in asked):
             raise NothingDoneError
         self._count += 1
         folder = self.folder / f"{self._count:03d}"
@@ -138,14 +142,19 @@ class Workbench:
         if artifact.parent.parent == self.folder:
             shutil.rmtree(artifact.parent)
 
-    def loss(self, artifact: Path) -> float:
-        """Share of accuracy lost on the judging data, or of decisions changed where there are no labels."""
-        engine = CpuTarget().open(artifact)
+    def loss(self, artifact: Path, target: Target | None = None) -> float:
+        """Share of accuracy lost on the judging data, or of decisions changed where there are no labels.
+
+        Args:
+            artifact: A main file.
+            target: Of a bundle; None: ONNX Runtime.
+        """
+        engine = (target or CpuTarget()).open(artifact)
         try:
             seen = compare(self.baseline, engine, self.judging, metric=self.metric)
         finally:
             engine.close()
-        return 1.0 - seen.agreement if seen.drop is None else seen.drop
+        return loss_of({"drop": seen.drop, "agreement": seen.agreement})
 
     def slowness(self, artifact: Path) -> float:
         """The artifact's latency by the original's, measured in turns for a glance."""
@@ -156,12 +165,12 @@ class Workbench:
             engine.close()
         return 1.0 / ratio.value
 
-    def latencies(self, artifacts: Sequence[Path], profile: Profile) -> list[float]:
-        """Median milliseconds, all in turns."""
+    def latencies(self, artifacts: Sequence[tuple[Path, Target | None]], profile: Profile) -> list[float]:
+        """Median milliseconds, all in turns; targets as in `loss`."""
         engines: list[Engine] = []
         try:
-            for artifact in artifacts:
-                engines.append(self.target.open(artifact))
+            for artifact, target in artifacts:
+                engines.append((target or self.target).open(artifact))
             found = measure_latency(engines, self.feeds, profile)
         finally:
             for engine in engines:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from benchmarks.job_tools import Clock, Result
 
 if TYPE_CHECKING:
     from benchmarks.planner_bench import Step, Workbench
-    from greencc.planner.problem import Assignment, Unit
+    from greencc.core.engine import Target
+    from greencc.core.passes import Pass
 
 MOST = 64
 FINALISTS = 5
@@ -27,28 +28,31 @@ CUT = 0.25
 CHANNELS, LEFT, PRUNED = "channels", "left", "pruned"
 FLOAT, INT8 = "float", "int8"
 
+Assignment = Mapping[str, str]
+"""The name of the option chosen, by the name of the unit; `greencc.planner.problem` has the same."""
+
 
 @dataclass(frozen=True)
 class Space:
     """A small space of plans.
 
     Attributes:
-        units: With the names of their options; amounts are not needed.
-        steps: The passes of an assignment, after the clean-up.
+        units: Names of the options of every unit, the one that leaves it as it is first. Of the planner's problem:
+            ``{unit.name: [option.name for option in unit.options] for unit in problem.units}``.
+        passes: Those of an assignment, after the clean-up; a whole recipe will do, cleaning up twice changes nothing.
     """
 
-    units: tuple[Unit, ...]
-    steps: Callable[[Assignment], Sequence[Step]]
+    units: Mapping[str, Sequence[str]]
+    passes: Callable[[Assignment], Sequence[Pass]]
 
     @property
     def size(self) -> int:
-        return math.prod(len(unit.options) for unit in self.units)
+        return math.prod(map(len, self.units.values()))
 
     def assignments(self) -> Iterator[dict[str, str]]:
         """All of them, the one that leaves every unit as it is first."""
-        names = [unit.name for unit in self.units]
-        for chosen in itertools.product(*([option.name for option in unit.options] for unit in self.units)):
-            yield dict(zip(names, chosen, strict=True))
+        for chosen in itertools.product(*self.units.values()):
+            yield dict(zip(self.units, chosen, strict=True))
 
 
 def small_space(bench: Workbench, most: int) -> Space:
@@ -56,14 +60,12 @@ def small_space(bench: Workbench, most: int) -> Space:
 
     The other layers follow: they are INT8 where any of those is. It has at most `most` members.
     """
-    from greencc.planner.problem import Option, Unit
+    from benchmarks.planner_bench import passes_of
 
     layers = bench.layers()
     count = min(LAYERS, len(layers), int(math.log2(most)) - 1)
-    chosen = [layer.name for layer in layers[:count]]
-    arithmetic, channels = (Option(FLOAT), Option(INT8)), (Option(LEFT), Option(PRUNED))
-    units = (*(Unit(name, arithmetic) for name in chosen), Unit(CHANNELS, channels))
-    return Space(units, lambda assignment: small_steps(assignment))
+    units = {layer.name: (FLOAT, INT8) for layer in layers[:count]} | {CHANNELS: (LEFT, PRUNED)}
+    return Space(units, lambda assignment: passes_of(small_steps(assignment)))
 
 
 def small_steps(assignment: Assignment) -> list[Step]:
@@ -97,26 +99,29 @@ def exhaust(
     folder: str,
     max_drop: float,
     plan: str,
+    plan_target: str,
     most: int = MOST,
     quick: bool = False,
 ) -> Result:
     """Enumerate `small_space` and compare `plan`, an artifact of `greencc compile`, with the best of it."""
     from benchmarks.planner_bench import Workbench
+    from greencc.targets import make_target
 
     clock = Clock()
     bench = Workbench(
         Path(model), Path(calibration), samples, Path(evaluation), metric, Path(folder).resolve()
     )
     try:
+        chosen = (Path(plan), make_target(plan_target))
         return clock.result(
-            Path(plan), **judge_space(bench, small_space(bench, most), max_drop, Path(plan), quick=quick)
+            chosen[0], **judge_space(bench, small_space(bench, most), max_drop, chosen, quick=quick)
         )
     finally:
         bench.close()
 
 
 def judge_space(
-    bench: Workbench, space: Space, max_drop: float, plan: Path, *, quick: bool = False
+    bench: Workbench, space: Space, max_drop: float, plan: tuple[Path, Target], *, quick: bool = False
 ) -> dict[str, Any]:
     """Build, judge and time every member of a space; then time the best beside the original and the plan, in turns.
 
@@ -124,7 +129,7 @@ def judge_space(
         bench: The model with its data; all samples judge, so that the best is the true one.
         space: What is enumerated.
         max_drop: What a member may lose.
-        plan: The artifact that a planner chose.
+        plan: The artifact that a planner chose, and the target that runs it.
         quick: Few measurements.
     """
     from greencc.measure.profiles import QUICK, Profile
@@ -139,7 +144,8 @@ def judge_space(
         members.append(member)
     finalists = fastest(members, max_drop, FINALISTS)
     profile = Profile("finalists", seconds=30.0, rounds=24, min_rounds=6, min_runs=50, warm_up_seconds=0.5)
-    artifacts = [bench.model, plan, *(member.artifact for member in finalists)]
+    artifacts: list[tuple[Path, Target | None]] = [(bench.model, None), plan]
+    artifacts += [(member.artifact, None) for member in finalists]
     original_ms, plan_ms, *found_ms = bench.latencies(artifacts, QUICK if quick else profile)
     # Who may lose nothing has the original still.
     best_ms, best = min(
@@ -151,7 +157,7 @@ def judge_space(
         "kept_limit": sum(member.loss <= max_drop for member in members),
         "original_ms": original_ms,
         "plan_ms": plan_ms,
-        "plan_loss": bench.loss(plan),
+        "plan_loss": bench.loss(*plan),
         "best_ms": best_ms,
         "best_loss": 0.0 if best is None else best.loss,
         "best": None if best is None else best.assignment,
@@ -164,7 +170,7 @@ def _member(bench: Workbench, space: Space, assignment: dict[str, str]) -> Membe
     from benchmarks.planner_bench import REFUSALS
 
     try:
-        artifact = bench.build(space.steps(assignment))
+        artifact = bench.build(space.passes(assignment))
         return Member(assignment, artifact, bench.loss(artifact), bench.slowness(artifact))
     except REFUSALS:
         return None

@@ -200,11 +200,10 @@ def _open(item: Mapping[str, Any], original: Any, threads: int) -> Engine:
     if not item.get("target"):
         return open_artifact(dict(item), original, threads)
     target: Any = make_target(item["target"])
-    return (
-        replace(target, threads=threads).open(Path(item["path"]))
-        if hasattr(target, "threads")
-        else (target.open(Path(item["path"])))
-    )
+    if hasattr(target, "threads"):
+        target = replace(target, threads=threads)
+    engine: Engine = target.open(Path(item["path"]))
+    return engine
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

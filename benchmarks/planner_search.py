@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.planner_bench import Layer, Step, Workbench
 
 NONE = "none"
+EXCESS = "loss beyond the limit"
 MOST_LAYERS = 64
 """That may be left out one by one; a search of 200 trials learns nothing about more."""
 _TABLES = {"name": "quantize-weights", "ops": ["Gather"], "min_elements": 1024}
@@ -124,7 +125,7 @@ def search_plan(
     """Search for the fastest variant whose loss on the planning split is at most `max_drop`.
 
     Args:
-        seconds: After which no trial is begun, counted from the start of the job.
+        seconds: After which no trial is begun, and what one still finds does not count; from the start of the job.
 
     Returns:
         The artifact (the original where no trial keeps the limit), and `notes` on the trials.
@@ -137,69 +138,77 @@ def search_plan(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     clock, started = Clock(), time.perf_counter()
     bench = Workbench(Path(model), Path(calibration), samples, Path(planning), metric, Path(folder).resolve())
-    search = _Search(bench, max_drop)
     try:
-        study = optuna.create_study(sampler=TPESampler(seed=seed, constraints_func=_excess))
+        search = _Search(bench, max_drop, started + seconds)
+        study = optuna.create_study(sampler=TPESampler(seed=seed))
         for values in STARTS:
             study.enqueue_trial(values)
-        left = max(seconds - (time.perf_counter() - started), 0.0)
+        left = max(started + seconds - time.perf_counter(), 0.0)
         study.optimize(search.objective, n_trials=trials, timeout=left)
     finally:
         bench.close()
     built = [trial for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]
+    durations = {
+        trial.number: trial.duration.total_seconds() for trial in study.trials if trial.duration is not None
+    }
+    slowest = max(durations, key=lambda number: durations[number], default=None)
     notes = {
         "trials": len(study.trials),
         "built": len(built),
-        "kept_limit": sum(trial.user_attrs["excess"] <= 0.0 for trial in built),
+        "late": search.late,
+        "kept_limit": sum(trial.constraints[EXCESS] <= 0.0 for trial in built),
         "seconds": time.perf_counter() - started,
+        "slowest_seconds": None if slowest is None else durations[slowest],
+        "slowest": None if slowest is None else study.trials[slowest].params,
         "best_trial": search.best_trial,
         "steps": search.best_steps,
     }
     return clock.result(search.best or Path(model), notes=notes)
 
 
-def _excess(trial: optuna.trial.FrozenTrial) -> tuple[float]:
-    """By how much a trial exceeds the limit; TPE prefers what does not."""
-    return (float(trial.user_attrs["excess"]),)
-
-
 class _Search:
     """The objective, and the best that it has seen."""
 
-    def __init__(self, bench: Workbench, max_drop: float) -> None:
-        self.bench, self.max_drop = bench, max_drop
+    def __init__(self, bench: Workbench, max_drop: float, deadline: float) -> None:
+        self.bench, self.max_drop, self.deadline = bench, max_drop, deadline
         self.layers = bench.layers()[:MOST_LAYERS]
         self.products, self.tables = bench.has("Gemm", "MatMul"), bench.has("Gather")
         self.seen: dict[str, tuple[float, float]] = {}
+        self.late = 0
         self.best: Path | None = None
         self.best_value, self.best_trial = float("inf"), -1
         self.best_steps: list[Step] = []
 
     def objective(self, trial: optuna.trial.Trial) -> float:
-        """The latency relative to the original's."""
+        """The latency relative to the original's; TPE prefers trials whose constraint is not above 0."""
         import optuna
 
         from benchmarks.planner_bench import REFUSALS
 
-        # Whatever does not get as far as being judged keeps no limit.
-        trial.set_user_attr("excess", 1.0)
         steps = propose(trial, self.layers, products=self.products, tables=self.tables)
         key = repr(steps)
         if key not in self.seen:
             try:
                 self.seen[key] = self._judge(steps, trial.number)
             except REFUSALS as refusal:
+                # What does not get as far as being judged keeps no limit.
+                trial.set_constraint(EXCESS, 1.0)
                 raise optuna.TrialPruned(str(refusal)) from refusal
         value, loss = self.seen[key]
-        trial.set_user_attr("excess", loss - self.max_drop)
+        trial.set_constraint(EXCESS, loss - self.max_drop)
         return value
 
     def _judge(self, steps: list[Step], number: int) -> tuple[float, float]:
         """Latency relative to the original's, and loss; the artifact of the best is kept."""
-        artifact = self.bench.build(steps)
+        from benchmarks.planner_bench import passes_of
+
+        artifact = self.bench.build(passes_of(steps))
         loss = self.bench.loss(artifact)
         value = self.bench.slowness(artifact)
-        if loss <= self.max_drop and value < self.best_value:
+        # A trial cannot be stopped in the middle, but what it found after the end does not count.
+        late = time.perf_counter() > self.deadline
+        self.late += late
+        if not late and loss <= self.max_drop and value < self.best_value:
             if self.best is not None:
                 self.bench.discard(self.best)
             self.best, self.best_value, self.best_trial, self.best_steps = artifact, value, number, steps

@@ -127,11 +127,11 @@ def within(row: Mapping[str, Any], max_drop: float = MAX_DROP) -> bool:
 
 
 def loss_of(row: Mapping[str, Any]) -> float:
-    """The drop in accuracy, or the share of decisions that changed; 0 for what computes as the original does."""
+    """The drop in accuracy, else the share of decisions that changed; all of them where neither can be told."""
     if row.get("drop") is not None:
         return float(row["drop"])
     agreement = row.get("agreement")
-    return 0.0 if agreement is None else 1.0 - float(agreement)
+    return 1.0 if agreement is None else 1.0 - float(agreement)
 
 
 def best_rival(rows: Mapping[str, Mapping[str, Any]], max_drop: float = MAX_DROP) -> str | None:
