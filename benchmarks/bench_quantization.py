@@ -24,7 +24,7 @@ from benchmarks.compiling import true_labels
 from benchmarks.results import Row, Settings, interval_of, load, save, spread
 from benchmarks.tools import COMPILE, RECIPES, Tool, chosen
 from greencc.calibration import open_data
-from greencc.core.data import Array
+from greencc.core.data import Array, DataSource
 from greencc.core.describe import input_specs
 from greencc.core.model import load_model
 from greencc.targets.cpu import CpuTarget
@@ -267,13 +267,7 @@ def split_evaluation(case: Case, work: Path, scored: int) -> Split:
     Where fewer than 200 would be left to tune with, all judge and nothing steers. Classifiers without labels get
     the original's decisions as labels, so that accuracy is agreement with FP32.
     """
-    assert case.evaluation is not None
-    source = open_data(
-        case.evaluation,
-        input_specs(load_model(case.model)),
-        labels=true_labels(case, work),
-        role="evaluation",
-    )
+    source = evaluation_data(case, work)
     count = source.count
     first = min(scored, count // 2)
     if count - first < 200:
@@ -282,16 +276,32 @@ def split_evaluation(case: Case, work: Path, scored: int) -> Split:
     rest = min(count - first, SCORED)
     has_tuning = rest >= 200
     if not all(path.is_file() for path in paths[: 1 + has_tuning]):
-        parts: dict[str, list[Array]] = {}
-        for batch in source.batches(64):
-            labels = batch.labels if batch.labels is not None else _decisions(case.model, batch.feeds)
-            arrays = batch.feeds if labels is None else {**batch.feeds, "labels": labels}
-            for name, values in arrays.items():
-                parts.setdefault(name, []).append(values)
-        whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+        whole = labelled_arrays(case, source)
         for path, rows in zip(paths, (slice(first), slice(first, first + rest)), strict=True):
             np.savez(path, allow_pickle=False, **{name: values[rows] for name, values in whole.items()})
     return Split(paths[0], paths[1] if has_tuning else None, first)
+
+
+def evaluation_data(case: Case, work: Path) -> DataSource:
+    """All evaluation samples of a case, with their labels where there are any."""
+    assert case.evaluation is not None
+    return open_data(
+        case.evaluation,
+        input_specs(load_model(case.model)),
+        labels=true_labels(case, work),
+        role="evaluation",
+    )
+
+
+def labelled_arrays(case: Case, source: DataSource) -> dict[str, Array]:
+    """Samples and labels as arrays; classifiers without labels get the original's decisions as such."""
+    parts: dict[str, list[Array]] = {}
+    for batch in source.batches(64):
+        labels = batch.labels if batch.labels is not None else _decisions(case.model, batch.feeds)
+        arrays = batch.feeds if labels is None else {**batch.feeds, "labels": labels}
+        for name, values in arrays.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
 
 def _decisions(model: Path, feeds: dict[str, Array]) -> Array | None:

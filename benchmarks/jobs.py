@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.compression_jobs import COMPRESSION_JOBS
 from benchmarks.job_tools import Clock, Result, peak_mb
 from benchmarks.peers import PEER_JOBS
+from benchmarks.planner_jobs import PLANNER_JOBS
 from benchmarks.quality import measure_quality
 
 SEARCH_TIME = "150s"
@@ -183,6 +184,7 @@ JOBS: dict[str, Callable[..., Result]] = {
     "clean-onnxsim": clean_onnxsim,
     **PEER_JOBS,
     **COMPRESSION_JOBS,
+    **PLANNER_JOBS,
 }
 
 

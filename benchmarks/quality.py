@@ -55,7 +55,7 @@ def measure_quality(
     usable = []
     for item in artifacts:
         try:
-            engine = _open(item, original, threads=0)
+            engine = open_artifact(item, original, threads=0)
             try:
                 seen = compare(original, engine, data, metric=metric)
             finally:
@@ -63,15 +63,15 @@ def measure_quality(
         except GreenccError as error:
             rows[item["key"]] = {"error": f"its artifact does not run: {error.message[:200]}"}
             continue
-        rows[item["key"]] = {"error": None, "size_bytes": _size(Path(item["path"])), **_quality(seen)}
+        rows[item["key"]] = {"error": None, "size_bytes": size_of(Path(item["path"])), **quality_of(seen)}
         usable.append(item)
     against = {}
     for form in sorted({item["form"] for item in usable}):
         found = _against([item for item in usable if item["form"] == form], rows, original, data, metric)
         if found is not None:
             against[form] = found
-    itself = _quality(compare(original, original, data, metric=metric))
-    rows[ORIGINAL] = {**itself, "error": None, "size_bytes": _size(Path(model)), "drop": None}
+    itself = quality_of(compare(original, original, data, metric=metric))
+    rows[ORIGINAL] = {**itself, "error": None, "size_bytes": size_of(Path(model)), "drop": None}
     _latency(model, usable, original, data, rows, quick)
     original.close()
     return {
@@ -115,7 +115,7 @@ def sqnr(errors: Sequence[float | None]) -> float | None:
     return -10.0 * math.log10(sum(noise) / len(errors)) if noise else None
 
 
-def _quality(seen: Accuracy) -> dict[str, Any]:
+def quality_of(seen: Accuracy) -> dict[str, Any]:
     """What a row keeps of a comparison."""
     floats = [output for output in seen.outputs if output.differing is None]
     return {
@@ -143,12 +143,12 @@ def _against(
     best = _best([item for item in items if item["ours"] and item["key"] != COMPILED], rows)
     if peer is None:
         return None
-    engine = Remembering(_open(peer, original, threads=0))
+    engine = Remembering(open_artifact(peer, original, threads=0))
     ours = {}
     try:
         for item in items:
             if item["key"] == COMPILED or item is best:
-                other = _open(item, original, threads=0)
+                other = open_artifact(item, original, threads=0)
                 try:
                     ours[item["key"]] = _paired(engine, other, data, metric)
                 finally:
@@ -183,7 +183,8 @@ def _paired(peer: Engine, ours: Engine, data: DataSource, metric: str | None) ->
     return {"gain": -seen.drop, "low": -seen.high, "high": -seen.low}
 
 
-def _open(item: dict[str, Any], original: Engine, threads: int) -> Engine:
+def open_artifact(item: dict[str, Any], original: Engine, threads: int) -> Engine:
+    """Open an item by its `runtime`: OpenVINO's plugin, or ONNX Runtime as greencc's CPU target sets it up."""
     from benchmarks.openvino_engine import OpenVinoEngine
     from greencc.targets.cpu import CpuTarget
 
@@ -212,7 +213,7 @@ def _latency(
     if any(item["runtime"] == "openvino" for item in artifacts):
         runs.append({"key": ORIGINAL_OPENVINO, "path": model, "runtime": "openvino"})
         rows[ORIGINAL_OPENVINO] = {"error": None, "size_bytes": rows[ORIGINAL]["size_bytes"], "value": None}
-    engines = [_open(item, original, threads=1) for item in runs]
+    engines = [open_artifact(item, original, threads=1) for item in runs]
     try:
         result = measure_latency(engines, feeds, QUICK if quick else whole)
     finally:
@@ -223,7 +224,7 @@ def _latency(
         rows[item["key"]]["latency_ratio"] = asdict(result.ratios[index - 1]) if index else None
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """The artifact with its weights: OpenVINO keeps them in a `.bin`, ONNX may in a `.data`."""
     files = [path, path.with_suffix(".bin"), path.with_name(path.name + ".data")]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import render_compression as compression
+from benchmarks import render_planner as planner
 from benchmarks.cases import ROOT
 from benchmarks.render_quantization import cost_table, goals_table, quality_table
 from benchmarks.results import Row, load
@@ -251,6 +252,11 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "compression-curves": compression.curves,
     "compression-points": compression.points_table,
     "compression-large": compression.large_table,
+    "planner": planner.goals_table,
+    "planner-plot": planner.picture,
+    "planner-methods": planner.methods_table,
+    "planner-cost": planner.cost_table,
+    "planner-exhaustive": planner.exhaustive_table,
 }
 
 

@@ -18,7 +18,18 @@ from greencc.core.files import atomic_file
 from greencc.measure.intervals import ratio_interval
 
 FOLDER = ROOT / "benchmarks" / "results"
-PACKAGES = ("greencc", "numpy", "onnx", "onnx-ir", "onnxruntime", "nncf", "onnxslim", "onnxsim", "openvino")
+PACKAGES = (
+    "greencc",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "nncf",
+    "onnxslim",
+    "onnxsim",
+    "openvino",
+    "optuna",
+)
 Row = dict[str, Any]
 
 

@@ -18,6 +18,7 @@ from benchmarks import (
     bench_latency,
     bench_memory,
     bench_models,
+    bench_planner,
     bench_quantization,
     render,
 )
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Settings], None]] = {
     "cleanup": bench_cleanup.run,
     "quantization": bench_quantization.run,
     "compression": bench_compression.run,
+    "planner": bench_planner.run,
 }
 MODELS_VARIABLE = "BENCH_MODELS"
 
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--case",
         action="append",
         default=[],
-        help="quantization and compression: this model only (may be repeated)",
+        help="quantization, compression and planner: this model only (may be repeated)",
     )
     parser.add_argument(
         "--no-slow", action="store_true", help="leave out what takes minutes a model (AdaRound)"
