@@ -7,9 +7,9 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from greencc.core import machine
 from greencc.core.engine import Device, Target
@@ -79,6 +79,10 @@ class HostTarget(Target):
             str(feeds),
             str(runs),
         ]
+
+    def with_threads(self, count: int) -> Self:
+        """This target with at most `count` threads."""
+        return replace(self, threads=min(self.used_threads(), count))
 
     def used_threads(self) -> int:
         """The number of threads that `threads` stands for on this machine."""

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -123,10 +123,6 @@ class CpuTarget(HostTarget):
             return read_profile(written, skip_runs=_WARM_UP_RUNS)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def with_threads(self, count: int) -> CpuTarget:
-        """This target with at most `count` threads."""
-        return replace(self, threads=min(self._threads(), count))
 
     def _load(self, artifact: Path, config: SessionConfig) -> OrtEngine:
         return OrtEngine(self._artifact(artifact), config, name=artifact.name)

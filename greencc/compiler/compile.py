@@ -88,7 +88,15 @@ def compile_model(
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
         scratch.mkdir()
-        session = Session(options, target, scratch, progress, window=window)
+        session = Session(
+            options,
+            target,
+            scratch,
+            progress,
+            window=window,
+            execution=options.engine,
+            workers=options.workers,
+        )
         try:
             _compile(session, model, work)
         except GreenccError as error:

@@ -200,11 +200,22 @@ class FormBuilder:
         Raises:
             InputError: A pass that is to change the model does not.
         """
-        model, records = self.prepared(prepare, integers=quantize is not None)
-        if any(not record.changed for step, record in zip(prepare, records, strict=True) if step.lossy):
-            raise InputError("a pass of the plan changes nothing")
+        model = self.restructured(prepare, integers=quantize is not None)
         steps = (() if quantize is None else (quantize,)) + extra
         return Pipeline(self.context).run(model, steps)[0]
+
+    def restructured(self, prepare: tuple[Pass, ...], *, integers: bool) -> ir.Model:
+        """The cleaned-up model after the structural passes of a plan.
+
+        Raises:
+            InputError: A pass that is to change the model does not.
+        """
+        model, records = self.prepared(prepare, integers=integers)
+        for step, record in zip(prepare, records, strict=True):
+            if step.lossy and not record.changed:
+                why = record.findings[-1].message if record.findings else "it changed nothing"
+                raise InputError(f"{step.name}: {why}")
+        return model
 
     def half(self, precision: Precision) -> Form:
         """FP16 or BF16: arithmetic where the target has it, else storage."""

@@ -83,6 +83,8 @@ class CompileOptions:
         minimize: What the plan minimises within the budget; default: energy. It makes greencc plan, too.
         rate: Requests per second that a budget of watts is for; None: flat out.
         time_budget: Longest time that planning takes, in seconds.
+        engine: Where candidates are evaluated: ``local``, ``ray`` or ``ray://host:port`` (`greencc.execution`).
+        workers: Processes that evaluate candidates; 1: this process alone.
     """
 
     target: str = "cpu"
@@ -108,6 +110,8 @@ class CompileOptions:
     minimize: Objective | None = None
     rate: float | None = None
     time_budget: float = 600.0
+    engine: str = "local"
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:

@@ -42,7 +42,8 @@ class Session:
     """State shared by the phases of one compile.
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
-    wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated (`greencc.execution.make_executor`).
+    wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated
+    (`greencc.execution.make_executor`).
     """
 
     options: CompileOptions

@@ -69,7 +69,9 @@ def test_without_ray_the_extra_is_named(engine: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UnavailableError) as caught:
         make_executor(engine)
-    assert str(caught.value) == "the engine 'ray' needs Ray, which is not installed (pip install 'greencc[ray]')"
+    assert (
+        str(caught.value) == "the engine 'ray' needs Ray, which is not installed (pip install 'greencc[ray]')"
+    )
 
 
 @needs_ray
@@ -78,7 +80,9 @@ def test_an_address_where_nothing_answers(prefix: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"{prefix}127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(UnavailableError, match=f"no Ray cluster answers at {address}: Connection refused"):
+        with pytest.raises(
+            UnavailableError, match=f"no Ray cluster answers at {address}: Connection refused"
+        ):
             make_executor(address)
 
 

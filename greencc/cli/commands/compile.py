@@ -83,6 +83,16 @@ if TYPE_CHECKING:
 @click.option(
     "--time-budget", type=SECONDS, default="10m", show_default=True, help="Longest time that planning takes."
 )
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    metavar="ENGINE",
+    help="Where candidates are evaluated: local, ray or ray://HOST:PORT.",
+)
+@click.option(
+    "--workers", type=int, default=1, show_default=True, help="Processes that evaluate candidates."
+)
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
@@ -115,6 +125,8 @@ def command(
     minimize: str | None,
     rate: float | None,
     time_budget: float,
+    engine: str,
+    workers: int,
     grid_intensity: float | None,
     country: str | None,
     embodied: float | None,
@@ -163,6 +175,8 @@ def command(
         minimize=None if minimize is None else Objective(minimize),
         rate=rate,
         time_budget=time_budget,
+        engine=engine,
+        workers=workers,
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)

@@ -19,8 +19,9 @@ from greencc.compiler.planning.prepare import Preparation, Prepared
 from greencc.compiler.planning.reach import require_above_idle, require_possible, tables_bound
 from greencc.compiler.planning.search import ROUNDS, Search
 from greencc.compiler.planning.verifier import CannotBuildError, Verifier, macs_of
-from greencc.compiler.sensitivity import facts_key, make_slice
+from greencc.compiler.sensitivity import facts_key
 from greencc.compiler.session import Deadline, Session
+from greencc.compiler.slices import make_slice
 from greencc.compiler.tables import LARGE_SLICE
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
@@ -243,7 +244,7 @@ def _search(
         asked.objective,
         asked.rows,
         lambda point: asked.keeps(point.figures),
-        lambda chosen: job.measure_error(prepared.space, chosen),
+        lambda plans: job.measure_errors(prepared.space, plans),
         session.options.max_drop,
         1.0 / max(splits.planning.count, 1),
         deadline,

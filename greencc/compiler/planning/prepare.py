@@ -289,25 +289,24 @@ class Preparation:
                 )
             for row in rows or ():
                 tables.errors[f"{Kind.ARITHMETIC.value}:{row.group.name}", Number.INT8.value] = row.error
-        for unit in space.units:
-            if unit.kind is not Kind.ARITHMETIC:
-                continue
-            for option in unit.options[1:]:
-                if (unit.name, option) in tables.errors or option == Number.INT8.value:
-                    continue
-                if limit.over:
-                    return
-                found = self.alone(space, unit.name, option)
-                if found is not None:
-                    tables.errors[unit.name, option] = found
+        left = [
+            (unit.name, option)
+            for unit in space.units
+            if unit.kind is Kind.ARITHMETIC
+            for option in unit.options[1:]
+            if option != Number.INT8.value
+        ]
+        plans = [space.steps(space.alone(space.unit(name), option)) for name, option in left]
+        with self.session.phase("sensitivity"):
+            errors = self.verifier.errors_of(plans, limit)
+        for pair, error in zip(left, errors, strict=True):
+            if error is not None:
+                tables.errors[pair] = error
 
-    def alone(self, space: Space, unit: str, option: str) -> float | None:
-        """The error of one option by itself."""
-        return self.measure_error(space, space.alone(space.unit(unit), option))
-
-    def measure_error(self, space: Space, chosen: Assignment) -> float | None:
-        """The error of an assignment, built and run; None where it cannot be built."""
-        return self.verifier.error_of(space.steps(chosen))
+    def measure_errors(self, space: Space, plans: Sequence[Assignment]) -> list[float | None]:
+        """Errors of assignments, built and run; None of those that cannot be built."""
+        with self.session.phase("sensitivity"):
+            return self.verifier.errors_of([space.steps(chosen) for chosen in plans], self.deadline)
 
 
 def _all_as(space: Space, number: Number) -> dict[str, str]:

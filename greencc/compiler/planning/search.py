@@ -97,7 +97,7 @@ class Search:
         objective: What is minimised.
         limits: Rows of the budget, for the tails of the latency that were seen so far.
         keeps: Whether a point keeps the budget.
-        measure_error: Error of an assignment by itself, built and run; None where it cannot be built.
+        measure_errors: Errors of assignments, built and run; None of those that cannot be built.
         max_drop: The limit of the loss on the planning split.
         few: The smallest loss that the planning split can show.
         deadline: When to stop.
@@ -110,7 +110,7 @@ class Search:
     objective: Objective
     limits: Callable[[], Sequence[Limit]]
     keeps: Callable[[Point], bool]
-    measure_error: Callable[[Assignment], float | None]
+    measure_errors: Callable[[Sequence[Assignment]], Sequence[float | None]]
     max_drop: float
     few: float
     deadline: Deadline
@@ -227,10 +227,12 @@ class Search:
         ]
         wanted.sort(key=lambda pair: -self.tables.errors.get(pair, 0.0))
         far = False
-        for name, option in wanted[:_MEASURED]:
-            if self.deadline.over:
-                return False
-            found = self.measure_error(self.space.alone(self.space.unit(name), option))
+        wanted = wanted[:_MEASURED]
+        plans = [self.space.alone(self.space.unit(name), option) for name, option in wanted]
+        errors = self.measure_errors(plans) if plans else []
+        if self.deadline.over:
+            return False
+        for (name, option), found in zip(wanted, errors, strict=True):
             self.tables.measured.add((name, option))
             if found is None:
                 self._barred.append(frozenset({(name, option)}))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from greencc.compiler.contender import Contender, closed_on_error, judge
 from greencc.compiler.data import Splits
+from greencc.compiler.evaluation import Evaluator, Job
 from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
 from greencc.compiler.measurement import operation_counts
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.planning.points import Figures, Point, PointStore
 from greencc.compiler.planning.space import PlanSteps
-from greencc.compiler.sensitivity import Slice
-from greencc.compiler.session import Session
+from greencc.compiler.session import Deadline, Session
+from greencc.compiler.slices import Slice
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.describe import describe
@@ -119,14 +121,10 @@ class Verifier:
             CannotBuildError: A pass refuses.
         """
         try:
+            self.builder.restructured(steps.prepare, integers=steps.quantize is not None)
             form = self.builder.planned(name, steps.prepare, steps.quantize, steps.extra)
         except GreenccError as error:
             raise CannotBuildError(error.message) from error
-        wanted = {step for step in steps.prepare if step.lossy}
-        for step, record in zip(form.passes, form.records, strict=True):
-            if step in wanted and not record.changed:
-                why = record.findings[-1].message if record.findings else "it changed nothing"
-                raise CannotBuildError(f"{step.name}: {why}")
         return form
 
     def on(self, form: Form, target: Target, name: str) -> Form:
@@ -177,23 +175,39 @@ class Verifier:
         found = [engine.run(feeds) for feeds in self.samples.feeds]
         return divergence(self.samples.outputs, found, metric)
 
-    def error_of(self, steps: PlanSteps) -> float | None:
-        """Divergence of what a plan makes of the model, kept between runs; None where it cannot be built."""
-        key = cache_key(self.store.context, str(steps))
-        found = self.session.cache.get(_ERROR, key)
-        if found is not None and "error" in found:
-            return float(found["error"])
+    def errors_of(self, plans: Sequence[PlanSteps], deadline: Deadline) -> list[float | None]:
+        """Divergence of what plans make of the model, kept between runs and evaluated by the session's workers.
+
+        None of those that cannot be built, and of those that the time was over for.
+        """
+        keys = [cache_key(self.store.context, str(steps)) for steps in plans]
+        known = [self.session.cache.get(_ERROR, key) for key in keys]
+        found = [None if entry is None else float(entry["error"]) for entry in known]
+        jobs: dict[int, Job] = {}
+        for index, (steps, entry) in enumerate(zip(plans, known, strict=True)):
+            if entry is None and not deadline.over and self._buildable(steps):
+                build = partial(self.builder.model_of, steps.prepare, steps.quantize, steps.extra)
+                jobs[index] = Job((_ERROR, keys[index]), build, f"a plan ({steps})")
         try:
-            model = self.builder.model_of(steps.prepare, steps.quantize, steps.extra)
+            errors = Evaluator.of(self.session).errors(list(jobs.values()), self.samples, deadline)
+        except GreenccError as error:
+            self.session.warn(f"errors of single options were not measured: {error.message}")
+            errors = [None] * len(jobs)
+        for index, value in zip(jobs, errors, strict=True):
+            found[index] = value
+            if value is not None:
+                self.session.cache.put(
+                    _ERROR, keys[index], {"error": np.asarray(value)}, label=str(plans[index])
+                )
+        return [None if value is None or not np.isfinite(value) else value for value in found]
+
+    def _buildable(self, steps: PlanSteps) -> bool:
+        """Whether the passes before quantization do what they are to do; the model is kept for the build."""
+        try:
+            self.builder.restructured(steps.prepare, integers=steps.quantize is not None)
         except GreenccError:
-            return None
-        engine = self.session.target.calibration_engine(model)
-        try:
-            error = self.error(engine)
-        finally:
-            engine.close()
-        self.session.cache.put(_ERROR, key, {"error": np.asarray(error)})
-        return error
+            return False
+        return True
 
     def size(self, form: Form) -> int:
         """Bytes of a form's artifact."""

@@ -121,7 +121,7 @@ def make_search(
         objective,
         limits,
         keeps,
-        lambda chosen: None,
+        lambda plans: [None] * len(plans),
         max_drop,
         0.001,
         Deadline(seconds),
