@@ -95,7 +95,9 @@ def elimination_order(count: int, ends: Array) -> Order:
                 if table < 0:
                     table = len(sides)
                     sides.append([u, v])
-                marks = [(item, sides[item][1] == node) for item in (neighbours[node][u], neighbours[node][v])]
+                marks = [
+                    (item, sides[item][1] == node) for item in (neighbours[node][u], neighbours[node][v])
+                ]
                 links.append((node, u, v, *marks[0], *marks[1], table, sides[table][1] == u))
             # Neighbours stay until the next round.
             busy.update(near)
@@ -226,4 +228,3 @@ def _best(left: Array, right: Array) -> Array:
         np.add(left[:, k, :, None], right[:, k, None, :], out=work)
         np.minimum(found, work, out=found)
     return found
-

@@ -64,9 +64,7 @@ class _State:
         self.labels[unit] = label
 
 
-def improved(
-    tables: Tables, labels: Array, prices: Array, elastic: bool, deadline: float
-) -> Iterator[Array]:
+def improved(tables: Tables, labels: Array, prices: Array, elastic: bool, deadline: float) -> Iterator[Array]:
     """Plans that a choice leads to: those worth judging, the last is the best.
 
     Args:
