@@ -150,10 +150,10 @@ def _solve(
     return Solution(
         chosen=chosen,
         totals=problem.totals(chosen),
-        value=search.value,
-        bound=bound,
+        value=float(search.value),
+        bound=float(bound),
         seconds=time.monotonic() - begun,
-        optimal=search.value - bound <= gap * abs(search.value) * (1 + 1e-9),
+        optimal=bool(search.value - bound <= gap * abs(search.value) * (1 + 1e-9)),
     )
 
 

@@ -108,7 +108,7 @@ def test_what_a_front_needs() -> None:
 
 
 def point(energy: float, error: float) -> Solution:
-    totals = {quantity: 0.0 for quantity in Quantity} | {A: energy, B: error}
+    totals = dict.fromkeys(Quantity, 0.0) | {A: energy, B: error}
     return Solution({}, totals, energy, energy, 0.0, optimal=True)
 
 

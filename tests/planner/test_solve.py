@@ -359,9 +359,10 @@ def test_equal_rows_of_a_table_share_their_variables() -> None:
 )
 def test_numbers_that_are_not_finite_are_named(objective: float, bound: float, pair: float) -> None:
     units = (Unit("a", (Option("x"),)), Unit("b", (Option("x"),)))
+    problem = Problem(units, (Pair(("a", "x"), ("b", "x"), {Quantity.SIZE: pair}),))
+    limit = Limit("size", {Quantity.SIZE: 1.0}, bound)
     with pytest.raises(UsageError, match="not finite"):
-        problem = Problem(units, (Pair(("a", "x"), ("b", "x"), {Quantity.SIZE: pair}),))
-        solve(problem, {Quantity.SIZE: objective}, [Limit("size", {Quantity.SIZE: 1.0}, bound)])
+        solve(problem, {Quantity.SIZE: objective}, [limit])
 
 
 def test_a_start_that_does_not_fit_and_options_out_of_range() -> None:
@@ -373,7 +374,7 @@ def test_a_start_that_does_not_fit_and_options_out_of_range() -> None:
 
 
 def test_the_violation_is_relative_to_the_bound() -> None:
-    totals = {quantity: 3.0 for quantity in Quantity}
+    totals = dict.fromkeys(Quantity, 3.0)
     limits = [Limit("a", {Quantity.SIZE: 1.0}, 2.0), Limit("b", {Quantity.MACS: 1.0}, 4.0)]
     assert violation(totals, limits) == 0.5
     assert violation(totals, []) == 0.0
