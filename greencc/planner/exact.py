@@ -8,6 +8,7 @@ share their y, so a table that only asks "integer or float?" costs four. Tables 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -200,17 +201,25 @@ class Program:
         lower[-1] = 1.0
         whole = np.zeros(width)
         whole[: self._binary] = 1
-        found = milp(
-            self._cost,
-            constraints=LinearConstraint(matrix, rows.low, rows.high),
-            integrality=whole,
-            bounds=Bounds(lower, np.array([*self._upper, 1.0])),
-            options={"mip_rel_gap": gap, "time_limit": max(seconds, 0.01)},
-        )
-        if found.status == 2:
-            return Found(Ending.EMPTY, None, float("inf"))
-        if found.status not in (0, 1):
-            # Numerical trouble, which says nothing about the problem.
+        begun = time.monotonic()
+        for presolve in (True, False):
+            found = milp(
+                self._cost,
+                constraints=LinearConstraint(matrix, rows.low, rows.high),
+                integrality=whole,
+                bounds=Bounds(lower, np.array([*self._upper, 1.0])),
+                options={
+                    "mip_rel_gap": gap,
+                    "time_limit": max(seconds - (time.monotonic() - begun), 0.01),
+                    "presolve": presolve,
+                },
+            )
+            if found.status == 2:
+                return Found(Ending.EMPTY, None, float("inf"))
+            if found.status in (0, 1):
+                break
+        else:
+            # Numerical trouble in both, which says nothing about the problem.
             return Found(Ending.STOPPED, None, -np.inf)
         bound = found.get("mip_dual_bound")
         bound = -np.inf if bound is None or not np.isfinite(bound) else float(bound) / self._scale

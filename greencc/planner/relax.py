@@ -10,6 +10,7 @@ by changing one unit at a time, give plans. Seconds for ten thousand units.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,11 +194,10 @@ class _Search:
         first, second = order.joined.T
         rows = rows + tables.joint[:, np.arange(len(first)), labels[first], labels[second]].sum(1)
         self._cuts.append((0.0 if self._elastic else float(rows[0]), rows[1:]))
-        value = elimination.value * scale + constant
-        value -= _ROUNDING * scale * (1 + abs(elimination.value)) * max(1, count) ** 0.5
-        if weight > 0 or self._elastic:
-            if value > self.bound or not np.isfinite(self.bound):
-                self.bound, self._best_prices = value, prices
+        value: float = elimination.value * scale + constant
+        value -= _ROUNDING * scale * (1 + abs(elimination.value)) * math.sqrt(max(1, count))
+        if (weight > 0 or self._elastic) and (value > self.bound or not np.isfinite(self.bound)):
+            self.bound, self._best_prices = value, prices
         own = labels[:count].copy()
         self.offer(own)
         over = np.maximum(0.0, self._tables.totals(own)[1:])

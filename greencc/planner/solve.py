@@ -7,6 +7,8 @@ plans that choose it. Options whose bound is above the plan at hand cannot be in
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,10 @@ DEFAULT_SECONDS = 60.0
 # HiGHS tries first with what is this close to the bound, as a share of the distance of the plan at hand.
 _CORES = (0.05, 0.25)
 _CORE_LEAST = 60
-_CORE_SECONDS = 0.15
+# HiGHS looks at its clock seldom in a large program.
+_CORE_SECONDS, _CORE_MOST = 0.15, 20_000
+# So few choices are tried one by one.
+FEW = 4096
 # After so many answers that only its tolerances let pass, limits are drawn tighter.
 _REFUSALS = 40
 
@@ -145,10 +150,10 @@ def _solve(
     return Solution(
         chosen=chosen,
         totals=problem.totals(chosen),
-        value=search.value,
-        bound=bound,
+        value=float(search.value),
+        bound=float(bound),
         seconds=time.monotonic() - begun,
-        optimal=search.value - bound <= gap * abs(search.value) * (1 + 1e-9),
+        optimal=bool(search.value - bound <= gap * abs(search.value) * (1 + 1e-9)),
     )
 
 
@@ -195,8 +200,10 @@ class _Search:
         usable[np.arange(len(usable)), self.labels] = True
         if usable.sum() - len(usable) < _CORE_LEAST:
             return
-        left = min(self._deadline - time.monotonic(), _CORE_SECONDS)
-        found = self._program(usable).solve(self._gap, left)
+        program = self._program(usable)
+        if program.size[0] > _CORE_MOST:
+            return
+        found = program.solve(self._gap, min(self._deadline - time.monotonic(), _CORE_SECONDS))
         if found.labels is not None:
             self._take(found.labels)
 
@@ -208,6 +215,11 @@ class _Search:
             usable = self._tables.usable & (forced <= bar)
             if not usable.any(1).all():
                 self.bound = max(self.bound, bar) if proven else self.bound
+                return
+            if math.prod(int(count) for count in usable.sum(1)) <= FEW:
+                # Exact, where a solver's tolerances are not.
+                self._try_all(usable)
+                self.bound = max(self.bound, min(self.value, bar))
                 return
             left = self._deadline - time.monotonic()
             if left <= 0:
@@ -224,6 +236,16 @@ class _Search:
                 proven = False
                 self._tighten(found.labels)
             self._refused.append(found.labels)
+
+    def _try_all(self, usable: Array) -> None:
+        every = list(itertools.product(*(np.flatnonzero(row) for row in usable)))
+        labels = np.array(every, int).reshape(len(every), len(usable))
+        totals = self._tables.totals_of_many(labels)
+        fits = np.ones(len(labels), bool) if self._elastic else (totals[:, 1:] <= ROUNDING).all(1)
+        values = np.array([worth(self._tables, row, self._elastic) for row in totals[fits]])
+        for index in np.argsort(values, kind="stable"):
+            if values[index] >= self.value or self._take(labels[fits][index]):
+                return
 
     def _program(self, usable: Array) -> Program:
         return Program(self._tables, usable, elastic=self._elastic, below=self._bar(), refused=self._refused)

@@ -53,11 +53,14 @@ class Tables:
 
     def totals(self, labels: Array) -> Array:
         """(R,) totals of a choice, `labels` (N,)."""
-        nodes = np.arange(len(self.units))
-        first, second = self.ends[:, 0], self.ends[:, 1]
-        edges = np.arange(len(self.ends))
-        joint = self.joint[:, edges, labels[first], labels[second]]
-        return np.asarray(self.constant + self.single[:, nodes, labels].sum(1) + joint.sum(1))
+        return np.asarray(self.totals_of_many(labels[None])[0])
+
+    def totals_of_many(self, labels: Array) -> Array:
+        """(M, R) totals of M choices, `labels` (M, N)."""
+        nodes, edges = np.arange(len(self.units)), np.arange(len(self.ends))
+        first, second = labels[:, self.ends[:, 0]], labels[:, self.ends[:, 1]]
+        total = self.single[:, nodes, labels].sum(2) + self.joint[:, edges, first, second].sum(2)
+        return np.asarray(self.constant + total.T)
 
     def possible(self, labels: Array) -> bool:
         """Whether nothing forbidden or barred is chosen; limits are not asked."""

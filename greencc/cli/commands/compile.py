@@ -90,9 +90,7 @@ if TYPE_CHECKING:
     metavar="ENGINE",
     help="Where candidates are evaluated: local, ray or ray://HOST:PORT.",
 )
-@click.option(
-    "--workers", type=int, default=1, show_default=True, help="Processes that evaluate candidates."
-)
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate candidates.")
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(

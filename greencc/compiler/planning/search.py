@@ -36,7 +36,9 @@ _CORRECTION = (0.05, 20.0)
 # Seconds of one solution at most.
 _SOLVE_SECONDS = 10.0
 # Options whose error is measured alone before they are built together, per solution.
-_MEASURED = 6
+_MEASURED = 4
+# Those with a smaller part of a plan's error are taken as predicted.
+_MATTERS = 0.05
 
 
 @dataclass
@@ -202,7 +204,7 @@ class Search:
 
     def _solve(self, allowed: float) -> Solution | None:
         """The best plan by the tables with at most such an error; errors of what it takes are measured alone first."""
-        for _ in range(3):
+        for _ in range(2):
             problem, rows = self.problem(), self.rows()
             if math.isfinite(allowed) and self.objective is not Objective.ERROR:
                 rows.append(Limit("error", {Quantity.ERROR: 1.0}, allowed))
@@ -225,9 +227,11 @@ class Search:
             for pair in solution.chosen.items()
             if pair in self.space.offers and pair not in self.tables.measured
         ]
-        wanted.sort(key=lambda pair: -self.tables.errors.get(pair, 0.0))
+        total = solution.totals[Quantity.ERROR]
+        known = self.tables.errors
+        wanted = [pair for pair in wanted if known.get(pair, 0.0) >= _MATTERS * total]
+        wanted = sorted(wanted, key=lambda pair: -known.get(pair, 0.0))[:_MEASURED]
         far = False
-        wanted = wanted[:_MEASURED]
         plans = [self.space.alone(self.space.unit(name), option) for name, option in wanted]
         errors = self.measure_errors(plans) if plans else []
         if self.deadline.over:
