@@ -48,7 +48,7 @@ def profile(artifact: Path, threads: int, feeds: Feeds, runs: int) -> list[NodeT
             raise translated(error, f"running {loaded.name}", None) from error
         for key, microseconds in measured.items():
             times.setdefault(key, []).append(microseconds)
-        rows = rows or _described(compiled, Nodes(artifact))
+        rows = rows or describe_nodes(compiled, Nodes(artifact))
     return [NodeTime(*rows[key], statistics.median(found)) for key, found in times.items() if key in rows]
 
 
@@ -103,8 +103,8 @@ def _averages(request: openvino.InferRequest) -> dict[str, float]:
     }
 
 
-def _described(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tuple[str, str]]:
-    """Name and type that each node of the runtime's graph is reported under."""
+def describe_nodes(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tuple[str, str]]:
+    """Name and type that each node of the runtime's graph is reported under, by the runtime's own names."""
     rows = {}
     constant: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -114,6 +114,8 @@ def _described(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tupl
             str(facts[key].astype(str)) for key in ("layerType", "primitiveType", "originalLayersNames")
         )
         name = node.get_friendly_name()
+        if kind in ("Input", "Output"):
+            continue
         if kind == "Const" or (sources and sources <= constant):
             # Weights are rearranged once, when the model is loaded.
             constant.add(name)
