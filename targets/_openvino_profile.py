@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from greencc.core.data import Feeds
 from greencc.core.engine import NodeTime
-from greencc.targets._openvino import properties, read_model, translated
+from greencc.targets._openvino import infer, properties, read_model, translated
 
 if TYPE_CHECKING:
     import openvino
@@ -83,10 +83,10 @@ class Nodes:
 def _means(request: openvino.InferRequest, values: Sequence[Any], runs: int) -> Mapping[str, float]:
     """Mean microseconds of the nodes that ran, without those of the warm-up."""
     for _ in range(_WARM_UP_RUNS):
-        request.infer(values, share_inputs=True, share_outputs=True)
+        infer(request, values)
     before = _averages(request)
     for _ in range(runs):
-        request.infer(values, share_inputs=True, share_outputs=True)
+        infer(request, values)
     total = runs + _WARM_UP_RUNS
     return {
         key: max(0.0, (average * total - before.get(key, 0.0) * _WARM_UP_RUNS) / runs)
