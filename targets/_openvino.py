@@ -160,13 +160,21 @@ class OpenVinoEngine(CheckedEngine):
             if request is None:
                 raise RuntimeError(f"the engine of {self._name} was closed")
             try:
-                # By position: the runtime may know a tensor by several names.
-                values = request.infer(
-                    [feeds[spec.name] for spec in self._inputs], share_inputs=True, share_outputs=True
-                )
-                return {name: np.array(values[self._positions[name]]) for name in outputs}
+                infer(request, [feeds[spec.name] for spec in self._inputs])
+                return {
+                    name: np.array(request.get_output_tensor(self._positions[name]).data) for name in outputs
+                }
             except Exception as error:
                 raise translated(error, f"running {self._name}", None) from error
+
+
+def infer(request: openvino.InferRequest, values: Sequence[Array]) -> None:
+    """Run once; the results lie in the request's output tensors.
+
+    Inputs go by position, as the runtime may know a tensor by several names, and are not copied. They come in a
+    dictionary because the elements of a list are looked at one by one first: 30 us a run against 85 for an MLP.
+    """
+    request.infer(dict(enumerate(values)), share_inputs=True, share_outputs=True)
 
 
 def translated(error: Exception, doing: str, file: Path | None) -> GreenccError:

@@ -16,9 +16,10 @@ from greencc.targets._ort_facts import RuntimeFacts
 
 # What follows was read off the executed graph of OpenVINO 2026.4 (`CompiledModel.get_runtime_model`: `primitiveType`
 # ends in _I8 or _i8 where a kernel computes on integers); test_openvino_capabilities.py repeats it with the installed
-# version. Computed in float whatever stands around them: ConvTranspose with unsigned activations, Mul, Sub, Div, Min,
-# Max, Where, Sigmoid, Softmax, LeakyRelu, PRelu, Tanh, Elu, Gelu, HardSwish, HardSigmoid, Pad; Gather, Split, Tile,
-# Identity and SpaceToDepth move floats. A residual Add is summed inside the convolution that it follows, only there.
+# version. Computed in float, alone or fused into the kernel before: ConvTranspose with unsigned activations, Mul, Sub,
+# Div, Min, Max, Where, Sigmoid, Softmax, LeakyRelu, PRelu, Tanh, Elu, Gelu, HardSwish, HardSigmoid, Pad; Gather, Split,
+# Tile, Identity and SpaceToDepth move floats. A residual Add is summed inside the convolution it follows (always with a
+# dynamic batch, sometimes with a fixed one), nowhere else.
 WEIGHTED_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 FUSED_OPS = frozenset({"Add"})
 INPUT_OPS = frozenset({"AveragePool", "Concat", "GlobalAveragePool", "MaxPool"})

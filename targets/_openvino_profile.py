@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from greencc.core.data import Feeds
 from greencc.core.engine import NodeTime
-from greencc.targets._openvino import properties, read_model, translated
+from greencc.targets._openvino import infer, properties, read_model, translated
 
 if TYPE_CHECKING:
     import openvino
@@ -48,7 +48,7 @@ def profile(artifact: Path, threads: int, feeds: Feeds, runs: int) -> list[NodeT
             raise translated(error, f"running {loaded.name}", None) from error
         for key, microseconds in measured.items():
             times.setdefault(key, []).append(microseconds)
-        rows = rows or _described(compiled, Nodes(artifact))
+        rows = rows or describe_nodes(compiled, Nodes(artifact))
     return [NodeTime(*rows[key], statistics.median(found)) for key, found in times.items() if key in rows]
 
 
@@ -83,10 +83,10 @@ class Nodes:
 def _means(request: openvino.InferRequest, values: Sequence[Any], runs: int) -> Mapping[str, float]:
     """Mean microseconds of the nodes that ran, without those of the warm-up."""
     for _ in range(_WARM_UP_RUNS):
-        request.infer(values, share_inputs=True, share_outputs=True)
+        infer(request, values)
     before = _averages(request)
     for _ in range(runs):
-        request.infer(values, share_inputs=True, share_outputs=True)
+        infer(request, values)
     total = runs + _WARM_UP_RUNS
     return {
         key: max(0.0, (average * total - before.get(key, 0.0) * _WARM_UP_RUNS) / runs)
@@ -103,8 +103,8 @@ def _averages(request: openvino.InferRequest) -> dict[str, float]:
     }
 
 
-def _described(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tuple[str, str]]:
-    """Name and type that each node of the runtime's graph is reported under."""
+def describe_nodes(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tuple[str, str]]:
+    """Name and type that each node of the runtime's graph is reported under, by the runtime's own names."""
     rows = {}
     constant: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -114,6 +114,8 @@ def _described(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, tupl
             str(facts[key].astype(str)) for key in ("layerType", "primitiveType", "originalLayersNames")
         )
         name = node.get_friendly_name()
+        if kind in ("Input", "Output"):
+            continue
         if kind == "Const" or (sources and sources <= constant):
             # Weights are rearranged once, when the model is loaded.
             constant.add(name)

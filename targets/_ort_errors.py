@@ -65,7 +65,7 @@ def _where(text: str) -> str:
 
 
 def _hint(text: str) -> str | None:
-    if "INVALID_PROTOBUF" in text:
+    if "INVALID_PROTOBUF" in text or "No graph was found" in text:
         return "the file is not an ONNX model, or is truncated"
     if "NOT_IMPLEMENTED" in text:
         return "this operator has no CPU kernel for these types in the installed onnxruntime"
