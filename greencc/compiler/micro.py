@@ -76,11 +76,12 @@ def working_set(signatures: Iterable[Signature]) -> int:
     Args:
         signatures: Of every node of a network, equal ones as often as they occur.
     """
-    items = list(signatures)
-    weights = sum(
-        _bytes(operand) for item in items for operand in item.operands if operand and operand.constant
-    )
-    activations = max((operand_bytes(item) for item in items), default=0)
+    weights = activations = 0
+    for item in signatures:
+        own = sum(_bytes(operand) for operand in item.operands if operand and operand.constant)
+        weights += own
+        # Their memory is used again and again.
+        activations = max(activations, operand_bytes(item) - own)
     exponent = round(math.log2(max(1, weights + activations)))
     return 1 << min(max(exponent, _SMALLEST_EXPONENT), _LARGEST_EXPONENT)
 
@@ -109,7 +110,8 @@ def ballast(model: ir.Model, micro: MicroModel, size: int) -> tuple[str, Array] 
     result = node.outputs[0]
     result.name, result.type, result.shape = f"{BALLAST}_out", value.type, ir.Shape((count,))
     model.graph.outputs.append(result)
-    return BALLAST, np.zeros(count, np.float32)
+    # Not zeros: the system has one page of them for all.
+    return BALLAST, np.ones(count, np.float32)
 
 
 def operand_bytes(signature: Signature) -> int:
