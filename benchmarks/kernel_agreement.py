@@ -20,6 +20,7 @@ import onnx_ir as ir
 from greencc.compiler.charging import charge
 from greencc.compiler.kernel_times import KernelTimes, Source
 from greencc.compiler.layers import Origins
+from greencc.compiler.micro import working_set
 from greencc.compiler.profiling import Repeats, merged, quiet_profiles
 from greencc.compiler.signatures import signatures
 from greencc.core.cache import Cache
@@ -63,7 +64,7 @@ def compare(target: CpuTarget, model: ir.Model, feeds: Feeds, steps: tuple[Pass,
         artifact = target.build(target.lower(ready), Path(folder))
         profiles = quiet_profiles(lambda: target.profile(artifact, feeds, repeats.runs), repeats)
     charged = charge(merged(profiles), Origins(model), list(named), macs)
-    times = KernelTimes(target, Cache())
+    times = KernelTimes(target, Cache(), working_set(named.values()))
     alone = times.measure(list(named.values()), steps)
     for finding in (*charged.findings, *times.findings):
         print(f"  {finding.message}")

@@ -22,7 +22,7 @@ import numpy as np
 from greencc.compiler.charging import Charged, charge
 from greencc.compiler.kernel_grid import grids, interpolate
 from greencc.compiler.layers import Origins
-from greencc.compiler.micro import MicroModel, joint_model, split
+from greencc.compiler.micro import BALLAST, MicroModel, ballast, joint_model, split
 from greencc.compiler.profiling import Repeats, quiet_profiles
 from greencc.compiler.signatures import Signature
 from greencc.core.cache import Cache, cache_key
@@ -101,7 +101,6 @@ class Sampling:
         repeats: How often profiles are taken.
         share: Profiles are repeated until half of every interval is below this share of its time, or half a
             microsecond.
-        batch_bytes: Inputs, weights and outputs of one joint model.
         batch_size: Branches of one joint model.
         family: Signatures that differ in channels alone are interpolated when there are more.
         per_axis: Points of the grid that is measured then, along each axis.
@@ -109,7 +108,6 @@ class Sampling:
 
     repeats: Repeats = field(default_factory=lambda: Repeats(runs=20))
     share: float = 0.05
-    batch_bytes: int = 64 << 20
     batch_size: int = 128
     family: int = 24
     per_axis: int = 4
@@ -122,6 +120,8 @@ class KernelTimes:
     Attributes:
         target: What runs them.
         cache: Keeps them, one entry each.
+        working_set: Bytes of the network that the operations are of (`greencc.compiler.micro.working_set`): how much of
+            an operation's operands is still in the caches depends on it.
         progress: Where it reports how far it is.
         sampling: How.
         findings: What went wrong so far.
@@ -129,6 +129,7 @@ class KernelTimes:
 
     target: Target
     cache: Cache
+    working_set: int = 1 << 20
     progress: Progress = silent
     sampling: Sampling = field(default_factory=Sampling)
     findings: list[Finding] = field(default_factory=list)
@@ -184,7 +185,7 @@ class KernelTimes:
             if time is not None:
                 found[signature] = time
         missing = [signature for signature in signatures if signature not in found]
-        batches = split(missing, self.sampling.batch_bytes, self.sampling.batch_size)
+        batches = split(missing, self.working_set, self.sampling.batch_size)
         for batch in self.progress(batches, label="Timing kernels", total=len(batches)):
             for signature, (time, medians) in self._batch(batch, steps).items():
                 found[signature] = time
@@ -193,7 +194,7 @@ class KernelTimes:
         return found
 
     def _batch(
-        self, batch: Sequence[Signature], steps: tuple[Pass, ...]
+        self, batch: Sequence[Signature], steps: tuple[Pass, ...], weighed: bool = True
     ) -> dict[Signature, tuple[KernelTime, list[float]]]:
         """Build the joint model once, and profile it until the times are known."""
         micro = joint_model(batch)
@@ -204,13 +205,20 @@ class KernelTimes:
             observe=self.target.calibration_engine,
         )
         model, _ = carry_out(steps, micro.model, [micro.feeds], context)
-        feeds = inside([model], [micro.feeds])[0]
+        feeds = dict(inside([model], [micro.feeds])[0])
+        added = ballast(model, micro, self.working_set) if weighed else None
+        if added is not None:
+            feeds[added[0]] = added[1]
         folder = Path(tempfile.mkdtemp(prefix="greencc-kernels-"))
         try:
             artifact = self.target.build(self.target.lower(model), folder)
-            return self._profiled(micro, artifact, feeds)
+            found = self._profiled(micro, artifact, feeds)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        if added is not None and any(time.source is Source.SHARED for time, _ in found.values()):
+            # The ballast's time would be shared as well.
+            return self._batch(batch, steps, weighed=False)
+        return found
 
     def _profiled(
         self, micro: MicroModel, artifact: Path, feeds: Feeds
@@ -220,7 +228,8 @@ class KernelTimes:
         macs = {cost.name: cost.macs or 0 for cost in nodes_cost(bind_dims(micro.model, shapes))}
 
         def charged(rows: Sequence[NodeTime]) -> Charged:
-            return charge(rows, origins, list(micro.nodes.values()), macs)
+            known = [row for row in rows if not row.name.startswith(BALLAST)]
+            return charge(known, origins, list(micro.nodes.values()), macs)
 
         def medians(profiles: Sequence[list[NodeTime]]) -> dict[str, list[float]]:
             found: dict[str, list[float]] = {}
@@ -263,6 +272,7 @@ class KernelTimes:
             self.target.device().fingerprint,
             format_spec(self.target),
             self.target.versions(),
+            self.working_set,
             signature.text,
             dump_recipe(steps),
         )

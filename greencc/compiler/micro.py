@@ -1,13 +1,15 @@
 """Models of many single operations side by side: what signatures are measured in.
 
-Every signature is a branch of its own, from an input of the graph to an output, so that hundreds of operations cost one
-build. Weights and inputs are random: how long a kernel takes does not depend on them.
+Every signature is a branch of its own, from an input of the graph to an output, so that many operations cost one build.
+Weights and inputs are random: how long a kernel takes does not depend on them. It does depend on what is still in the
+processor's caches when its turn comes, so a joint model passes as many bytes through them between two turns as the
+network does that the operations are of (`working_set`): no more branches than that, and ballast for the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,10 @@ from greencc.core.data import Array, Feeds
 from greencc.core.graph import add_initializer
 from greencc.core.model import infer_shapes
 
+BALLAST = "ballast"
 _SEED = 0
+# Less stays in the caches anyway, and more than this does in none.
+_SMALLEST_EXPONENT, _LARGEST_EXPONENT = 20, 26
 # 4-bit types came with IR version 10, opset 21 with it.
 _IR_VERSIONS = ((21, 10), (0, 8))
 
@@ -65,14 +70,62 @@ def split(signatures: Sequence[Signature], limit: int, most: int) -> list[list[S
     return batches
 
 
+def working_set(signatures: Iterable[Signature]) -> int:
+    """Bytes that one inference passes through the caches, as a power of two from 1 to 64 MiB.
+
+    Args:
+        signatures: Of every node of a network, equal ones as often as they occur.
+    """
+    weights = activations = 0
+    for item in signatures:
+        own = sum(_bytes(operand) for operand in item.operands if operand and operand.constant)
+        weights += own
+        # Their memory is used again and again.
+        activations = max(activations, operand_bytes(item) - own)
+    exponent = round(math.log2(max(1, weights + activations)))
+    return 1 << min(max(exponent, _SMALLEST_EXPONENT), _LARGEST_EXPONENT)
+
+
+def ballast(model: ir.Model, micro: MicroModel, size: int) -> tuple[str, Array] | None:
+    """Add a branch that moves the bytes which are missing to `size`; name and value of its input.
+
+    Args:
+        model: What passes made of the joint model; it is edited.
+        micro: The joint model: how much smaller its weights have become, so much less is missing.
+        size: Of the working set, in float.
+
+    Returns:
+        None where nothing is missing.
+    """
+    missing = size - sum(map(operand_bytes, micro.nodes))
+    share = _stored(model) / max(1, _stored(micro.model))
+    # Every element is read and written.
+    count = int(missing * min(share, 1.0)) // (2 * 4)
+    if count < 1:
+        return None
+    value = ir.Value(name=BALLAST, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape((count,)))
+    model.graph.inputs.append(value)
+    node = ir.node("Relu", [value], name=BALLAST)
+    model.graph.append(node)
+    result = node.outputs[0]
+    result.name, result.type, result.shape = f"{BALLAST}_out", value.type, ir.Shape((count,))
+    model.graph.outputs.append(result)
+    # Not zeros: the system has one page of them for all.
+    return BALLAST, np.ones(count, np.float32)
+
+
 def operand_bytes(signature: Signature) -> int:
     """Bytes of the inputs and weights of a signature; outputs count as the inputs."""
-    sizes = [
-        math.prod(operand.shape) * math.ceil(_dtype(operand).itemsize) * (1 if operand.constant else 2)
-        for operand in signature.operands
-        if operand is not None
-    ]
-    return sum(sizes)
+    return sum(_bytes(operand) * (1 if operand.constant else 2) for operand in signature.operands if operand)
+
+
+def _bytes(operand: Operand) -> int:
+    return math.prod(operand.shape) * _dtype(operand).itemsize
+
+
+def _stored(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class _Builder:
