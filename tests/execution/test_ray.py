@@ -14,7 +14,7 @@ import pytest
 from greencc.core.cache import Cache
 from greencc.core.errors import InputError, UnavailableError
 from greencc.execution import Blob, make_executor
-from greencc.execution.ray_engine import parse_address, written
+from greencc.execution.ray_engine import RayPool, parse_address, written
 
 from .conftest import HAS_RAY, NO_RAY, gather, squares
 
@@ -69,7 +69,9 @@ def test_without_ray_the_extra_is_named(engine: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UnavailableError) as caught:
         make_executor(engine)
-    assert str(caught.value) == "the engine 'ray' needs Ray, which is not installed (pip install 'greencc[ray]')"
+    assert (
+        str(caught.value) == "the engine 'ray' needs Ray, which is not installed (pip install 'greencc[ray]')"
+    )
 
 
 @needs_ray
@@ -78,16 +80,27 @@ def test_an_address_where_nothing_answers(prefix: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"{prefix}127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(UnavailableError, match=f"no Ray cluster answers at {address}: Connection refused"):
+        with pytest.raises(
+            UnavailableError, match=f"no Ray cluster answers at {address}: Connection refused"
+        ):
             make_executor(address)
 
 
 @needs_ray
-def test_a_ray_of_the_users_own_is_left_running(ray_executor: object, tmp_path: Path) -> None:
+def test_a_ray_of_the_users_own_is_left_running(ray_executor: RayPool, tmp_path: Path) -> None:
     import ray
 
-    assert ray_executor is not None
+    ray_executor.dismiss()
     second = make_executor("ray", 1)
     assert gather(second, squares(2, tmp_path / "log"), Cache())[1].arrays is not None
     second.close()
     assert ray.is_initialized()
+
+
+@needs_ray
+def test_more_workers_than_processors_are_refused(ray_executor: RayPool) -> None:
+    with pytest.raises(
+        UnavailableError, match=r"the Ray that runs here has .* processors, and 4000 are wanted"
+    ):
+        make_executor("ray", 4000)
+    assert ray_executor.workers == 2
