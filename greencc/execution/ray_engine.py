@@ -30,13 +30,14 @@ from greencc.execution.transport import Reply, Worker, WorkerLostError, answer
 
 _CONNECT_SECONDS = 5.0
 _LEAVE_SECONDS = 2.0
+_HINT = (
+    "is Ray of the same version there? A cluster with tokens wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; Ray's own logs "
+    "say more"
+)
 _START_SECONDS = 300.0
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 # Ray talks a lot when it starts, and would report its use.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-Content = dict[str, Array]
-"""The bytes of the files of a blob, by name."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -133,9 +134,7 @@ def _init(ray: ModuleType, doing: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # Ray raises errors of many kinds: its own, gRPC's, of versions that differ
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnavailableError(
-            f"{doing} failed: {text}", hint="see Ray's own logs, or use --engine local"
-        ) from error
+        raise UnavailableError(f"{doing} failed: {text}", hint=_HINT) from error
 
 
 class RayPool(Pool):
