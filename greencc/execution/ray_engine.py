@@ -31,8 +31,8 @@ from greencc.execution.transport import Reply, Worker, WorkerLostError, answer
 _CONNECT_SECONDS = 5.0
 _LEAVE_SECONDS = 2.0
 _HINT = (
-    "is Ray of the same version there? A cluster with tokens wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; Ray's own logs "
-    "say more"
+    "Ray and Python must be of the same versions there; a cluster with tokens wants RAY_AUTH_MODE=token and "
+    "RAY_AUTH_TOKEN; Ray's own logs say more"
 )
 _START_SECONDS = 300.0
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
