@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXAMPLE := examples/fashion_mnist
 DEMO := demo-out
 
-.PHONY: demo test test-full test-finetune bench lint format clean
+.PHONY: demo test test-full test-finetune test-ray bench lint format clean
 
 demo: $(VENV)/.run
 	@$(BIN)/greencc compile $(EXAMPLE)/model.onnx --target cpu \
@@ -22,6 +22,10 @@ test-full: $(VENV)/.test
 # The tests of greencc[finetune] need PyTorch, in an environment of its own; TORCH chooses which, as below.
 test-finetune: $(VENV)/finetune/.ready
 	$(VENV)/finetune/bin/python -m pytest -q tests/recover tests/passes/prune
+
+# The tests of greencc[ray] need Ray (800 MB), in an environment of its own.
+test-ray: $(VENV)/ray/.ready
+	$(VENV)/ray/bin/python -m pytest -q tests/execution tests/compiler/test_evaluation.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -72,6 +76,11 @@ $(VENV)/bench/.ready: pyproject.toml
 $(VENV)/finetune/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)/finetune
 	$(VENV)/finetune/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" -e ".[finetune,test]"
+	@touch $@
+
+$(VENV)/ray/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/ray
+	$(VENV)/ray/bin/python -m pip --disable-pip-version-check install --quiet -e ".[ray,test]"
 	@touch $@
 
 $(TORCH_PEERS:%=$(VENV)/bench-%/.ready): $(VENV)/bench-%/.ready:

@@ -41,7 +41,9 @@ class Series:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
+    """Values from `low` to `high` on pixels from `start` to `end`."""
+
     low: float
     high: float
     start: float
@@ -75,7 +77,7 @@ def curves_svg(
     best = max((point.accuracy for point in seen), default=baseline)
     low = max(min(worst, baseline), baseline - floor)
     margin = max(0.08 * (max(best, baseline) - low), 0.5)
-    y = _Axis(low - margin, max(best, baseline) + margin, _BOTTOM, _TOP)
+    y = Axis(low - margin, max(best, baseline) + margin, _BOTTOM, _TOP)
     # A long legend makes the picture taller.
     height = max(HEIGHT, _TOP + 8 + _ROW * len(series))
     parts = [
@@ -90,7 +92,7 @@ def curves_svg(
         start = _LEFT + index * (_PANEL + _GAP)
         known = [value for value in values if value is not None] + [100.0]
         edge = max(0.05 * (max(known) - min(known)), 1.5)
-        x = _Axis(min(known) - edge, max(known) + edge, start, start + _PANEL)
+        x = Axis(min(known) - edge, max(known) + edge, start, start + _PANEL)
         parts += _frame(x, y, name, metric if index == 0 else "", baseline, labelled=index == 0)
         for item in series:
             places = [(point.macs if index == 0 else point.latency, point.accuracy) for point in item.points]
@@ -114,7 +116,7 @@ def curves_svg(
     )
 
 
-def _frame(x: _Axis, y: _Axis, name: str, metric: str, baseline: float, *, labelled: bool) -> list[Markup]:
+def _frame(x: Axis, y: Axis, name: str, metric: str, baseline: float, *, labelled: bool) -> list[Markup]:
     parts: list[Markup] = []
     for value in y.steps(6):
         level = _px(y.at(value))
@@ -145,7 +147,7 @@ def _frame(x: _Axis, y: _Axis, name: str, metric: str, baseline: float, *, label
     return parts
 
 
-def _line(places: Sequence[tuple[float, float]], item: Series, x: _Axis, y: _Axis) -> list[Markup]:
+def _line(places: Sequence[tuple[float, float]], item: Series, x: Axis, y: Axis) -> list[Markup]:
     """Markers, and what joins them; where accuracy falls below the edge, the line ends there."""
     if not places:
         return []

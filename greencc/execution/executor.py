@@ -136,7 +136,11 @@ class Pool(ABC):
         """Free what is left of a worker that was closed, when no thread waits for it."""
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, and what they need."""
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End all workers; the next task gets new ones."""
         self._dismiss(list(self._hired))
 
     def run(self, works: Sequence[Work], cache: Cache, stop: Stop = never) -> Iterator[Outcome]:

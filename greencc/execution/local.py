@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO
@@ -40,17 +41,20 @@ class ProcessWorker:
         self._connection: Connection | None = None
         self._errors: IO[bytes] | None = None
         self._closed = False
+        # Held while a thread uses the connection, which must not be closed under it.
+        self._used = threading.Lock()
 
     def run(self, task: Task) -> dict[str, Array]:
         """Run a task; see `Worker.run`."""
-        try:
-            if self._connection is None:
-                self._start()
-            assert self._connection is not None
-            self._connection.send(task)
-            reply = self._connection.recv()
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise WorkerLostError(self._why(error)) from error
+        with self._used:
+            try:
+                if self._connection is None:
+                    self._start()
+                assert self._connection is not None
+                self._connection.send(task)
+                reply = self._connection.recv()
+            except (EOFError, OSError, pickle.UnpicklingError) as error:
+                raise WorkerLostError(self._why(error)) from error
         assert isinstance(reply, Reply)
         return reply.result()
 
@@ -62,10 +66,11 @@ class ProcessWorker:
             self._process.wait()
 
     def release(self) -> None:
-        """Close the ends of what led to the process, when no thread waits for it any more."""
-        for end in (self._connection, self._errors):
-            if end is not None:
-                end.close()
+        """Close the ends of what led to the process, which was closed: a thread that waits for it ends at once."""
+        with self._used:
+            for end in (self._connection, self._errors):
+                if end is not None:
+                    end.close()
 
     def _start(self) -> None:
         ours, theirs = Pipe()

@@ -30,12 +30,14 @@ from greencc.execution.transport import Reply, Worker, WorkerLostError, answer
 
 _CONNECT_SECONDS = 5.0
 _LEAVE_SECONDS = 2.0
+_HINT = (
+    "Ray and Python must be of the same versions there; a cluster with tokens wants RAY_AUTH_MODE=token and "
+    "RAY_AUTH_TOKEN; Ray's own logs say more"
+)
+_START_SECONDS = 300.0
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})")
 # Ray talks a lot when it starts, and would report its use.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-Content = dict[str, Array]
-"""The bytes of the files of a blob, by name."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -77,6 +79,7 @@ def local_ray(workers: int, threads: int) -> RayPool:
     """
     ray = import_ray()
     if ray.is_initialized():
+        _require_processors(ray, workers * threads, "the Ray that runs here")
         return RayPool(ray, workers, threads, own=False)
     _init(ray, "starting Ray", address="local", num_cpus=workers * threads, include_dashboard=False)
     return RayPool(ray, workers, threads, own=True)
@@ -104,13 +107,22 @@ def ray_cluster(address: str, workers: int) -> RayPool:
             hint="start one with 'ray start --head', or leave --engine out",
         ) from error
     _init(ray, f"connecting to {address}", address=address)
-    cores = int(ray.cluster_resources().get("CPU", 0))
-    if workers > cores or cores < 1:
+    try:
+        cores = _require_processors(ray, max(workers, 1), f"the Ray cluster at {address}")
+    except UnavailableError:
         ray.shutdown()
-        raise UnavailableError(
-            f"the Ray cluster at {address} has {cores} processors, too few for {max(workers, 1)} workers"
-        )
+        raise
     return RayPool(ray, workers or cores, 1, own=True)
+
+
+def _require_processors(ray: ModuleType, wanted: int, where: str) -> int:
+    """How many processors a running Ray has: Ray itself would wait for more without a word."""
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    if wanted > cores:
+        raise UnavailableError(
+            f"{where} has {cores} processors, and {wanted} are wanted", hint="use fewer workers"
+        )
+    return cores
 
 
 def _init(ray: ModuleType, doing: str, **options: Any) -> None:
@@ -122,9 +134,7 @@ def _init(ray: ModuleType, doing: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # Ray raises errors of many kinds: its own, gRPC's, of versions that differ
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnavailableError(
-            f"{doing} failed: {text}", hint="see Ray's own logs, or use --engine local"
-        ) from error
+        raise UnavailableError(f"{doing} failed: {text}", hint=_HINT) from error
 
 
 class RayPool(Pool):
@@ -166,10 +176,12 @@ class RayWorker:
 
     def __init__(self, ray: ModuleType, actor: Any, reference: Any) -> None:
         self._ray, self._actor, self._reference = ray, actor, reference
+        self._ready = False
 
     def run(self, task: Task) -> dict[str, Array]:
         """Run a task; see `Worker.run`."""
         lost = self._ray.exceptions
+        self._wait_for_a_processor()
         references = [self._reference(blob) for blob in task.blobs]
         try:
             reply = self._ray.get(self._actor.run.remote(task, *references))
@@ -184,6 +196,17 @@ class RayWorker:
         assert isinstance(reply, Reply)
         return reply.result()
 
+    def _wait_for_a_processor(self) -> None:
+        """Others may use the cluster as well; a new worker waits until there is room for it."""
+        if not self._ready:
+            ready, _ = self._ray.wait([self._actor.ready.remote()], timeout=_START_SECONDS)
+            if not ready:
+                raise UnavailableError(
+                    f"the Ray cluster had no free processor for a worker within {_START_SECONDS:g} s",
+                    hint="use fewer workers, or wait until others have finished",
+                )
+            self._ready = True
+
     def close(self) -> None:
         """Kill the actor, once it has removed its files; a thread that waits for it sees it gone."""
         self._ray.wait([self._actor.leave.remote()], timeout=_LEAVE_SECONDS)
@@ -195,6 +218,9 @@ class Runner:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="greencc-ray-")
+
+    def ready(self) -> None:
+        """Answer."""
 
     def leave(self) -> None:
         """Remove the files."""

@@ -13,9 +13,12 @@ from tests.execution.conftest import squares
 def main(engine: str, log: str, cache: str) -> None:
     """Square twenty numbers, slowly."""
     executor = make_executor(engine, 2)
-    for outcome in executor.run(squares(20, Path(log), sleep=0.1), Cache(Path(cache))):
-        sys.stdout.write(f"{outcome.index}\n")
-        sys.stdout.flush()
+    try:
+        for outcome in executor.run(squares(20, Path(log), sleep=0.1), Cache(Path(cache))):
+            sys.stdout.write(f"{outcome.index}\n")
+            sys.stdout.flush()
+    finally:
+        executor.close()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .tasks import Broken, Environment, Occupies, Refuses, Square, Total
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLABLE = KINDS[1:]
+RAY = KINDS[2]
 
 
 def results(executor: Executor, works: list[Work], cache: Cache) -> list[int]:
@@ -159,7 +160,7 @@ def test_closing_in_the_middle_ends_the_workers(tmp_path: Path) -> None:
         os.kill(int(first.arrays["pid"]), 0)
 
 
-@pytest.mark.parametrize("engine", ["local"])
+@pytest.mark.parametrize("engine", ["local", RAY])
 def test_a_killed_driver_loses_no_finished_result(engine: str, tmp_path: Path) -> None:
     """The driver dies by SIGKILL after three of twenty results; the second run does the rest."""
     log, cache = tmp_path / "log", tmp_path / "cache"
@@ -182,6 +183,36 @@ def test_a_killed_driver_loses_no_finished_result(engine: str, tmp_path: Path) -
     again = log_lines(log)
     for number in range(20):
         assert again.count(number) == (1 if number in kept else 1 + before.count(number))
+
+
+def test_ctrl_c_ends_driver_and_workers_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.execution.driver", "local", str(log), str(cache)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert driver.stdout is not None
+    told = {int(driver.stdout.readline()) for _ in range(3)}
+    # As a terminal does: to every process of the group.
+    os.killpg(driver.pid, signal.SIGINT)
+    _, errors = driver.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    assert driver.returncode != 0
+    assert _gone(driver.pid), "workers outlived their driver"
+    kept = {int(path.name.split("-")[1].split(".")[0]) for path in cache.glob("squares/square-*")}
+    assert told <= kept
+    assert len(kept) < 20
+
+
+def _gone(group: int) -> bool:
+    """Whether a process group ends; the system may take a moment."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _settled(log: Path) -> list[int]:

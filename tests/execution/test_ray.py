@@ -14,7 +14,7 @@ import pytest
 from greencc.core.cache import Cache
 from greencc.core.errors import InputError, UnavailableError
 from greencc.execution import Blob, make_executor
-from greencc.execution.ray_engine import parse_address, written
+from greencc.execution.ray_engine import RayPool, parse_address, written
 
 from .conftest import HAS_RAY, NO_RAY, gather, squares
 
@@ -87,11 +87,20 @@ def test_an_address_where_nothing_answers(prefix: str) -> None:
 
 
 @needs_ray
-def test_a_ray_of_the_users_own_is_left_running(ray_executor: object, tmp_path: Path) -> None:
+def test_a_ray_of_the_users_own_is_left_running(ray_executor: RayPool, tmp_path: Path) -> None:
     import ray
 
-    assert ray_executor is not None
+    ray_executor.dismiss()
     second = make_executor("ray", 1)
     assert gather(second, squares(2, tmp_path / "log"), Cache())[1].arrays is not None
     second.close()
     assert ray.is_initialized()
+
+
+@needs_ray
+def test_more_workers_than_processors_are_refused(ray_executor: RayPool) -> None:
+    with pytest.raises(
+        UnavailableError, match=r"the Ray that runs here has .* processors, and 4000 are wanted"
+    ):
+        make_executor("ray", 4000)
+    assert ray_executor.workers == 2

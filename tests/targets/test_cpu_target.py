@@ -228,3 +228,9 @@ def test_this_device_and_versions() -> None:
 
 def test_the_options_are_the_fields() -> None:
     assert [field.name for field in dataclasses.fields(CpuTarget)] == ["threads", "optimization"]
+
+
+def test_a_share_of_the_threads_never_takes_more_than_was_asked_for() -> None:
+    assert CpuTarget(threads=4).with_threads(2).threads == 2
+    assert CpuTarget(threads=1).with_threads(2).threads == 1
+    assert CpuTarget().with_threads(1) == CpuTarget(threads=1)
