@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def parse_channels(items: Iterable[str], where: str) -> dict[str, tuple[int, ...
         kept = tuple(map(int, found["kept"].split(":")))
         if min(kept) < 1:
             raise UsageError(f"{where}: {item!r} leaves no channel", hint="at least 1 stays")
-        if any(later > before for before, later in zip(kept, kept[1:], strict=False)):
+        if any(later > before for before, later in pairwise(kept)):
             raise UsageError(
                 f"{where}: {item!r} grows from round to round",
                 hint="give falling numbers, one for each round",

@@ -36,7 +36,13 @@ _KEPT = 64 << 20
 
 
 def sensitivities(
-    model: ir.Model, groups: Sequence[PruneGroup], ctx: Context, *, samples: int = 32, seed: int = 0
+    model: ir.Model,
+    groups: Sequence[PruneGroup],
+    ctx: Context,
+    *,
+    samples: int = 32,
+    seed: int = 0,
+    absolute: bool = False,
 ) -> dict[str, float]:
     """Divergence of the outputs per relative energy of an error in the readers of each group; 1 on average.
 
@@ -46,6 +52,7 @@ def sensitivities(
         ctx: Gives the calibration data and the engines.
         samples: Looked at, evenly spread over the data; fewer where the model is large.
         seed: Of the noise.
+        absolute: As it is instead, not divided by the mean.
     """
     disturbed = _disturbed(model, groups)
     # In the order of the graph: what comes before a group's nodes is not computed again.
@@ -57,6 +64,8 @@ def sensitivities(
     changes = divergences(model, variants, ctx, count=len(groups), label=label, samples=samples)
     found = {name: value / _ENERGY for name, value in changes.items()}
     mean = float(np.mean(list(found.values()))) if found else 0.0
+    if absolute:
+        return {group.name: max(found.get(group.name, mean), _LEAST * mean) for group in groups}
     if not mean > 0.0:
         return {group.name: 1.0 for group in groups}
     # What could not be disturbed counts as the average, not as harmless.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from greencc.core.graph import subgraphs_of
+from greencc.passes._linear_view import linear_view
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ class Refit:
     join: Join | None = None
     source: Source | None = None
     inherits: bool = False
+
+
+def layers_behind(model: ir.Model, values: Sequence[ir.Value]) -> list[Refit]:
+    """All weighted layers that depend on some values of a model, each to give what it gave in the original."""
+    reached: set[ir.Value | None] = set(values)
+    layers = []
+    for node in model.graph:
+        if any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+            if linear_view(node) is not None:
+                layers.append(Refit(str(node.name), str(node.outputs[0].name)))
+    return layers
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ free and the other dear.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from greencc.core.data import Array
 from greencc.core.groups import PruneGroup, Reader
 from greencc.core.memory import give_back
 from greencc.core.passes import Context
-from greencc.passes._channel_grams import BUDGET_BYTES, each_gram
+from greencc.passes._channel_grams import BUDGET_BYTES, Gram, each_gram
 from greencc.passes._score_activation import activation
 from greencc.passes._score_elimination import Part, eliminate
 from greencc.passes._score_options import Float64, ScoreOptions
@@ -73,6 +73,7 @@ def second_order(
     ctx: Context,
     options: ScoreOptions,
     only: Collection[str] | None = None,
+    watch: Callable[[tuple[str, int], Gram], None] | None = None,
 ) -> dict[str, Float64]:
     """Scores by group name, (channels,).
 
@@ -85,18 +86,19 @@ def second_order(
         ctx: Gives the calibration data and the engine.
         options: Of the scores.
         only: Names of groups whose scores are wanted, at least; None: all. The same values are observed either way.
+        watch: Is shown the second moments of each value by its name and axis.
     """
     weights = Weights(model)
     # Whether a group's matrices are kept may depend on those of the others.
     alone = only is not None and _held(groups, weights) <= BUDGET_BYTES
     wanted = [group for group in groups if not alone or (only is not None and group.name in only)]
-    found = dict(_scored(model, groups, wanted, weights, ctx, options))
+    found = dict(_scored(model, groups, wanted, weights, ctx, options, watch))
     give_back()
     if all(group.name in found for group in wanted):
         return found
     if alone:
         # Those that have no matrices are observed together.
-        return second_order(model, groups, ctx, options)
+        return second_order(model, groups, ctx, options, watch=watch)
     return found | activation(model, [group for group in groups if group.name not in found], ctx, options)
 
 
@@ -117,6 +119,7 @@ def _scored(
     weights: Weights,
     ctx: Context,
     options: ScoreOptions,
+    watch: Callable[[tuple[str, int], Gram], None] | None,
 ) -> Iterator[tuple[str, Float64]]:
     """The groups that are wanted and their scores as soon as all their values have been seen."""
     by_value: dict[tuple[str, int], dict[str, list[Reader]]] = defaultdict(lambda: defaultdict(list))
@@ -128,6 +131,8 @@ def _scored(
         waiting[group.name] = _Waiting(group, {(reader.value, reader.axis) for reader in readers})
     grams = each_gram(model, weights.all_readers(groups), ctx, options.batch, only=set(by_value))
     for key, gram in grams:
+        if watch is not None:
+            watch(key, gram)
         surgeon = inverse(gram, options.damping)
         for name, readers in by_value[key].items():
             item = waiting[name]

@@ -8,48 +8,25 @@ the removed blocks are refitted afterwards to give what they gave before (`_repa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from greencc.core.data import Feeds
-from greencc.core.describe import nodes_cost
-from greencc.core.errors import GreenccError, UsageError, did_you_mean
-from greencc.core.graph import ensure_names, static_shape
-from greencc.core.model import bind_dims, infer_shapes
+from greencc.core.errors import UsageError, did_you_mean
+from greencc.core.graph import ensure_names
+from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.core.rehearsal import settled
-from greencc.core.shapes import bind_sizes
-from greencc.passes._blocks import Block, Shape, drop, find_blocks
+from greencc.passes._blocks import drop, find_blocks
 from greencc.passes._blocks_score import BlockScore, BlockScorer
-from greencc.passes._capture import graph_values, require_data
+from greencc.passes._blocks_sizes import Sizes, sizes_of
 from greencc.passes._exclude import is_excluded, unmatched
-from greencc.passes._linear_view import linear_view
+from greencc.passes._repair_order import layers_behind
 
 _RULE = "drop-block"
 _REFUSED_SHOWN = 3
-# Of com.microsoft, made by the clean-up.
-_ELEMENTWISE = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What is known for one sample: shapes of values, work of nodes by name."""
-
-    shapes: Mapping[str, Shape]
-    macs: Mapping[str, int | None]
-
-    @property
-    def total(self) -> int:
-        return sum(count or 0 for count in self.macs.values())
-
-    def share(self, block: Block) -> float | None:
-        """The block's part of the model's MACs, or None when it is not known."""
-        counts = [self.macs.get(str(node.name)) for node in block.nodes]
-        known = [count for count in counts if count is not None]
-        return sum(known) / self.total if len(known) == len(counts) and self.total else None
 
 
 @dataclass(frozen=True)
@@ -117,11 +94,11 @@ class DropBlocks(Pass):
         infer_shapes(model)
         outcome = Outcome(findings=unmatched(model, self.exclude, _RULE))
         if self.blocks:
-            sizes = _sizes(model, ctx, needed=self.repair)
+            sizes = sizes_of(model, ctx, needed=self.repair)
             choices = self._given(model.clone(), sizes)
         else:
             ctx = settled(ctx, model)
-            sizes = _sizes(model, ctx)
+            sizes = sizes_of(model, ctx)
             shortened = model.clone()
             choices = self._choose(model, shortened, sizes, ctx, outcome)
             if not choices or not _pays(model, shortened, ctx, outcome):
@@ -148,7 +125,7 @@ class DropBlocks(Pass):
         score = "" if choice.score is None else f": {self.score.value} score {choice.score:.3g}"
         return f"removed the residual block that ends in {choice.name!r}{share}{score}"
 
-    def _given(self, shortened: ir.Model, sizes: _Sizes) -> list[_Choice]:
+    def _given(self, shortened: ir.Model, sizes: Sizes) -> list[_Choice]:
         """The blocks that are named, in that order; `shortened` loses them.
 
         Raises:
@@ -180,7 +157,7 @@ class DropBlocks(Pass):
         return choices
 
     def _choose(
-        self, model: ir.Model, shortened: ir.Model, sizes: _Sizes, ctx: Context, outcome: Outcome
+        self, model: ir.Model, shortened: ir.Model, sizes: Sizes, ctx: Context, outcome: Outcome
     ) -> list[_Choice]:
         """The blocks to remove, in order, least harmful first; `shortened` loses them."""
         possible = self._possible(model, sizes, outcome)
@@ -206,7 +183,7 @@ class DropBlocks(Pass):
                 drop(shortened, block)
         return chosen
 
-    def _possible(self, model: ir.Model, sizes: _Sizes, outcome: Outcome) -> list[str]:
+    def _possible(self, model: ir.Model, sizes: Sizes, outcome: Outcome) -> list[str]:
         """The blocks that may be removed; the others become findings, one per reason."""
         blocks, refused = find_blocks(model, sizes.shapes)
         left: dict[str, list[str]] = {}
@@ -242,64 +219,6 @@ class DropBlocks(Pass):
         return possible
 
 
-def _sizes(model: ir.Model, ctx: Context, *, needed: bool = True) -> _Sizes:
-    """Shapes and work for the sizes of a calibration sample; where none is needed and there is none, for another one.
-
-    Raises:
-        InputError: There is no calibration data, and it is needed.
-    """
-    if needed or ctx.calibration is not None:
-        first = next(iter(require_data(ctx).batches(1)), None)
-        feeds: Feeds | None = None if first is None else first.feeds
-    else:
-        feeds = next(iter(ctx.samples), None)
-    if feeds is not None:
-        sized = _bound(model, feeds)
-    else:
-        sized = model if needed else bind_sizes(model, {}, batch=2)
-    while _through_custom_operators(sized.graph):
-        infer_shapes(sized)
-    shapes = {
-        str(value.name): tuple(int(dim) for dim in value.shape.numpy())
-        for value in graph_values(sized.graph)
-        if value.shape is not None and value.shape.is_static()
-    }
-    return _Sizes(shapes, {cost.name: cost.macs for cost in nodes_cost(sized)})
-
-
-def _bound(model: ir.Model, feeds: Feeds) -> ir.Model:
-    """The model for two such samples, so that a dimension of 1 is one that broadcasts; else for one."""
-    inputs = {value.name: value for value in model.graph.inputs}
-    shapes = {
-        name: (_dynamic_batch(inputs.get(name), array.shape[0]), *array.shape[1:])
-        for name, array in feeds.items()
-    }
-    try:
-        return bind_dims(model, shapes)
-    except GreenccError:
-        # Exporters write a batch of 1 into reshapes of graphs that declare a dynamic batch.
-        return bind_dims(model, {name: array.shape for name, array in feeds.items()})
-
-
-def _through_custom_operators(graph: ir.Graph) -> bool:
-    """Give results of fused activations the shape of what they read, as inference does not; whether any was new."""
-    found = False
-    for node in graph:
-        if node.domain == "com.microsoft" and node.op_type in _ELEMENTWISE:
-            shape = static_shape(node.inputs[0])
-            if shape is not None and static_shape(node.outputs[0]) is None:
-                node.outputs[0].shape = ir.Shape(shape)
-                found = True
-    return found
-
-
-def _dynamic_batch(value: ir.Value | None, size: int) -> int:
-    if value is None or value.shape is None or not len(value.shape):
-        return size
-    first = value.shape[0]
-    return first if isinstance(first, int) else 2
-
-
 def _pays(model: ir.Model, shortened: ir.Model, ctx: Context, outcome: Outcome) -> bool:
     """Whether the shortened model is faster on the target, as far as that can be measured."""
     if ctx.time is None or not ctx.samples:
@@ -328,13 +247,7 @@ def _repair(original: ir.Model, model: ir.Model, skips: Sequence[ir.Value], ctx:
     from greencc.passes import _repair_gate as gate
     from greencc.passes import _repair_layers as repair
 
-    reached: set[ir.Value | None] = set(skips)
-    layers = []
-    for node in model.graph:
-        if any(value in reached for value in node.inputs):
-            reached.update(node.outputs)
-            if linear_view(node) is not None:
-                layers.append(repair.Refit(str(node.name), str(node.outputs[0].name)))
+    layers = layers_behind(model, skips)
     if not layers:
         return []
     return gate.repaired(
