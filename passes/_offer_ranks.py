@@ -1,9 +1,9 @@
 """What factorising each layer would do to the outputs: a few ranks of every layer, over all forms.
 
 The fronts are those of `decompose` with `rank = ratio` (`_decompose_allocate`): what each form and rank saves, and
-what share of the energy of the layer's outputs it loses on the calibration data. A typical candidate of the layer is put
-in its place to see what the outputs of the model make of that loss; the others are scaled from it, for the divergence
-is quadratic in small errors.
+what share of the energy of the layer's outputs it loses on the calibration data. A typical candidate of the layer is
+put in its place to see what the outputs of the model make of that loss; the others are scaled from it, for the
+divergence is quadratic in small errors.
 """
 
 from __future__ import annotations

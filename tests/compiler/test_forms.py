@@ -16,7 +16,7 @@ from greencc.compiler.forms import FormBuilder, recipe_precision, weight_only
 from greencc.compiler.layers import Origins
 from greencc.compiler.measurement import model_counts
 from greencc.compiler.options import QuantizedFormat
-from greencc.compiler.sensitivity import make_slice
+from greencc.compiler.slices import make_slice
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, UsageError

@@ -12,6 +12,7 @@ from greencc.compiler.forms import FormBuilder
 from greencc.compiler.groups import Group, quantized_groups
 from greencc.compiler.kernel_times import KernelTimes
 from greencc.compiler.memo import MemoEngine
+from greencc.compiler.micro import working_set
 from greencc.compiler.planning.assembly import Tables
 from greencc.compiler.planning.budget import Asked
 from greencc.compiler.planning.facts import (
@@ -28,6 +29,7 @@ from greencc.compiler.planning.space import Kind, Number, Space, make_space
 from greencc.compiler.planning.verifier import Verifier, macs_of
 from greencc.compiler.select import dynamic_may_pay
 from greencc.compiler.session import Deadline, Session
+from greencc.compiler.signatures import signatures
 from greencc.compiler.static import recalled_variant
 from greencc.compiler.tables import error_table
 from greencc.compiler.variants import Variant
@@ -247,7 +249,12 @@ class Preparation:
                     cleaned.model,
                     ctx,
                     self.feeds[0],
-                    KernelTimes(session.target, session.cache, session.progress),
+                    KernelTimes(
+                        session.target,
+                        session.cache,
+                        working_set(signatures(cleaned.model, self.feeds[0]).values()),
+                        session.progress,
+                    ),
                     arithmetics,
                     channels.left,
                 )
