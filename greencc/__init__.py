@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from greencc.core.version import __version__
+
 if TYPE_CHECKING:
     from greencc.api import compile, measure_artifact, verify_accuracy  # noqa: A004
     from greencc.bundle import Bundle, load
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError
     from greencc.core.report import Report
     from greencc.measure.carbon import CarbonOptions
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "Bundle": "greencc.bundle",

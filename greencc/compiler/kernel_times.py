@@ -74,7 +74,7 @@ class KernelTime:
         runs: Runs that it rests on; of an interpolated time 0.
         source: Where it comes from.
         kernels: Operators of the runtime that it is the time of, e.g. "QLinearConv".
-        error: Relative leave-one-out error of the interpolation, which is in the interval.
+        error: Relative error of the interpolation, from points left out; it is in the interval.
     """
 
     us: float
@@ -161,8 +161,9 @@ class KernelTimes:
         direct = [signature for signature in wanted if signature not in between]
         times = self._measured(list(dict.fromkeys((*direct, *points))), steps)
         for grid in families:
-            known = {point: times[point] for point in grid.points() if point in times}
-            if len(known) < len(grid.points()):
+            needed = [*grid.points(), *grid.checks]
+            known = {point: times[point] for point in needed if point in times}
+            if len(known) < len(needed):
                 # The finding about these points says why.
                 times |= self._measured(grid.between, steps)
                 continue

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from greencc import __version__
 from greencc.core.cache_entries import (
     SUFFIX,
     DamagedEntryError,
@@ -34,6 +33,7 @@ from greencc.core.cache_entries import (
 from greencc.core.data import Array
 from greencc.core.errors import InputError
 from greencc.core.files import atomic_file
+from greencc.core.version import __version__
 
 VARIABLE = "GREENCC_CACHE"
 LIMIT_BYTES = 1 << 30

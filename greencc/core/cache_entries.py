@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from greencc import __version__
 from greencc.core.data import Array
+from greencc.core.version import __version__
 
 SUFFIX = ".cache"
 _FAMILY = b"greencc cache "

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from greencc import __version__
 from greencc.core.cache_entries import (
     SUFFIX,
     DamagedEntryError,
@@ -19,6 +18,7 @@ from greencc.core.cache_entries import (
     read_header,
 )
 from greencc.core.errors import InputError, UsageError, did_you_mean
+from greencc.core.version import __version__
 
 
 class State(Enum):

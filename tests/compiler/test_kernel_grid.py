@@ -63,8 +63,8 @@ def test_a_bilinear_time_is_interpolated_exactly() -> None:
     family = [conv(ins, outs) for ins in range(16, 129, 16) for outs in range(16, 257, 16)]
     (grid,) = grids(family, 16, 24, 4)
     assert (grid.ins, grid.outs) == ((16, 48, 96, 128), (16, 96, 176, 256))
-    assert len(grid.points()) + len(grid.between) == len(family)
-    found = interpolate(grid, {point: time_of(point) for point in grid.points()})
+    assert len(grid.points()) + len(grid.checks) + len(grid.between) == len(family)
+    found = interpolate(grid, {point: time_of(point) for point in (*grid.points(), *grid.checks)})
     assert set(found) == set(grid.between)
     for signature, guess in found.items():
         low, middle, high = time_of(signature)
@@ -76,8 +76,9 @@ def test_the_error_of_the_interpolation_widens_it_and_holds_what_is_true() -> No
     family = [conv(64, outs) for outs in range(16, 16 * 41, 16)]
     (grid,) = grids(family, 16, 24, 5)
     assert grid.ins == (64,)
-    found = interpolate(grid, {point: time_of(point, bend=2e-4) for point in grid.points()})
-    assert len(found) == 35
+    measured = (*grid.points(), *grid.checks)
+    found = interpolate(grid, {point: time_of(point, bend=2e-4) for point in measured})
+    assert len(found) == 29
     inside = 0
     for signature, guess in found.items():
         low, true, high = time_of(signature, bend=2e-4)
@@ -120,10 +121,30 @@ def test_depthwise_convolutions_lie_on_a_line() -> None:
     (grid,) = grids(family, 16, 24, 4)
     assert grid.outs == ()
     assert len(grid.points()) == 4
-    assert len(interpolate(grid, dict.fromkeys(grid.points(), (1.0, 2.0, 3.0)))) == 26
+    measured = (*grid.points(), *grid.checks)
+    assert len(interpolate(grid, dict.fromkeys(measured, (1.0, 2.0, 3.0)))) == 20
 
 
 def test_small_families_and_other_operations_are_measured_as_they_are() -> None:
     assert grids([conv(16, 16 * index) for index in range(1, 25)], 16, 24, 4) == []
     kernels = [conv(16, 16, kernel) for kernel in range(1, 60, 2)]
     assert grids(kernels, 16, 24, 4) == []
+
+
+def test_a_period_that_the_grid_cannot_see_shows_in_the_checks() -> None:
+    """Every fourth block is quick, and all points of the grid are such blocks."""
+    family = [conv(64, outs) for outs in range(64, 64 * 13 + 1, 16)]
+    (grid,) = grids(family, 16, 24, 5)
+    assert all(outs % 64 == 0 for outs in grid.outs)
+
+    def time(signature: Signature) -> tuple[float, float, float]:
+        _, us, _ = time_of(signature)
+        channels = channels_of(signature)
+        assert channels is not None
+        us *= 1.0 if channels[1] % 64 == 0 else 1.3
+        return us, us, us
+
+    found = interpolate(grid, {point: time(point) for point in (*grid.points(), *grid.checks)})
+    for signature, guess in found.items():
+        assert guess.error > 0.15
+        assert guess.low <= time(signature)[1] <= guess.high * 1.1

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from greencc import __version__
 from greencc.core import cache as cache_module
 from greencc.core import cache_entries
 from greencc.core.cache import Cache, cache_key, default_folder
 from greencc.core.cache_upkeep import State, stored_entries, verified
+from greencc.core.version import __version__
 
 
 @pytest.fixture
