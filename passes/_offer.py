@@ -24,7 +24,9 @@ Over = Callable[[], bool]
 
 _VERSION = 1
 # Multiply-accumulates of one pass over the data, and samples to look at all the same.
-_WORK, _FEWEST = 1e11, 64
+_WORK, _FEWEST = 4e10, 64
+# Of all that is tried out, likewise for each trial, and samples that are always enough.
+_TRIALS, _LEAST, _MOST = 1e11, 12, 32
 T = TypeVar("T")
 
 
@@ -73,6 +75,12 @@ def fewer(model: ir.Model, ctx: Context) -> Context:
     source = require_data(ctx)
     work = macs_per_sample(model, ctx.samples)
     return replace(ctx, calibration=spread(source, max(_FEWEST, int(_WORK / max(work, 1.0)))))
+
+
+def trial_samples(model: ir.Model, ctx: Context, trials: int) -> int:
+    """On how many samples each of some variants of a model is tried out."""
+    work = macs_per_sample(model, ctx.samples) * max(1, trials)
+    return min(_MOST, max(_LEAST, int(_TRIALS / max(work, 1.0))))
 
 
 def kept_offers(

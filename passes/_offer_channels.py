@@ -29,7 +29,7 @@ from greencc.core.groups import PruneGroup, Reader, Structure, analyse
 from greencc.core.passes import Context
 from greencc.passes._capture import graph_values
 from greencc.passes._channel_grams import BUDGET_BYTES, Gram
-from greencc.passes._offer import Offer, OfferKind, Over, fewer, until
+from greencc.passes._offer import Offer, OfferKind, Over, fewer, trial_samples, until
 from greencc.passes._prune_allocate import steps_of
 from greencc.passes._prune_costs import work_model
 from greencc.passes._prune_plan import least_needed
@@ -116,7 +116,12 @@ def _slopes(
     found: dict[str, float] = {}
     if seen:
         moved = divergences(
-            model, until(over, variants()), ctx, count=len(seen), label="Trying cuts of groups"
+            model,
+            until(over, variants()),
+            ctx,
+            count=len(seen),
+            label="Trying cuts of groups",
+            samples=trial_samples(model, ctx, len(seen)),
         )
         least = _LEAST * float(np.median(list(moved.values()))) if moved else 0.0
         for name, value in moved.items():
@@ -141,7 +146,9 @@ def _by_noise(
     the others make up for; how much more is taken from some groups of which both are known.
     """
     known = [group for group in seen if group.name in slopes]
-    noise = sensitivities(model, [*blind, *known], ctx, absolute=True)
+    groups = [*blind, *known]
+    few = trial_samples(model, ctx, len(groups))
+    noise = sensitivities(model, groups, ctx, samples=few, absolute=True)
     ratios = [slopes[group.name] / noise[group.name] for group in known if noise[group.name] > 0.0]
     factor = float(np.median(ratios)) if ratios else 1.0
     return {group.name: factor * noise[group.name] for group in blind}

@@ -27,7 +27,7 @@ from greencc.passes._decompose_jobs import (
 )
 from greencc.passes._decompose_plan import approximation_of
 from greencc.passes._linear_view import LINEAR
-from greencc.passes._offer import Offer, OfferKind, Over, fewer, until
+from greencc.passes._offer import Offer, OfferKind, Over, fewer, trial_samples, until
 from greencc.passes._prune_costs import macs_by_node
 from greencc.passes._prune_sensitivity import divergences
 
@@ -73,7 +73,8 @@ def find_rank_offers(
         return []
     with single_threaded():
         found = until(over, variants())
-        moved = divergences(model, found, ctx, count=len(jobs), label="Trying ranks of layers")
+        few = trial_samples(model, ctx, len(jobs))
+        moved = divergences(model, found, ctx, count=len(jobs), label="Trying ranks of layers", samples=few)
     least = _LEAST * float(np.median(list(moved.values()))) if moved else 0.0
     work = macs_by_node(model, ctx.samples)
     offers = []
