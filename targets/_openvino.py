@@ -82,6 +82,7 @@ class LoadedModel:
         model: The graph of the runtime.
         inputs: Names, types and shapes in the model's order; dynamic dimensions have lost their names.
         outputs: Likewise.
+        used: Names of the inputs that the runtime's graph has, in its order.
     """
 
     name: str
@@ -89,6 +90,7 @@ class LoadedModel:
     model: openvino.Model
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    used: tuple[str, ...]
 
     def compile(self, settings: Mapping[str, str]) -> openvino.CompiledModel:
         """Make kernels for this CPU.
@@ -114,19 +116,33 @@ def read_model(path: Path) -> LoadedModel:
     try:
         front_end = FrontEndManager().load_by_framework("onnx")
         source = front_end.load(str(path))
-        names = [
-            [place.get_names()[0] for place in places()] for places in (source.get_inputs, source.get_outputs)
+        inputs = [
+            (place.get_names()[0], source.get_element_type(place), source.get_partial_shape(place))
+            for place in source.get_inputs()
         ]
+        names = [place.get_names()[0] for place in source.get_outputs()]
         model = front_end.convert(source)
+        outputs = [
+            (output, port.get_element_type(), port.partial_shape)
+            for output in names
+            for port in (model.output(output),)
+        ]
+        # Some versions drop inputs that nothing reads.
+        used = [next(name for name, *_ in inputs if name in port.get_names()) for port in model.inputs]
     except Exception as error:
         raise translated(error, f"loading {name}", path) from error
-    if not names[1]:
+    if not names:
         # What the parser makes of an empty file.
         raise InputError(
             f"loading {name}: it holds no model", hint="the file is not an ONNX model, or is truncated"
         )
     return LoadedModel(
-        name, path, model, _specs(names[0], model.inputs, "input"), _specs(names[1], model.outputs, "output")
+        name,
+        path,
+        model,
+        tuple(_spec(*found, role="input") for found in inputs),
+        tuple(_spec(*found, role="output") for found in outputs),
+        tuple(used),
     )
 
 
@@ -146,6 +162,7 @@ class OpenVinoEngine(CheckedEngine):
         compiled = loaded.compile(settings)
         super().__init__(loaded.name, loaded.inputs, loaded.outputs)
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        self._used = loaded.used
         self._positions = {spec.name: index for index, spec in enumerate(loaded.outputs)}
         # A request runs once at a time; callers in several threads take turns.
         self._turn = threading.Lock()
@@ -160,7 +177,7 @@ class OpenVinoEngine(CheckedEngine):
             if request is None:
                 raise RuntimeError(f"the engine of {self._name} was closed")
             try:
-                infer(request, [feeds[spec.name] for spec in self._inputs])
+                infer(request, [feeds[name] for name in self._used])
                 return {
                     name: np.array(request.get_output_tensor(self._positions[name]).data) for name in outputs
                 }
@@ -188,19 +205,14 @@ def translated(error: Exception, doing: str, file: Path | None) -> GreenccError:
     raise error
 
 
-def _specs(names: Sequence[str], ports: Sequence[Any], role: str) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(name, port, role) for name, port in zip(names, ports, strict=True))
-
-
-def _spec(name: str, port: Any, role: str) -> TensorSpec:
-    kind = port.get_element_type().get_type_name()
+def _spec(name: str, element: openvino.Type, dims: openvino.PartialShape, *, role: str) -> TensorSpec:
+    kind = element.get_type_name()
     if kind not in _DTYPES:
         raise InputError(
             f"{role} {name!r} has type {kind}, which the openvino target does not take",
             hint="compile for cpu, or export the model with float32 inputs and outputs",
         )
-    rank = port.partial_shape
     shape = (
-        None if rank.rank.is_dynamic else tuple(dim.get_length() if dim.is_static else None for dim in rank)
+        None if dims.rank.is_dynamic else tuple(dim.get_length() if dim.is_static else None for dim in dims)
     )
     return TensorSpec(name, _DTYPES[kind], shape)

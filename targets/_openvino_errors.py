@@ -8,8 +8,9 @@ from pathlib import Path
 from greencc.core.errors import GreenccError, InputError, UnavailableError
 from greencc.core.graph import ONNX_DOMAINS
 
-_NO_RULE = re.compile(r"No conversion rule found for operations: (?P<ops>[^\n]+)")
-_NOT_CONVERTED = re.compile(r"[Cc]onversion (?:is )?failed for:? (?P<ops>[\w.:-]+)")
+_UNKNOWN = re.compile(
+    r"(?:No conversion rule found for operations|does not support the following ONNX operations): (?P<ops>[^\n]+)"
+)
 _NODE = re.compile(r"\[CPU\] (?P<op>\w+) node with name '(?P<node>[^']*)'")
 _LOCATION = re.compile(
     r"^(Exception from \S+:\d+:?|Check '.*' failed at \S+:\d+:?|FrontEnd API failed with \w+:)\s*$"
@@ -34,7 +35,7 @@ def translate(error: Exception, doing: str, file: Path | None = None) -> Greencc
         return UnavailableError(
             f"{doing}: OpenVINO ran out of memory", hint="use a smaller batch, or a machine with more memory"
         )
-    if found := _NO_RULE.search(text) or _NOT_CONVERTED.search(text):
+    if found := _UNKNOWN.search(text):
         ops = [_SIGNATURE.sub(r"\g<op>", op.strip()) for op in found["ops"].split(",")]
         more = f" (and {len(ops) - 1} more: {', '.join(ops[1:6])})" if ops[1:] else ""
         return InputError(

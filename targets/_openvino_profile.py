@@ -37,7 +37,7 @@ def profile(artifact: Path, threads: int, feeds: Feeds, runs: int) -> list[NodeT
     """
     loaded = read_model(artifact)
     sizes = {spec.name: spec.batch for spec in loaded.inputs}
-    values = [feeds[spec.name][: sizes[spec.name]] for spec in loaded.inputs]
+    values = [feeds[name][: sizes[name]] for name in loaded.used]
     times: dict[str, list[float]] = {}
     rows: dict[str, tuple[str, str]] = {}
     for _ in range(_REPEATS):
