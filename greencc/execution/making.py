@@ -7,6 +7,7 @@ from greencc.core.machine import usable_threads
 from greencc.execution.executor import Executor, InProcess, Processes, share
 
 MAX_WORKERS = 4096
+_FEW_CORES = 2
 _NAMES = ("local", "ray", "ray://HOST:PORT")
 
 
@@ -33,8 +34,8 @@ def make_executor(spec: str = "local", workers: int = 0) -> Executor:
     Args:
         spec: ``local``: processes of this machine. ``ray``: a Ray that is started on this machine. ``ray://host:port``
             or ``host:port``: a Ray cluster that runs.
-        workers: How many tasks run at once; 0: as many as there are physical cores, or processors in the cluster.
-            With one local worker, tasks run in this process.
+        workers: How many tasks run at once; 0: as many as there are physical cores (`default_workers`), or processors
+            in the cluster. With one local worker, tasks run in this process.
 
     Raises:
         UsageError: See `check_engine`.
@@ -43,7 +44,7 @@ def make_executor(spec: str = "local", workers: int = 0) -> Executor:
     check_engine(spec, workers)
     cores = usable_threads()
     if spec == "local":
-        count = workers or cores
+        count = workers or default_workers(cores)
         return InProcess(cores) if count == 1 else Processes(count, share(cores, count))
     from greencc.execution.ray_engine import local_ray, ray_cluster
 
@@ -51,3 +52,8 @@ def make_executor(spec: str = "local", workers: int = 0) -> Executor:
         count = workers or cores
         return local_ray(count, share(cores, count))
     return ray_cluster(spec, workers)
+
+
+def default_workers(cores: int) -> int:
+    """Local workers on so many cores: on one or two, starting them takes about what they save in a usual table."""
+    return cores if cores > _FEW_CORES else 1

@@ -234,6 +234,16 @@ def test_one_local_worker_is_this_process(tmp_path: Path) -> None:
     assert isinstance(found[0].task, Square)
 
 
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 2), (3, 3, 1), (16, 16, 1)])
+def test_few_cores_need_no_processes(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greencc.execution.making.usable_threads", lambda: cores)
+    executor = make_executor("local")
+    assert (executor.workers, executor.threads, executor.here) == (workers, threads, workers == 1)
+    executor.close()
+
+
 @pytest.mark.parametrize(
     ("spec", "workers", "message"),
     [
