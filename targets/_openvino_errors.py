@@ -11,6 +11,7 @@ from greencc.core.graph import ONNX_DOMAINS
 _UNKNOWN = re.compile(
     r"(?:No conversion rule found for operations|does not support the following ONNX operations): (?P<ops>[^\n]+)"
 )
+_UNPARSABLE = re.compile(r"can't be parsed|Error during import of ONNX model provided as input stream")
 _NODE = re.compile(r"\[CPU\] (?P<op>\w+) node with name '(?P<node>[^']*)'")
 _LOCATION = re.compile(
     r"^(Exception from \S+:\d+:?|Check '.*' failed at \S+:\d+:?|FrontEnd API failed with \w+:)\s*$"
@@ -42,7 +43,7 @@ def translate(error: Exception, doing: str, file: Path | None = None) -> Greencc
             f"{doing}: OpenVINO has no operator {ops[0]!r}{_at(file, ops[0])}{more}",
             hint="compile for cpu, or export the model without it",
         )
-    if "can't be parsed" in text:
+    if _UNPARSABLE.search(text):
         return InputError(
             f"{doing}: OpenVINO cannot parse it", hint="the file is not an ONNX model, or is truncated"
         )

@@ -13,12 +13,15 @@ from greencc.core.engine import NodeTime
 from greencc.targets._openvino import infer, properties, read_model, translated
 
 if TYPE_CHECKING:
+    import onnx
     import openvino
 
 # Each repeat compiles the model again: the counters are averages since then, and cannot be set back.
 _REPEATS = 3
 _WARM_UP_RUNS = 2
 _INTEGER = re.compile(r"_[iu]8$", re.IGNORECASE)
+_PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected"})
+_MAX_WALK = 4
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 _COMPUTE = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention"}
@@ -58,26 +61,47 @@ class Nodes:
     def __init__(self, artifact: Path) -> None:
         import onnx
 
-        self._found: dict[str, tuple[str, str]] = {}
-        graph = onnx.load(artifact, load_external_data=False).graph
-        for node in graph.node:
-            name = node.name or next(filter(None, node.output), "")
+        self._found: dict[str, onnx.NodeProto] = {}
+        for node in onnx.load(artifact, load_external_data=False).graph.node:
             for key in (*node.output, node.name):
                 if key:
-                    self._found[key] = (name, node.op_type)
+                    self._found[key] = node
 
-    def find(self, name: str) -> tuple[str, str] | None:
-        """Name and type of the node that a name was made from: OpenVINO appends parts (``/WithoutBiases``)."""
+    def origin(self, names: Iterable[str], *, product: bool) -> tuple[str, str] | None:
+        """Name and type of the one of several nodes that a fused node is called after.
+
+        Args:
+            names: Of the nodes it was made of, as OpenVINO calls them.
+            product: It multiplies by weights: where none of the names is such a node (BatchNormalization, folded into
+                the weights, takes the place of its convolution), the one before it is meant.
+        """
+        found = [node for name in names if (node := self._find(name)) is not None]
+        node = min(
+            found, key=lambda node: (node.op_type in _CONVERSIONS, node.op_type not in _COMPUTE), default=None
+        )
+        if node is None:
+            return None
+        if product:
+            node = self._computing(node)
+        return node.name or next(filter(None, node.output), ""), node.op_type
+
+    def _find(self, name: str) -> onnx.NodeProto | None:
+        """The node that a name was made from: OpenVINO appends parts (``/WithoutBiases``)."""
         while name:
             if name in self._found:
                 return self._found[name]
             name = name.rpartition("/")[0]
         return None
 
-    def origin(self, names: Iterable[str]) -> tuple[str, str] | None:
-        """The one of several names that a fused node is called after."""
-        found = [node for name in names if (node := self.find(name)) is not None]
-        return min(found, key=lambda node: (node[1] in _CONVERSIONS, node[1] not in _COMPUTE), default=None)
+    def _computing(self, start: onnx.NodeProto) -> onnx.NodeProto:
+        node: onnx.NodeProto | None = start
+        for _ in range(_MAX_WALK):
+            if node is None:
+                break
+            if node.op_type in _COMPUTE:
+                return node
+            node = self._found.get(node.input[0]) if node.input else None
+        return start
 
 
 def _means(request: openvino.InferRequest, values: Sequence[Any], runs: int) -> Mapping[str, float]:
@@ -121,7 +145,7 @@ def describe_nodes(compiled: openvino.CompiledModel, nodes: Nodes) -> dict[str, 
             constant.add(name)
             continue
         # Reorders are named after what they stand before.
-        origin = None if kind == "Reorder" else nodes.origin(names.split(","))
+        origin = None if kind == "Reorder" else nodes.origin(names.split(","), product=kind in _PRODUCTS)
         if origin is None:
             rows[name] = (name, kind)
         elif origin[1] in _CONVERSIONS:

@@ -250,6 +250,25 @@ def test_a_residual_sum_is_a_part_of_the_convolution(tmp_path: Path, make_model:
 
 
 @here
+def test_a_folded_batch_normalization_counts_to_its_convolution(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    rng = np.random.default_rng(0)
+    ones = {name: rng.uniform(0.5, 1, 8).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    model = make_model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+            helper.make_node("BatchNormalization", ["c", *ones], ["n"], name="norm"),
+            helper.make_node("Relu", ["n"], ["y"], name="relu"),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        {"w": rng.normal(size=(8, 4, 3, 3)).astype(np.float32)} | ones,
+    )
+    assert kernels(model, tmp_path / "m.onnx")["conv"] == "Convolution"
+
+
+@here
 def test_nothing_computes_in_less_than_float32(tmp_path: Path, mlp_file: Path) -> None:
     from greencc.targets._openvino import properties, read_model
 
