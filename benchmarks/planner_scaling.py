@@ -4,7 +4,8 @@
 
 Synthetic plans with the shape of real ones: latencies and sizes spread over two orders, options that save more the
 more error they add, and neighbours that pay for a change of format or that share a tensor (amounts of either sign on
-three of ten pairs of options). Minimised is energy, limited are the error and the latency. Told are wall time, the
+three of ten pairs of options). Minimised is energy, limited are the error
+and, loosely, the latency. Told are wall time, the
 process's own CPU time (other work on the machine does not count there) and the gap proven. Rows go to
 `benchmarks/results/planner_scaling.json`, the plot to `docs/images/planner-scaling.svg`.
 """
