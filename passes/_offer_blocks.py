@@ -19,7 +19,7 @@ from greencc.core.progress import silent
 from greencc.passes._blocks import Block, drop, find_blocks
 from greencc.passes._blocks_sizes import sizes_of
 from greencc.passes._capture import require_data
-from greencc.passes._offer import Offer, OfferKind, Over, fewer, until
+from greencc.passes._offer import Offer, OfferKind, Over, fewer, trial_samples, until
 from greencc.passes._prune_costs import macs_by_node
 from greencc.passes._repair_gate import divergence
 from greencc.passes._repair_layers import refit
@@ -28,8 +28,8 @@ from greencc.passes._repair_split import judges, spread, teaching
 
 # Layers behind a block that are refit.
 _REFIT = 4
-# Samples that judge.
-_JUDGES = 32
+# Samples that teach and that judge, even where a model is large.
+_TEACH, _JUDGE = 32, 16
 
 
 def find_block_offers(model: ir.Model, ctx: Context, samples: int, over: Over) -> list[Offer]:
@@ -47,9 +47,10 @@ def find_block_offers(model: ir.Model, ctx: Context, samples: int, over: Over) -
     few = fewer(model, ctx)
     source = require_data(few)
     # What judges is in nothing that a refit learns from.
-    learn = spread(require_data(teaching(few)), samples)
+    trials = trial_samples(model, ctx, 2 * len(blocks))
+    learn = spread(require_data(teaching(few)), min(samples, max(_TEACH, 2 * trials)))
     few = replace(ctx, calibration=learn, rewrites=RewriteLog(), progress=silent, time=None)
-    judging = judges(source, _JUDGES)
+    judging = judges(source, max(_JUDGE, trials))
 
     def offers() -> Iterator[Offer]:
         for block in ctx.progress(blocks, label="Trying blocks", total=len(blocks)):
