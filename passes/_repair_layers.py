@@ -117,7 +117,8 @@ def refit(
         InputError: There is no calibration data, or it or an activation holds NaN or infinity.
     """
     repair = _Repair(original, compressed, ctx, options or RefitOptions())
-    return repair.run(layers)
+    with single_threaded():
+        return repair.run(layers)
 
 
 class _Repair:
