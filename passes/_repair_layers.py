@@ -29,6 +29,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from greencc.core.blas import single_threaded
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.graph import Names

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from greencc.core.errors import UsageError
+from greencc.execution import check_engine
 from greencc.measure.carbon import CarbonOptions
 from greencc.planner.budget import BudgetLimit, Objective, parse_budget
 
@@ -84,7 +85,7 @@ class CompileOptions:
         rate: Requests per second that a budget of watts is for; None: flat out.
         time_budget: Longest time that planning takes, in seconds.
         engine: Where candidates are evaluated: ``local``, ``ray`` or ``ray://host:port`` (`greencc.execution`).
-        workers: Processes that evaluate candidates; 1: this process alone.
+        workers: Processes that evaluate candidates; 1: this process alone; 0: as many as pay (`greencc.execution`).
     """
 
     target: str = "cpu"
@@ -111,7 +112,7 @@ class CompileOptions:
     rate: float | None = None
     time_budget: float = 600.0
     engine: str = "local"
-    workers: int = 1
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:
@@ -171,6 +172,7 @@ class CompileOptions:
             raise UsageError(
                 f"time_budget is {self.time_budget:g}", hint=f"give up to {MAX_SEARCH_SECONDS:,} seconds"
             )
+        check_engine(self.engine, self.workers)
         if self.rate is not None and not 0.0 < self.rate < float("inf"):
             raise UsageError(f"rate is {self.rate:g}", hint="give requests per second above 0")
         if isinstance(self.budget, str):
