@@ -23,6 +23,8 @@ from greencc.planner.problem import Amounts, Option, Pair, Problem, Quantity, Un
 # Pairs that add less than this share of the whole are left out.
 _SMALLEST = 1e-5
 _FLOAT_BYTES = 4.0
+# Factors of a layer that lost channels must have less than this share of its work.
+_WORTH_FACTORS = 0.85
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,8 @@ class _Pairs:
                     yield (writer.name, option), (reader.name, other), cost
 
     def _forbidden(self) -> Iterator[Pair]:
-        """Nothing is decided inside a removed block."""
+        """Nothing is decided inside a removed block, and no rank that saves nothing of what channels leave."""
+        yield from self._useless_ranks()
         blocks = [unit for unit in self.space.units if unit.kind is Kind.BLOCK]
         others = [unit for unit in self.space.units if unit.kind in (Kind.RANK, Kind.CHANNELS, Kind.BLOCK)]
         for block in blocks:
@@ -275,6 +278,21 @@ class _Pairs:
                 for option in block.options[1:]:
                     for other in unit.options[1:]:
                         yield Pair((block.name, option), (unit.name, other), forbidden=True)
+
+    def _useless_ranks(self) -> Iterator[Pair]:
+        by_layer: dict[str, list[tuple[tuple[str, str], Effect]]] = defaultdict(list)
+        for key, changed in self.structural.items():
+            if self.space.unit(key[0]).kind is Kind.CHANNELS:
+                for layer, effect in changed.items():
+                    by_layer[layer].append((key, effect))
+        for key, changed in self.structural.items():
+            if self.space.unit(key[0]).kind is not Kind.RANK:
+                continue
+            for layer, rank in changed.items():
+                for other, cut in by_layer.get(layer, ()):
+                    # One of two factors shrinks with the channels, the other does not.
+                    if rank.work * (1.0 + cut.work) / 2.0 > _WORTH_FACTORS * cut.work:
+                        yield Pair(key, other, forbidden=True)
 
 
 def _within(unit: PlanUnit, nodes: Iterable[str]) -> bool:

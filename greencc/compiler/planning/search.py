@@ -35,10 +35,20 @@ _STEP = 16.0
 _CORRECTION = (0.05, 20.0)
 # Seconds of one solution at most.
 _SOLVE_SECONDS = 10.0
+# Of a solution: what the tables know is far rougher.
+_GAP = 1e-4
 # Options whose error is measured alone before they are built together, per solution.
 _MEASURED = 4
 # Those with a smaller part of a plan's error are taken as predicted.
 _MATTERS = 0.05
+
+
+def aim_of(max_drop: float, samples: int) -> float:
+    """What plans are to lose at most on the planning split, so that they hold on samples that they have not seen.
+
+    One standard deviation below the limit, for what a plan at the limit would show by chance; at least half of it.
+    """
+    return max(0.5 * max_drop, max_drop - math.sqrt(max_drop * (1.0 - max_drop) / max(samples, 1)))
 
 
 @dataclass
@@ -100,7 +110,7 @@ class Search:
         limits: Rows of the budget, for the tails of the latency that were seen so far.
         keeps: Whether a point keeps the budget.
         measure_errors: Errors of assignments, built and run; None of those that cannot be built.
-        max_drop: The limit of the loss on the planning split.
+        aim: What a plan may lose on the planning split to be called one that holds (`aim_of`).
         few: The smallest loss that the planning split can show.
         deadline: When to stop.
         rounds: Plans at most.
@@ -113,7 +123,7 @@ class Search:
     limits: Callable[[], Sequence[Limit]]
     keeps: Callable[[Point], bool]
     measure_errors: Callable[[Sequence[Assignment]], Sequence[float | None]]
-    max_drop: float
+    aim: float
     few: float
     deadline: Deadline
     rounds: int
@@ -121,6 +131,7 @@ class Search:
     log: Log = field(default_factory=Log)
     points: list[Point] = field(default_factory=list)
     slack: dict[str, float] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
     _barred: list[frozenset[tuple[str, str]]] = field(default_factory=list)
     _seen: dict[str, Point] = field(default_factory=dict)
 
@@ -130,16 +141,16 @@ class Search:
         loss, allowed = self.few, max(self.tables.errors.values(), default=0.0)
         if start is not None:
             loss = max(start.figures.loss or 0.0, self.few)
-            holds = (start.figures.loss or 0.0) <= self.max_drop
+            holds = (start.figures.loss or 0.0) <= self.aim
             bracket.learn(start.figures.error, holds=holds)
-            allowed = bracket.next(loss, self.max_drop)
+            allowed = bracket.next(loss, self.aim)
         idle = known = 0
         best = math.inf
         while True:
             if self.deadline.over:
                 self.log.ended = "the time budget was over"
                 return
-            if self.verifier.built >= self.rounds or len(self._seen) >= 4 * self.rounds:
+            if self.verifier.built >= self.rounds or len(self._seen) + len(self.refused) >= 4 * self.rounds:
                 self.log.ended = f"{self.rounds} plans were built (--effort full builds more)"
                 return
             solution = self._solve(allowed)
@@ -155,7 +166,7 @@ class Search:
                 continue
             new = len(self.points) > before
             loss = max(point.figures.loss or 0.0, self.few)
-            holds = (point.figures.loss or 0.0) <= self.max_drop
+            holds = (point.figures.loss or 0.0) <= self.aim
             if self.objective is Objective.ERROR:
                 if self.keeps(point):
                     self.log.ended = "the plan with the least error that the tables know keeps the budget"
@@ -175,7 +186,7 @@ class Search:
                     "no plan is left between the best one that holds and the next one, which does not"
                 )
                 return
-            allowed = bracket.next(loss, self.max_drop)
+            allowed = bracket.next(loss, self.aim)
             if not new:
                 continue
             value = self._value(point)
@@ -209,7 +220,7 @@ class Search:
             if math.isfinite(allowed) and self.objective is not Objective.ERROR:
                 rows.append(Limit("error", {Quantity.ERROR: 1.0}, allowed))
             try:
-                solution = solve(problem, self.objective.weights, rows, seconds=_SOLVE_SECONDS)
+                solution = solve(problem, self.objective.weights, rows, gap=_GAP, seconds=_SOLVE_SECONDS)
             except UndecidedError:
                 # Nothing was found in time: for the search that is as if there were nothing.
                 return None
@@ -260,16 +271,25 @@ class Search:
                 predicted=solution.totals,
             )
         except CannotBuildError as error:
-            touched = self.space.untouched()
-            picked = {pair for pair in solution.chosen.items() if pair[1] != touched[pair[0]]}
-            structural = frozenset(pair for pair in picked if pair in self.space.offers)
-            self.verifier.session.warn(f"a plan could not be built and was left out: {error}")
-            self._barred.append(structural or frozenset(picked))
+            self.refused.append(str(error))
+            self._barred.append(self._culprits(solution.chosen, str(error)))
             return None
         self._seen[str(steps)] = point
         self.points.append(point)
         self._learn(point)
         return point
+
+    def _culprits(self, chosen: Assignment, message: str) -> frozenset[tuple[str, str]]:
+        """What is not tried together again: the layer that the message names with what changes it, else all of it."""
+        touched = self.space.untouched()
+        picked = frozenset(pair for pair in chosen.items() if pair[1] != touched[pair[0]])
+        structural = frozenset(pair for pair in picked if pair in self.space.offers)
+        for name, option in structural:
+            unit = self.space.unit(name)
+            if repr(unit.subject) in message:
+                near = {pair for pair in structural if unit.subject in self.tables.work.get(pair, {})}
+                return frozenset({(name, option), *near})
+        return structural or picked
 
     def _learn(self, point: Point) -> None:
         """Compare a point with what the tables said of it, and correct them."""

@@ -175,6 +175,33 @@ class Verifier:
         found = [engine.run(feeds) for feeds in self.samples.feeds]
         return divergence(self.samples.outputs, found, metric)
 
+    def compare(self, items: Sequence[tuple[Point, Contender]]) -> None:
+        """Time points side by side and give them what is found; the store keeps it."""
+        reference = self.reference_ms
+        with self.session.phase("comparing forms"):
+            timing = measure_latency(
+                [self.baseline.engine, *(item.timed for _, item in items)],
+                self.feeds,
+                replace(QUICK, seconds=QUICK.seconds * (1 + len(items)) / 2),
+                confidence=self.session.options.confidence,
+            )
+        for (point, _), ratio, latency in zip(items, timing.ratios, timing.latencies[1:], strict=True):
+            own = _percentiles(latency)
+            median = reference[50] / ratio.value
+            energy = point.figures.energy_mj
+            form = point.form
+            if form is not None:
+                energy = self.energy(form, median)
+            point.figures = replace(
+                point.figures,
+                ratio=ratio,
+                latency_ms={key: median * value / own[50] for key, value in own.items()},
+                energy_mj=energy,
+            )
+            if point.steps is not None:
+                spec = format_spec(point.backend)
+                self.store.put(point.steps, spec, point.summary, point.figures, point.chosen)
+
     def errors_of(self, plans: Sequence[PlanSteps], deadline: Deadline) -> list[float | None]:
         """Divergence of what plans make of the model, kept between runs and evaluated by the session's workers.
 
