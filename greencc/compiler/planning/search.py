@@ -331,7 +331,8 @@ class Search:
         expected = base - point.predicted.get(Quantity.LATENCY, base)
         if expected > 0.02 * base:
             factor = max(base - point.figures.latency_ms[50], 0.0) / expected
-            _scale(self.corrections.saved, saved, min(max(factor, 0.3), 2.0))
+            # Times are noisy: half of what one plan shows, in logarithms.
+            _scale(self.corrections.saved, saved, math.sqrt(min(max(factor, 0.4), 1.6)))
 
     def _out_of_reach(self, bracket: Bracket) -> bool:
         """No plan keeps the budget by the tables. Whether to look again without a limit on the error."""
