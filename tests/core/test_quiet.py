@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -8,10 +9,10 @@ from greencc.core.quiet import stdout_to_stderr
 
 
 def test_what_c_writes_to_standard_output_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    print("before")
+    sys.stdout.write("before\n")
     with stdout_to_stderr():
         os.write(1, b"from C\n")
-    print("after")
+    sys.stdout.write("after\n")
     found = capfd.readouterr()
     assert found.out == "before\nafter\n"
     assert found.err == "from C\n"

@@ -260,6 +260,8 @@ def _search(
     else:
         with session.phase("searching"):
             search.run(prepared.full)
+            if not deadline.over:
+                search.expect_front()
         if search.refused:
             session.warn(
                 f"{len(search.refused)} plans could not be built and were left out, the first because of "

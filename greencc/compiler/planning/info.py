@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 
 from greencc.compiler.contender import Contender
 from greencc.compiler.measurement import Measurement
@@ -13,8 +15,10 @@ from greencc.compiler.planning.prepare import Prepared
 from greencc.compiler.planning.search import Search
 from greencc.compiler.planning.space import Kind, PlanUnit, Space
 from greencc.core.meter import Grade
+from greencc.core.recipe import dump_recipe
 from greencc.core.report_plan import PlanChoice as UnitChoice
 from greencc.core.report_plan import PlanInfo, PlanOption, PlanPoint, SolverInfo
+from greencc.meters.model import MODEL_BOUNDARY
 from greencc.planner.budget import Objective
 from greencc.planner.problem import Assignment, Option, Quantity
 from greencc.targets import format_spec
@@ -41,7 +45,10 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
         objective=choice.asked.objective.value,
         rate=choice.asked.rate,
         limits=choice.verdicts(measured),
-        points=tuple(_point(point, point is final, id(point) in front) for point in choice.points),
+        points=(
+            *(_point(point, point is final, id(point) in front) for point in choice.points),
+            *(() if search is None else _expected(search, choice.points)),
+        ),
         choices=()
         if prepared is None or chosen is None
         else _choices(prepared, search, chosen, choice.asked.objective),
@@ -50,6 +57,7 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
         rounds=0 if search is None else len(search.points),
         ended="the time budget was over before the first plan" if search is None else search.log.ended,
         energy_grade=Grade.D.name,
+        energy_boundary=MODEL_BOUNDARY,
         notes=tuple(notes),
     )
 
@@ -90,6 +98,45 @@ def _point(point: Point, chosen: bool, front: bool) -> PlanPoint:
         predicted_size_bytes=said.get(Quantity.SIZE),
         predicted_error=said.get(Quantity.ERROR),
     )
+
+
+def _expected(search: Search, points: Sequence[Point]) -> Iterator[PlanPoint]:
+    """The front of the tables: nothing of it was built.
+
+    What such plans would lose follows the verified ones: decisions change with the root of the divergence.
+    """
+    known = [
+        (point.figures.loss or 0.0) / math.sqrt(point.figures.error)
+        for point in points
+        if point.figures.error > 0.0
+    ]
+    rate = max(statistics.median(known), 0.0) if known else None
+    for number, solution in enumerate(search.expected, start=1):
+        said = solution.totals
+        error = max(said[Quantity.ERROR], 0.0)
+        yield PlanPoint(
+            name=f"expected {number}",
+            summary=search.space.summary(solution.chosen),
+            backend=format_spec(search.verifier.session.target),
+            latency_ms=None,
+            latency_p95_ms=None,
+            energy_mj=None,
+            size_bytes=None,
+            macs=None,
+            drop=None,
+            error=None,
+            verified=False,
+            chosen=False,
+            front=False,
+            origin="plan",
+            place="on the front of the tables; it was not built",
+            recipe=dump_recipe(search.space.steps(solution.chosen).all),
+            predicted_latency_ms=said[Quantity.LATENCY],
+            predicted_energy_mj=said[Quantity.ENERGY],
+            predicted_size_bytes=said[Quantity.SIZE],
+            predicted_error=error,
+            predicted_drop=None if rate is None else rate * math.sqrt(error),
+        )
 
 
 def _front(points: Sequence[Point]) -> set[int]:

@@ -21,6 +21,7 @@ from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline
 from greencc.core.report_plan import Prediction
 from greencc.planner.budget import Objective
+from greencc.planner.front import front
 from greencc.planner.problem import Assignment, Limit, Problem, Quantity, weigh
 from greencc.planner.solve import Solution, UndecidedError, least_violation, solve
 
@@ -37,6 +38,7 @@ _CORRECTION = (0.05, 20.0)
 _SOLVE_SECONDS = 10.0
 # Of a solution: what the tables know is far rougher.
 _GAP = 1e-4
+_FRONT_STEPS, _FRONT_GAP, _FRONT_SECONDS = 9, 1e-3, 15.0
 # Options whose error is measured alone before they are built together, per solution.
 _MEASURED = 4
 # Those with a smaller part of a plan's error are taken as predicted.
@@ -132,6 +134,7 @@ class Search:
     points: list[Point] = field(default_factory=list)
     slack: dict[str, float] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    expected: tuple[Solution, ...] = ()
     _barred: list[frozenset[tuple[str, str]]] = field(default_factory=list)
     _seen: dict[str, Point] = field(default_factory=dict)
 
@@ -197,6 +200,18 @@ class Search:
             if idle >= _PATIENCE:
                 self.log.ended = f"{_PATIENCE} plans in a row were no better"
                 return
+
+    def expect_front(self) -> None:
+        """Sweep the front of the corrected tables: what else could be had, as far as they know."""
+        weighed = next(iter(self.objective.weights))
+        against = Quantity.LATENCY if weighed is Quantity.ERROR else weighed
+        self.expected = front(
+            self.problem(),
+            (against, Quantity.ERROR),
+            steps=_FRONT_STEPS,
+            gap=_FRONT_GAP,
+            seconds=_FRONT_SECONDS,
+        )
 
     def problem(self) -> Problem:
         """With the corrections so far."""
