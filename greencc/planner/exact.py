@@ -16,6 +16,7 @@ from enum import Enum
 import numpy as np
 
 from greencc.core.data import Array
+from greencc.planner._quiet import without_output
 from greencc.planner.tables import Tables
 
 # HiGHS allows 1e-6 in a row and closes gaps to 1e-6, absolute: what is about 1 is given to it as this.
@@ -203,17 +204,18 @@ class Program:
         whole[: self._binary] = 1
         begun = time.monotonic()
         for presolve in (True, False):
-            found = milp(
-                self._cost,
-                constraints=LinearConstraint(matrix, rows.low, rows.high),
-                integrality=whole,
-                bounds=Bounds(lower, np.array([*self._upper, 1.0])),
-                options={
-                    "mip_rel_gap": gap,
-                    "time_limit": max(seconds - (time.monotonic() - begun), 0.01),
-                    "presolve": presolve,
-                },
-            )
+            with without_output():
+                found = milp(
+                    self._cost,
+                    constraints=LinearConstraint(matrix, rows.low, rows.high),
+                    integrality=whole,
+                    bounds=Bounds(lower, np.array([*self._upper, 1.0])),
+                    options={
+                        "mip_rel_gap": gap,
+                        "time_limit": max(seconds - (time.monotonic() - begun), 0.01),
+                        "presolve": presolve,
+                    },
+                )
             if found.status == 2:
                 return Found(Ending.EMPTY, None, float("inf"))
             if found.status in (0, 1):
