@@ -12,12 +12,12 @@ from greencc.planner._quiet import without_output
 
 def test_what_compiled_code_prints_goes_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
     library = ctypes.CDLL(None)
-    print("before")
+    sys.stdout.write("before\n")
     library.puts(b"from C, before")
     with without_output():
         library.puts(b"from C")
         os.write(1, b"straight to the file\n")
-    print("after")
+    sys.stdout.write("after\n")
     library.puts(b"from C, after")
     library.fflush(None)
     assert sorted(capfd.readouterr().out.split("\n")) == [

@@ -165,7 +165,7 @@ class Search:
                     self.log.ended = "no other plan comes out of the tables"
                     return
                 continue
-            if holds and not new and math.isinf(bracket.high):
+            if holds and not new and math.isinf(bracket.high) and math.isinf(allowed):
                 self.log.ended = "no option is left that makes the plan better"
                 return
             # A plan that is known stands for all up to the error that was allowed.
@@ -176,6 +176,8 @@ class Search:
                 )
                 return
             allowed = bracket.next(loss, self.max_drop)
+            if math.isinf(bracket.high) and allowed >= self._largest_error():
+                allowed = math.inf
             if not new:
                 continue
             value = self._value(point)
@@ -324,6 +326,15 @@ class Search:
             self._point(nearest)
         self.log.ended = "no plan keeps the budget, by the tables"
         return False
+
+    def _largest_error(self) -> float:
+        """More than any plan has by the tables."""
+        kinds = {unit.name: unit.kind for unit in self.space.units}
+        return sum(
+            value * self.corrections.of_error(kinds[name])
+            for (name, _), value in self.tables.errors.items()
+            if name in kinds
+        )
 
     def _value(self, point: Point) -> float:
         """What is minimised, as it was found."""

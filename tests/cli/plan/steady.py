@@ -7,7 +7,6 @@ little. Nothing else of a compile is changed: models are built, run and judged a
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 import onnx
 
 from greencc.compiler import Effort, campaign, measurement
-from greencc.compiler.planning import search, verifier
+from greencc.compiler.planning import verifier
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
 from greencc.measure import latency
@@ -117,7 +116,7 @@ def install(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``python -m tests.cli.steady ...`` is `greencc`, on such a machine."""
+    """``python -m tests.cli.plan.steady ...`` is `greencc`, on such a machine."""
     from greencc.cli.main import run
 
     install(setattr)
