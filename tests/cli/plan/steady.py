@@ -59,8 +59,9 @@ def _elements(name: str, elements: dict[str, int], made_by: dict[str, onnx.NodeP
     if name in elements:
         return elements[name]
     node = made_by.get(name)
-    known = node is not None and node.op_type in ("DequantizeLinear", "Reshape", "Transpose")
-    return elements.get(node.input[0], 0) if known and node is not None else 0
+    if node is None or node.op_type not in ("DequantizeLinear", "Reshape", "Transpose", "Cast", "Slice"):
+        return 0
+    return _elements(node.input[0], elements, made_by)
 
 
 def milliseconds(content: bytes) -> float:
