@@ -48,7 +48,7 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
         else _choices(prepared, search, chosen, choice.asked.objective),
         predictions=() if search is None else tuple(search.log.predictions),
         solver=None if search is None or prepared is None else _solver(search, prepared.space),
-        rounds=0 if search is None else len(search.points),
+        rounds=0 if search is None else sum(point.origin == "plan" for point in search.points),
         ended="the time budget was over before the first plan" if search is None else search.log.ended,
         energy_grade=Grade.D.name,
         notes=tuple(notes),

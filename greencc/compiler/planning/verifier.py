@@ -21,7 +21,7 @@ from greencc.compiler.planning.space import PlanSteps
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.slices import Slice
 from greencc.core.cache import cache_key
-from greencc.core.data import Feeds
+from greencc.core.data import Array, Feeds
 from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import GreenccError, InputError
@@ -182,10 +182,10 @@ class Verifier:
         """
         keys = [cache_key(self.store.context, str(steps)) for steps in plans]
         known = [self.session.cache.get(_ERROR, key) for key in keys]
-        found = [None if entry is None else float(entry["error"]) for entry in known]
+        found = [_number(entry, "error") for entry in known]
         jobs: dict[int, Job] = {}
-        for index, (steps, entry) in enumerate(zip(plans, known, strict=True)):
-            if entry is None and not deadline.over and self._buildable(steps):
+        for index, (steps, value) in enumerate(zip(plans, found, strict=True)):
+            if value is None and not deadline.over and self._buildable(steps):
                 build = partial(self.builder.model_of, steps.prepare, steps.quantize, steps.extra)
                 jobs[index] = Job((_ERROR, keys[index]), build, f"a plan ({steps})")
         try:
@@ -247,6 +247,13 @@ class Verifier:
 
 def _percentiles(latency: Latency) -> dict[int, float]:
     return {50: latency.median, 95: latency.p95, 99: latency.p99}
+
+
+def _number(entry: Mapping[str, Array] | None, name: str) -> float | None:
+    """A number in an entry of the cache; None where it has none of that name."""
+    if entry is None or name not in entry or entry[name].shape != () or entry[name].dtype.kind != "f":
+        return None
+    return float(entry[name])
 
 
 def macs_of(form: Form) -> float | None:
