@@ -24,7 +24,7 @@ from greencc.core.cache import cache_key
 from greencc.core.data import Array, Feeds
 from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import GreenccError, InputError
+from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
 from greencc.core.report import Latency
 from greencc.measure.latency import measure_latency
 from greencc.measure.profiles import GLANCE, QUICK
@@ -190,6 +190,9 @@ class Verifier:
                 jobs[index] = Job((_ERROR, keys[index]), build, f"a plan ({steps})")
         try:
             errors = Evaluator.of(self.session).errors(list(jobs.values()), self.samples, deadline)
+        except (UnavailableError, UsageError):
+            # No candidate's fault: none will be evaluated here.
+            raise
         except GreenccError as error:
             self.session.warn(f"errors of single options were not measured: {error.message}")
             errors = [None] * len(jobs)

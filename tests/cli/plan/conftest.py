@@ -92,8 +92,8 @@ Plan = Callable[..., tuple[Report, PlanInfo]]
 def plan(greencc: Callable[..., Outcome]) -> Plan:
     """Compile ``model.onnx`` in the current folder with more arguments; the report and its plan."""
 
-    def call(*arguments: object) -> tuple[Report, PlanInfo]:
-        outcome = greencc(*COMPILE, "--force", *arguments)
+    def call(*arguments: object, base: tuple[str, ...] = COMPILE) -> tuple[Report, PlanInfo]:
+        outcome = greencc(*base, "--force", *arguments)
         assert outcome.code == 0, outcome.err
         with load(Path("out.greencc")) as bundle:
             report = bundle.report
