@@ -47,6 +47,7 @@ from greencc.core.report import (
     ModelInfo,
     Report,
 )
+from greencc.execution import check_engine
 from greencc.meters.window import Window
 from greencc.passes import PASSES
 from greencc.report import with_verdict
@@ -81,8 +82,9 @@ def compile_model(
     options = options or CompileOptions()
     final = output or Path(f"{model.stem}.greencc")
     _check_output(final, force)
-    # A mistyped metric or pass should not be found out after minutes of building.
+    # A mistyped metric, engine or pass should not be found out after minutes of building.
     parse_metric(options.metric)
+    check_engine(options.engine, options.workers)
     _check_passes(options)
     target = available_target(options.target)
     with atomic_folder(final, overwrite=force) as work:

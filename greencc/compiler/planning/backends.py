@@ -45,7 +45,7 @@ def _on(verifier: Verifier, point: Point, target: Target) -> Point:
     spec = format_spec(target)
     name = f"{point.name} on {target.name}"
     if point.steps is not None:
-        known = verifier.store.get(point.steps, spec)
+        known = verifier.store.get(point.steps, spec, verifier.reference_ms[50])
         if known is not None:
             return replace(
                 point, name=name, figures=known, backend=target, contender=None, origin="cache", place=""

@@ -30,6 +30,7 @@ class Asked:
         objective: What is minimised.
         rate: Requests per second; None: flat out.
         idle_watts: Drawn while nothing runs, estimated.
+        max_drop: Of the accuracy.
         tails: Latency at a percentile over the median, by percentile, as last seen.
         warnings: What was asked but says less than it seems to.
     """
@@ -38,6 +39,7 @@ class Asked:
     objective: Objective
     rate: float | None
     idle_watts: float
+    max_drop: float = 1.0
     tails: dict[int, float] = field(default_factory=lambda: {50: 1.0, 95: 1.0, 99: 1.0})
     warnings: tuple[str, ...] = ()
 
@@ -52,7 +54,7 @@ class Asked:
         objective = options.minimize or Objective.ENERGY
         warnings = conflicts(budget, objective, options.rate)
         idle = over_coefficients(device_power(device.facts), lambda draw: draw.watts * draw.idle)[0]
-        return cls(budget, objective, options.rate, idle, warnings=warnings)
+        return cls(budget, objective, options.rate, idle, options.max_drop, warnings=warnings)
 
     def rows(self) -> tuple[Limit, ...]:
         """For the solver, with the tails as last seen."""

@@ -252,12 +252,18 @@ def _search(
         deadline,
         ROUNDS[session.options.effort],
     )
-    if not prepared.space.units:
-        search.log.ended = "there is nothing to decide"
-    elif splits.planning.synthetic:
+    made_up = splits.planning.synthetic
+    if made_up and not prepared.space.units:
         search.log.ended = "no plan can be verified on synthetic data"
         session.warn("nothing was planned: without real data no plan can be verified (--calibration, --eval)")
+    elif not prepared.space.units:
+        search.log.ended = "there is nothing to decide"
     else:
+        if made_up:
+            session.warn(
+                "only weights in fewer bits were considered, and judged on synthetic data, which say little of the "
+                "task (--calibration, --eval)"
+            )
         with session.phase("searching"):
             search.run(prepared.full)
             if not deadline.over:
@@ -274,7 +280,7 @@ def _earlier(session: Session, verifier: Verifier, points: Sequence[Point]) -> l
     """What earlier compiles verified of this model, with other budgets."""
     known = {(str(point.steps), format_spec(point.backend)) for point in points if point.steps is not None}
     found = []
-    for number, kept in enumerate(verifier.store.all(), start=1):
+    for number, kept in enumerate(verifier.store.all(verifier.reference_ms[50]), start=1):
         if (str(kept.steps), kept.backend) in known or kept.backend != format_spec(session.target):
             continue
         target = make_target(kept.backend)
@@ -372,7 +378,7 @@ def _open(verifier: Verifier, ladder: Sequence[Point], session: Session) -> list
 
 
 def _out_of_reach(asked: Asked, points: Sequence[Point], found: str) -> LimitError:
-    """The error with the nearest points: those with the least violation of the worst limit."""
+    """The error with the nearest points: those with the least violation of the worst limit, the accuracy included."""
     verified = [point for point in points if point.figures is not None]
 
     def violation(point: Point) -> float:
@@ -385,7 +391,10 @@ def _out_of_reach(asked: Asked, points: Sequence[Point], found: str) -> LimitErr
             default=0.0,
         )
 
-    nearest = sorted(verified, key=violation)[:_NEAREST]
+    def distance(point: Point) -> float:
+        return max(violation(point), _loss(point) / asked.max_drop)
+
+    nearest = sorted(verified, key=distance)[:_NEAREST]
     lines = [_nearest(point, asked) for point in nearest]
     limits = ", ".join(limit.shown for limit in asked.budget)
     message = found or f"no verified plan keeps {limits} within the accuracy limit"
@@ -399,6 +408,7 @@ def _nearest(point: Point, asked: Asked) -> str:
     found = point.figures
     energy = "" if found.energy_mj is None else f", {found.energy_mj:.4g} mJ estimated (grade D)"
     loss = "" if found.loss is None else f", loses {found.loss:.2%}"
+    loss += f" (more than {asked.max_drop:.2%})" if _loss(point) > asked.max_drop else ""
     return (
         f"  {point.name}: {found.latency_ms[50]:.4g} ms (p95 {found.latency_ms[95]:.4g}){energy}, "
         f"{found.size_bytes / 1e6:.4g} MB{loss} ({point.summary}): "

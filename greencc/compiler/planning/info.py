@@ -13,7 +13,7 @@ from greencc.compiler.planning.choose import PlanChoice
 from greencc.compiler.planning.points import Point
 from greencc.compiler.planning.prepare import Prepared
 from greencc.compiler.planning.search import Search
-from greencc.compiler.planning.space import Kind, PlanUnit, Space
+from greencc.compiler.planning.space import WHOLE, Kind, Number, PlanUnit, Space
 from greencc.core.meter import Grade
 from greencc.core.recipe import dump_recipe
 from greencc.core.report_plan import PlanChoice as UnitChoice
@@ -24,6 +24,7 @@ from greencc.planner.problem import Assignment, Option, Quantity
 from greencc.targets import format_spec
 
 _NOTHING = 1e-12
+_EARLIER = "an earlier compile chose and verified it; this one, for another budget, did not consider it"
 
 
 def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> PlanInfo:
@@ -54,7 +55,7 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
         else _choices(prepared, search, chosen, choice.asked.objective),
         predictions=() if search is None else tuple(search.log.predictions),
         solver=None if search is None or prepared is None else _solver(search, prepared.space),
-        rounds=0 if search is None else len(search.points),
+        rounds=0 if search is None else sum(point.origin == "plan" for point in search.points),
         ended="the time budget was over before the first plan" if search is None else search.log.ended,
         energy_grade=Grade.D.name,
         energy_boundary=MODEL_BOUNDARY,
@@ -174,8 +175,17 @@ def _choices(
         options = amounts[unit.name]
         option = chosen.get(unit.name, unit.options[0])
         rows = tuple(_option(unit, item, tables.measured, tables.times.sources) for item in options)
+        if option not in unit.options:
+            found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, _EARLIER, rows))
+            continue
         reason = _reason(unit, option, options, objective)
         found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, reason, rows))
+    for name in sorted(chosen.keys() - amounts.keys()):
+        kind, subject = name.split(":", 1)
+        option = chosen[name]
+        if option not in (Number.FLOAT.value, WHOLE):
+            nodes = (subject,) if kind == Kind.ARITHMETIC.value else ()
+            found.append(UnitChoice(subject, kind, nodes, option, _EARLIER, ()))
     return tuple(found)
 
 

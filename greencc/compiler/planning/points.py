@@ -122,10 +122,10 @@ class PointStore:
     cache: Cache
     context: str
 
-    def get(self, steps: PlanSteps, backend: str) -> Figures | None:
-        """What an earlier run found of these very steps."""
+    def get(self, steps: PlanSteps, backend: str, baseline_ms: float) -> Figures | None:
+        """What an earlier run found of these very steps, its times relative to what the baseline takes now."""
         found = self.cache.get(self.kind, self._key(steps, backend))
-        kept = None if found is None else _kept(found)
+        kept = None if found is None else _kept(found, baseline_ms)
         return None if kept is None else kept.figures
 
     def put(
@@ -151,11 +151,11 @@ class PointStore:
         text = json.dumps(entry, sort_keys=True)
         self.cache.put(self.kind, self._key(steps, backend), {"point": np.array(text)}, label=summary)
 
-    def all(self) -> Iterable[Kept]:
-        """Every point kept, in a fixed order."""
+    def all(self, baseline_ms: float) -> Iterable[Kept]:
+        """Every point kept, in a fixed order, likewise."""
         for key in self.cache.keys(self.kind):
             found = self.cache.get(self.kind, key)
-            kept = None if found is None else _kept(found)
+            kept = None if found is None else _kept(found, baseline_ms)
             if kept is not None:
                 yield kept
 
@@ -172,18 +172,22 @@ def _passes(text: str) -> tuple[Pass, ...]:
     return parse_recipe(text, PASSES, "cached plan")
 
 
-def _kept(found: Mapping[str, Any]) -> Kept | None:
+def _kept(found: Mapping[str, Any], baseline_ms: float) -> Kept | None:
     """What an entry holds; None where it was written by another version, or by nobody."""
     try:
         entry = json.loads(str(found["point"]))
         if entry["version"] != _VERSION:
             return None
+        ratio = Interval(*(float(value) for value in entry["ratio"]))
+        taken = {int(key): float(value) for key, value in entry["latency_ms"].items()}
+        # A baseline that was measured while others kept the machine busy must not stay for ever.
+        faster = baseline_ms / ratio.value / taken[50]
         figures = Figures(
             loss=None if entry["loss"] is None else float(entry["loss"]),
             error=float(entry["error"]),
-            ratio=Interval(*(float(value) for value in entry["ratio"])),
-            latency_ms={int(key): float(value) for key, value in entry["latency_ms"].items()},
-            energy_mj=None if entry["energy_mj"] is None else float(entry["energy_mj"]),
+            ratio=ratio,
+            latency_ms={key: value * faster for key, value in taken.items()},
+            energy_mj=None if entry["energy_mj"] is None else float(entry["energy_mj"]) * faster,
             size_bytes=int(entry["size_bytes"]),
             macs=None if entry["macs"] is None else float(entry["macs"]),
         )
@@ -192,5 +196,5 @@ def _kept(found: Mapping[str, Any]) -> Kept | None:
         steps = PlanSteps(_passes(entry["prepare"]), step, _passes(entry["extra"]))
         chosen = None if entry["chosen"] is None else {str(k): str(v) for k, v in entry["chosen"].items()}
         return Kept(steps, str(entry["backend"]), str(entry["summary"]), figures, chosen)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, UsageError):
         return None

@@ -138,7 +138,7 @@ class Preparation:
         chosen = {**space.untouched(), **_all_as(space, Number.INT8)}
         steps, summary = space.steps(chosen), "INT8 in all layers"
         spec = format_spec(self.session.target)
-        figures = self.verifier.store.get(steps, spec)
+        figures = self.verifier.store.get(steps, spec, self.verifier.reference_ms[50])
         if figures is None:
             figures = self.verifier.figures(integer)
             self.verifier.store.put(steps, spec, summary, figures, chosen)

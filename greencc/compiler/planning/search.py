@@ -55,10 +55,11 @@ def aim_of(max_drop: float, samples: int) -> float:
 
 @dataclass
 class Bracket:
-    """The error that plans may have: `low` held, `high` did not."""
+    """The error that plans may have: `low` held, `high` did not; up to `floor` none keeps the budget."""
 
     low: float = 0.0
     high: float = math.inf
+    floor: float = 0.0
 
     def learn(self, error: float, *, holds: bool) -> None:
         """A verified plan had this error."""
@@ -70,16 +71,18 @@ class Bracket:
 
     def next(self, loss: float, limit: float) -> float:
         """What to allow next, after a plan that lost so much: decisions change with the root of the divergence."""
+        low = max(self.low, self.floor)
         if math.isinf(self.high):
             factor = (limit / loss) ** 2 if loss > 0.0 else _STEP
-            return self.low * min(max(factor, 2.0), _STEP)
-        if self.low <= 0.0:
+            return low * min(max(factor, 2.0), _STEP)
+        if low <= 0.0:
             return self.high / 4.0
-        return math.sqrt(self.low * self.high)
+        return math.sqrt(low * self.high)
 
     @property
     def closed(self) -> bool:
-        return self.low > 0.0 and self.high / self.low < _CLOSE
+        low = max(self.low, self.floor)
+        return low > 0.0 and self.high / low < _CLOSE
 
 
 @dataclass
@@ -158,10 +161,12 @@ class Search:
                 return
             solution = self._solve(allowed)
             if solution is None:
-                if not self._out_of_reach(bracket):
+                if math.isfinite(allowed):
+                    bracket.floor = max(bracket.floor, allowed)
+                if math.isinf(allowed) or bracket.closed:
+                    self._out_of_reach()
                     return
-                allowed = math.inf
-                bracket.low = max(bracket.low, sum(self.tables.errors.values()))
+                allowed = math.inf if math.isinf(bracket.high) else bracket.next(loss, self.aim)
                 continue
             before = len(self.points)
             point = self._point(solution)
@@ -179,7 +184,7 @@ class Search:
                     self.log.ended = "no other plan comes out of the tables"
                     return
                 continue
-            if holds and not new and math.isinf(bracket.high):
+            if holds and not new and math.isinf(bracket.high) and math.isinf(allowed):
                 self.log.ended = "no option is left that makes the plan better"
                 return
             # A plan that is known stands for all up to the error that was allowed.
@@ -190,6 +195,8 @@ class Search:
                 )
                 return
             allowed = bracket.next(loss, self.aim)
+            if math.isinf(bracket.high) and allowed >= self._largest_error():
+                allowed = math.inf
             if not new:
                 continue
             value = self._value(point)
@@ -349,17 +356,25 @@ class Search:
             # Times are noisy: half of what one plan shows, in logarithms.
             _scale(self.corrections.saved, saved, math.sqrt(min(max(factor, 0.4), 1.6)))
 
-    def _out_of_reach(self, bracket: Bracket) -> bool:
-        """No plan keeps the budget by the tables. Whether to look again without a limit on the error."""
+    def _out_of_reach(self) -> None:
+        """No plan keeps the budget by the tables, or none that loses little enough: build the one that misses least."""
         problem, rows = self.problem(), self.rows()
-        if math.isinf(bracket.high) and bracket.low < sum(self.tables.errors.values()):
-            return True
-        nearest = least_violation(problem, rows)
+        nearest = least_violation(problem, rows, seconds=_SOLVE_SECONDS)
         if nearest is not None:
             self.log.nearest = nearest
             self._point(nearest)
         self.log.ended = "no plan keeps the budget, by the tables"
-        return False
+        if nearest is not None and nearest.value <= 0.0:
+            self.log.ended += ", and loses little enough"
+
+    def _largest_error(self) -> float:
+        """More than any plan has by the tables."""
+        kinds = {unit.name: unit.kind for unit in self.space.units}
+        return sum(
+            value * self.corrections.of_error(kinds[name])
+            for (name, _), value in self.tables.errors.items()
+            if name in kinds
+        )
 
     def _value(self, point: Point) -> float:
         """What is minimised, as it was found."""

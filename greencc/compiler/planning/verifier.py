@@ -21,10 +21,10 @@ from greencc.compiler.planning.space import PlanSteps
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.slices import Slice
 from greencc.core.cache import cache_key
-from greencc.core.data import Feeds
+from greencc.core.data import Array, Feeds
 from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import GreenccError, InputError
+from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
 from greencc.core.report import Latency
 from greencc.measure.latency import measure_latency
 from greencc.measure.profiles import GLANCE, QUICK
@@ -34,8 +34,7 @@ from greencc.targets import format_spec
 from greencc.verify.divergence import divergence
 from greencc.verify.metrics import parse_metric
 
-_BASELINE, _ERROR = "plan-baseline", "plan-error"
-_PERCENTILES = (50, 95, 99)
+_ERROR = "plan-error"
 
 
 class CannotBuildError(Exception):
@@ -72,17 +71,11 @@ class Verifier:
 
     @property
     def reference_ms(self) -> dict[int, float]:
-        """Latency of the baseline by percentile; what all points' latencies are relative to."""
+        """Latency of the baseline by percentile, measured once by this compile: all points' are relative to it."""
         if self._reference is None:
-            found = self.session.cache.get(_BASELINE, self.store.context)
-            if found is not None and found.get("ms") is not None and found["ms"].shape == (3,):
-                self._reference = dict(zip(_PERCENTILES, map(float, found["ms"]), strict=True))
-            else:
-                with self.session.phase("comparing forms"):
-                    timing = measure_latency([self.baseline.engine], self.feeds, QUICK)
-                self._reference = _percentiles(timing.latencies[0])
-                values = np.array([self._reference[key] for key in _PERCENTILES])
-                self.session.cache.put(_BASELINE, self.store.context, {"ms": values})
+            with self.session.phase("comparing forms"):
+                timing = measure_latency([self.baseline.engine], self.feeds, QUICK)
+            self._reference = percentiles_of(timing.latencies[0])
         return self._reference
 
     def verify(
@@ -101,7 +94,7 @@ class Verifier:
         self._names += 1
         name = f"plan {self._names}"
         target = self.session.target
-        known = self.store.get(steps, format_spec(target))
+        known = self.store.get(steps, format_spec(target), self.reference_ms[50])
         if known is not None:
             return Point(
                 name, summary, known, target, steps, chosen, predicted=predicted or {}, origin="cache"
@@ -156,7 +149,7 @@ class Verifier:
                 confidence=self.session.options.confidence,
             )
         ratio = timing.ratios[0]
-        own = _percentiles(timing.latencies[1])
+        own = percentiles_of(timing.latencies[1])
         median = reference[50] / ratio.value
         latency = {key: median * value / own[50] for key, value in own.items()}
         return Figures(
@@ -186,7 +179,7 @@ class Verifier:
                 confidence=self.session.options.confidence,
             )
         for (point, _), ratio, latency in zip(items, timing.ratios, timing.latencies[1:], strict=True):
-            own = _percentiles(latency)
+            own = percentiles_of(latency)
             median = reference[50] / ratio.value
             energy = point.figures.energy_mj
             form = point.form
@@ -209,14 +202,17 @@ class Verifier:
         """
         keys = [cache_key(self.store.context, str(steps)) for steps in plans]
         known = [self.session.cache.get(_ERROR, key) for key in keys]
-        found = [None if entry is None else float(entry["error"]) for entry in known]
+        found = [_number(entry, "error") for entry in known]
         jobs: dict[int, Job] = {}
-        for index, (steps, entry) in enumerate(zip(plans, known, strict=True)):
-            if entry is None and not deadline.over and self._buildable(steps):
+        for index, (steps, value) in enumerate(zip(plans, found, strict=True)):
+            if value is None and not deadline.over and self._buildable(steps):
                 build = partial(self.builder.model_of, steps.prepare, steps.quantize, steps.extra)
                 jobs[index] = Job((_ERROR, keys[index]), build, f"a plan ({steps})")
         try:
             errors = Evaluator.of(self.session).errors(list(jobs.values()), self.samples, deadline)
+        except (UnavailableError, UsageError):
+            # No candidate's fault: none will be evaluated here.
+            raise
         except GreenccError as error:
             self.session.warn(f"errors of single options were not measured: {error.message}")
             errors = [None] * len(jobs)
@@ -272,8 +268,16 @@ class Verifier:
         return central_millijoules(Workload(counts, milliseconds / 1e3), device_power(facts), load_of(facts))
 
 
-def _percentiles(latency: Latency) -> dict[int, float]:
+def percentiles_of(latency: Latency) -> dict[int, float]:
+    """Milliseconds by percentile."""
     return {50: latency.median, 95: latency.p95, 99: latency.p99}
+
+
+def _number(entry: Mapping[str, Array] | None, name: str) -> float | None:
+    """A number in an entry of the cache; None where it has none of that name."""
+    if entry is None or name not in entry or entry[name].shape != () or entry[name].dtype.kind != "f":
+        return None
+    return float(entry[name])
 
 
 def macs_of(form: Form) -> float | None:

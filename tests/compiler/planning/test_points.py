@@ -29,22 +29,22 @@ def store(tmp_path: Path) -> PointStore:
 def test_a_point_comes_back_as_it_was(store: PointStore) -> None:
     chosen = {"arithmetic:/conv": "int8"}
     store.put(STEPS, "cpu", "two layers", FIGURES, chosen)
-    assert store.get(STEPS, "cpu") == FIGURES
-    (kept,) = store.all()
+    assert store.get(STEPS, "cpu", 3.0) == FIGURES
+    (kept,) = store.all(3.0)
     assert (kept.steps, kept.backend, kept.summary) == (STEPS, "cpu", "two layers")
     assert (kept.figures, kept.chosen) == (FIGURES, chosen)
 
 
 def test_points_differ_by_steps_and_backend(store: PointStore) -> None:
     store.put(STEPS, "cpu", "", FIGURES, None)
-    assert store.get(STEPS, "openvino") is None
-    assert store.get(PlanSteps(), "cpu") is None
+    assert store.get(STEPS, "openvino", 3.0) is None
+    assert store.get(PlanSteps(), "cpu", 3.0) is None
 
 
 def test_other_contexts_have_other_points(store: PointStore) -> None:
     store.put(STEPS, "cpu", "", FIGURES, None)
     other = PointStore(store.cache, "b" * 64)
-    assert list(other.all()) == []
+    assert list(other.all(3.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,20 @@ def test_what_cannot_be_read_is_no_point(store: PointStore, text: str) -> None:
     store.put(STEPS, "cpu", "", FIGURES, None)
     (key,) = store.cache.keys(store.kind)
     store.cache.put(store.kind, key, {"point": np.array(text)})
-    assert store.get(STEPS, "cpu") is None
-    assert list(store.all()) == []
+    assert store.get(STEPS, "cpu", 3.0) is None
+    assert list(store.all(3.0)) == []
 
 
 def test_a_damaged_file_is_no_point(store: PointStore, tmp_path: Path) -> None:
     store.put(STEPS, "cpu", "", FIGURES, None)
     (path,) = tmp_path.rglob("*.cache")
     path.write_bytes(path.read_bytes()[:-3] + b"xyz")
-    assert store.get(STEPS, "cpu") is None
-    assert list(store.all()) == []
+    assert store.get(STEPS, "cpu", 3.0) is None
+    assert list(store.all(3.0)) == []
+
+
+def test_times_are_relative_to_what_the_baseline_takes_now(store: PointStore) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    found = store.get(STEPS, "cpu", 6.0)
+    assert found is not None
+    assert found.latency_ms == {50: 4.0, 95: 5.0, 99: 6.0}

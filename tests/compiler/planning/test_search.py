@@ -192,6 +192,17 @@ def test_where_everything_holds_the_first_plan_is_the_last() -> None:
     assert world.built <= 2
 
 
+def test_options_far_beyond_the_first_plan_are_reached() -> None:
+    """One layer has all of the error: between it and the others is more than one step of the error allowed."""
+    world = World(
+        {"small": 1000.0, "large": 1000.0}, {"small": 0.5, "large": 0.5}, {"small": 1e-9, "large": 1e-3}
+    )
+    search = make_search(world)
+    search.run(Point("start", "", world.figures({"arithmetic:small": "int8"}), _TARGET))
+    assert best(search) == pytest.approx(exhaustive(world))
+    assert search.log.ended == "no option is left that makes the plan better"
+
+
 def test_what_cannot_be_built_is_left_out() -> None:
     refused = frozenset({"layer0", "layer1"})
     world = world_of(refused=refused)
