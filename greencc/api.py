@@ -15,6 +15,7 @@ from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
 from greencc.measure.carbon import CarbonOptions
+from greencc.planner.budget import Objective
 
 E = TypeVar("E", bound=Enum)
 
@@ -43,6 +44,12 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     search_seconds: float = 300.0,
     cache: bool = True,
     carbon: CarbonOptions | None = None,
+    budget: str = "",
+    minimize: Objective | str | None = None,
+    rate: float | None = None,
+    time_budget: float = 600.0,
+    engine: str = "local",
+    workers: int = 0,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -72,6 +79,12 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         search_seconds=search_seconds,
         cache=cache,
         carbon=carbon or CarbonOptions(),
+        budget=budget or (),
+        minimize=None if minimize is None else _choice(Objective, minimize),
+        rate=rate,
+        time_budget=time_budget,
+        engine=engine,
+        workers=workers,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 

@@ -155,10 +155,7 @@ class FormBuilder:
         """Static INT8 and then `extra`, in the format asked for."""
         _, base_passes, base_records = self._for_integers()
         model, records = self.prepared(prepare)
-        steps: tuple[Pass, ...] = (quantize, *extra)
-        if _has_table(model):
-            # Rows that are looked up need no integer kernels, and are most of a small language model.
-            steps = (*steps, QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT))
+        steps = (quantize, *extra, *_tables(model))
         form = self._build(name, precision, rank, model, steps)
         form.applied = form.records[0].changed > 0
         if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:
@@ -191,6 +188,23 @@ class FormBuilder:
         form.applied = True
         form.fitted |= self._calibrated and any(map(_fits, form.passes))
         return form
+
+    def passes_of(
+        self, prepare: tuple[Pass, ...], quantize: QuantizeInt8 | None, extra: tuple[Pass, ...]
+    ) -> tuple[Pass, ...]:
+        """All passes of a plan from the original model, as `planned` runs them."""
+        if quantize is None:
+            return (*self.cleaned().passes, *prepare, *extra)
+        model, passes, _ = self._for_integers()
+        written = self._session.options.format is QuantizedFormat.QOPERATOR
+        return (
+            *passes,
+            *prepare,
+            quantize,
+            *extra,
+            *_tables(model),
+            *((ConvertQOperator(),) if written else ()),
+        )
 
     def model_of(
         self, prepare: tuple[Pass, ...], quantize: QuantizeInt8 | None, extra: tuple[Pass, ...]
@@ -337,6 +351,11 @@ _STORED = ("Conv", "ConvTranspose", "Gather")
 # Below this many weights, scales and nodes take back what the integers save.
 _SMALLEST_WEIGHT = 1024
 _BLOCK = 32
+
+
+def _tables(model: ir.Model) -> tuple[Pass, ...]:
+    """Rows that are looked up need no integer kernels, and are most of a small language model."""
+    return (QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT),) if _has_table(model) else ()
 
 
 def _has_table(model: ir.Model) -> bool:

@@ -178,6 +178,11 @@ class CompileOptions:
         if isinstance(self.budget, str):
             object.__setattr__(self, "budget", parse_budget(self.budget))
         if not self.plans:
+            if self.rate is not None:
+                raise UsageError(
+                    f"a rate of {self.rate:g}/s is given and nothing that it is for",
+                    hint="it is what a budget of watts is for: add --budget 5W",
+                )
             return
         asked = "a budget" if self.budget else "an objective"
         if self.by_name:

@@ -83,7 +83,8 @@ class PlanPoint:
 class PlanOption:
     """One option that a unit had: what it was predicted to add to the outputs' error, and to cost, alone.
 
-    `source` says where the figures come from: ``measured``, ``interpolated`` or ``predicted``.
+    `source` says where the error comes from: ``measured``, ``predicted`` or ``not measured in time``; `note`, where the
+    times do.
     """
 
     name: str

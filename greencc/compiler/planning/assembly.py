@@ -88,6 +88,7 @@ class Tables:
         weight_bytes: Bytes of a weight, by arithmetic.
         layer_bytes: What a layer in static INT8 has beside its weights: scales, zero points, nodes.
         measured: Which errors were measured, not predicted.
+        unknown: Which are not known at all: such options are not chosen.
     """
 
     layers: Mapping[str, LayerFacts]
@@ -99,6 +100,7 @@ class Tables:
     weight_bytes: Mapping[str, float]
     layer_bytes: float = 0.0
     measured: set[tuple[str, str]] = field(default_factory=set)
+    unknown: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

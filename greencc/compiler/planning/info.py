@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from greencc.compiler.contender import Contender
 from greencc.compiler.measurement import Measurement
-from greencc.compiler.planning.assembly import Corrections, make_problem
+from greencc.compiler.planning.assembly import Corrections, Tables, make_problem
 from greencc.compiler.planning.choose import PlanChoice
 from greencc.compiler.planning.points import Point
 from greencc.compiler.planning.prepare import Prepared
@@ -131,7 +131,7 @@ def _expected(search: Search, points: Sequence[Point]) -> Iterator[PlanPoint]:
             front=False,
             origin="plan",
             place="on the front of the tables; it was not built",
-            recipe=dump_recipe(search.space.steps(solution.chosen).all),
+            recipe=dump_recipe(search.verifier.passes_of(search.space.steps(solution.chosen))),
             predicted_latency_ms=said[Quantity.LATENCY],
             predicted_energy_mj=said[Quantity.ENERGY],
             predicted_size_bytes=said[Quantity.SIZE],
@@ -174,7 +174,7 @@ def _choices(
     for unit in space.units:
         options = amounts[unit.name]
         option = chosen.get(unit.name, unit.options[0])
-        rows = tuple(_option(unit, item, tables.measured, tables.times.sources) for item in options)
+        rows = tuple(_option(unit, item, tables) for item in options)
         if option not in unit.options:
             found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, _EARLIER, rows))
             continue
@@ -189,23 +189,19 @@ def _choices(
     return tuple(found)
 
 
-def _option(
-    unit: PlanUnit,
-    option: Option,
-    measured: set[tuple[str, str]],
-    sources: Mapping[tuple[str, str], str],
-) -> PlanOption:
-    own = option.amounts
+def _option(unit: PlanUnit, option: Option, tables: Tables) -> PlanOption:
+    own, pair = option.amounts, (unit.name, option.name)
     as_it_is = option.name == unit.options[0]
-    known = as_it_is or unit.kind is Kind.ARITHMETIC or (unit.name, option.name) in measured
-    note = "" if as_it_is or unit.kind is Kind.ARITHMETIC else sources.get((unit.name, option.name), "")
+    known = as_it_is or pair in tables.measured
+    note = "" if as_it_is or unit.kind is Kind.ARITHMETIC else tables.times.sources.get(pair, "")
+    unknown = pair in tables.unknown
     return PlanOption(
         name=option.name,
-        error=own.get(Quantity.ERROR, 0.0),
+        error=None if unknown else own.get(Quantity.ERROR, 0.0),
         saved_us=-1e3 * own.get(Quantity.LATENCY, 0.0),
         saved_mj=-own.get(Quantity.ENERGY, 0.0),
         saved_bytes=-own.get(Quantity.SIZE, 0.0),
-        source="measured" if known else "predicted",
+        source="not measured in time" if unknown else "measured" if known else "predicted",
         note=f"time {note}" if note else "",
     )
 

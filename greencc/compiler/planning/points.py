@@ -79,6 +79,7 @@ class Point:
         predicted: What the tables said.
         origin: ``form``, ``plan`` or ``cache``.
         place: Why it was chosen, or was not.
+        passes: All of them from the original model.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Point:
     predicted: Mapping[Quantity, float] = field(default_factory=dict)
     origin: str = "plan"
     place: str = ""
+    passes: tuple[Pass, ...] = ()
 
     @property
     def form(self) -> Form | None:
@@ -98,10 +100,8 @@ class Point:
 
     @property
     def recipe(self) -> str:
-        """All passes from the original model, where they are known."""
-        if self.form is not None:
-            return dump_recipe(self.form.passes)
-        return "" if self.steps is None else dump_recipe(self.steps.all)
+        """All passes from the original model."""
+        return dump_recipe(self.passes if self.form is None else self.form.passes)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Preparation:
             None if full is None else full.figures.latency_ms[50] * 1e3,
         )
         tables = self._tables(space, found, cleaned_ms, full)
-        self._errors(space, tables, variant, groups)
+        self._errors(space, tables, variant, groups, full)
         return Prepared(space, tables, forms, full)
 
     def _full(self, space: Space, integer: Contender) -> Point:
@@ -275,7 +275,14 @@ class Preparation:
             overhead = (full.figures.size_bytes - expected) / len(weights)
         return Tables(layers, times, {}, shares, edges, base, _WEIGHT_BYTES, overhead)
 
-    def _errors(self, space: Space, tables: Tables, variant: Variant | None, groups: Sequence[Group]) -> None:
+    def _errors(
+        self,
+        space: Space,
+        tables: Tables,
+        variant: Variant | None,
+        groups: Sequence[Group],
+        full: Point | None,
+    ) -> None:
         """Fill in the errors: measured for arithmetic, predicted for structure."""
         for (name, option), offer in space.offers.items():
             tables.errors[name, option] = offer.error
@@ -294,8 +301,13 @@ class Preparation:
                 self.session.warn(
                     "the error table did not end in time: every layer counts alike (raise --time-budget)"
                 )
-            for row in rows or ():
-                tables.errors[f"{Kind.ARITHMETIC.value}:{row.group.name}", Number.INT8.value] = row.error
+            alike = 0.0 if full is None else full.figures.error / len(groups)
+            found = {row.group.name: row.error for row in rows or ()}
+            for group in groups:
+                pair = f"{Kind.ARITHMETIC.value}:{group.name}", Number.INT8.value
+                tables.errors[pair] = found.get(group.name, alike)
+                if group.name in found:
+                    tables.measured.add(pair)
         left = [
             (unit.name, option)
             for unit in space.units
@@ -307,8 +319,11 @@ class Preparation:
         with self.session.phase("sensitivity"):
             errors = self.verifier.errors_of(plans, limit)
         for pair, error in zip(left, errors, strict=True):
-            if error is not None:
+            if error is None:
+                tables.unknown.add(pair)
+            else:
                 tables.errors[pair] = error
+                tables.measured.add(pair)
 
     def measure_errors(self, space: Space, plans: Sequence[Assignment]) -> list[float | None]:
         """Errors of assignments, built and run; None of those that cannot be built."""

@@ -224,7 +224,8 @@ class Search:
         """With the corrections so far."""
         found = make_problem(self.space, self.tables, self.corrections)
         self.log.pairs = len(found.pairs)
-        return replace(found, barred=tuple(self._barred))
+        unknown = (frozenset({pair}) for pair in sorted(self.tables.unknown))
+        return replace(found, barred=(*self._barred, *unknown))
 
     def rows(self) -> list[Limit]:
         """The budget, tightened by what verified plans took beyond what was predicted."""

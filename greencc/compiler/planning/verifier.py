@@ -25,6 +25,7 @@ from greencc.core.data import Array, Feeds
 from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
+from greencc.core.passes import Pass
 from greencc.core.report import Latency
 from greencc.measure.latency import measure_latency
 from greencc.measure.profiles import GLANCE, QUICK
@@ -94,10 +95,19 @@ class Verifier:
         self._names += 1
         name = f"plan {self._names}"
         target = self.session.target
+        passes = self.passes_of(steps)
         known = self.store.get(steps, format_spec(target), self.reference_ms[50])
         if known is not None:
             return Point(
-                name, summary, known, target, steps, chosen, predicted=predicted or {}, origin="cache"
+                name,
+                summary,
+                known,
+                target,
+                steps,
+                chosen,
+                predicted=predicted or {},
+                origin="cache",
+                passes=passes,
             )
         form = self.build(name, steps)
         item = self.judged(form, target)
@@ -106,6 +116,10 @@ class Verifier:
         self.store.put(steps, format_spec(target), summary, figures, chosen)
         item.engine.close()
         return Point(name, summary, figures, target, steps, chosen, item, predicted or {})
+
+    def passes_of(self, steps: PlanSteps) -> tuple[Pass, ...]:
+        """All passes of a plan from the original model."""
+        return self.builder.passes_of(steps.prepare, steps.quantize, steps.extra)
 
     def build(self, name: str, steps: PlanSteps) -> Form:
         """The form of a plan.
