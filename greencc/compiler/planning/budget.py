@@ -30,7 +30,7 @@ class Asked:
         objective: What is minimised.
         rate: Requests per second; None: flat out.
         idle_watts: Drawn while nothing runs, estimated.
-        max_drop: Of the accuracy.
+        max_drop: The most that a plan may lose on the planning split.
         tails: Latency at a percentile over the median, by percentile, as last seen.
         warnings: What was asked but says less than it seems to.
     """

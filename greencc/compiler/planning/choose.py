@@ -17,7 +17,7 @@ from greencc.compiler.planning.budget import Asked, missed
 from greencc.compiler.planning.points import Figures, Point, PointStore
 from greencc.compiler.planning.prepare import Preparation, Prepared
 from greencc.compiler.planning.reach import require_above_idle, require_possible, tables_bound
-from greencc.compiler.planning.search import ROUNDS, Search, aim_of
+from greencc.compiler.planning.search import ROUNDS, Search, aim_of, loss_allowed
 from greencc.compiler.planning.verifier import CannotBuildError, Verifier, macs_of
 from greencc.compiler.sensitivity import facts_key
 from greencc.compiler.session import Deadline, Session
@@ -122,6 +122,7 @@ def choose_plan(
     """
     deadline = Deadline(session.options.time_budget)
     asked = Asked.of(session.options, session.target.device())
+    asked.max_drop = loss_allowed(session.options.max_drop, splits.planning.count)
     for warning in asked.warnings:
         session.warn(warning)
     require_above_idle(asked)
@@ -303,7 +304,7 @@ def value_of(asked: Asked, figures: Figures) -> float:
 
 def _best_first(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
     """Points within the accuracy, those that keep the budget first, then by the objective."""
-    within = [point for point in points if _loss(point) <= session.options.max_drop]
+    within = [point for point in points if _loss(point) <= asked.max_drop]
     return sorted(within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures)))
 
 
@@ -335,7 +336,7 @@ def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Poi
     roomy = [point for point in keeping if _roomy(asked, point)]
     ladder: list[Point] = []
     for point in sorted(roomy or keeping, key=lambda item: (item.figures.error, item.origin != "form")):
-        if _loss(point) > session.options.max_drop:
+        if _loss(point) > asked.max_drop:
             point.place = f"loses {_loss(point):.2%} on the planning split, more than the limit"
             continue
         value = value_of(asked, point.figures)

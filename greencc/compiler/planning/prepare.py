@@ -45,7 +45,7 @@ from greencc.planner.problem import Assignment, Quantity
 from greencc.targets import format_spec
 
 # Shares of the time that planning may take, after which what is not yet known is left out.
-_OFFER_SHARE, _TABLE_SHARE = 0.25, 0.45
+_OFFER_SHARE, _TABLE_SHARE = 0.4, 0.55
 # More of a profile than this must map back to the model's nodes.
 _MAPPED = 0.5
 _WEIGHT_BYTES = {

@@ -27,6 +27,7 @@ from greencc.planner.solve import Solution, UndecidedError, least_violation, sol
 
 ROUNDS = {Effort.QUICK: 4, Effort.STANDARD: 14, Effort.FULL: 40}
 _PATIENCE = 5
+_ROUNDING = 1e-9
 # A smaller gain than this is none.
 _BETTER = 1e-3
 # Plans that differ by less error than this are one.
@@ -45,12 +46,22 @@ _MEASURED = 4
 _MATTERS = 0.05
 
 
+def loss_allowed(max_drop: float, samples: int) -> float:
+    """The most that a plan may lose on the planning split: the limit, or one sample where that is more.
+
+    Less than one sample cannot be seen, and one of few says nothing: the certification split decides.
+    """
+    return max(max_drop, 1.0 / max(samples, 1) + _ROUNDING)
+
+
 def aim_of(max_drop: float, samples: int) -> float:
     """What plans are to lose at most on the planning split, so that they hold on samples that they have not seen.
 
-    One standard deviation below the limit, for what a plan at the limit would show by chance; at least half of it.
+    One standard deviation below the limit, for what a plan at the limit would show by chance; at least half of it, and
+    at least what can be seen.
     """
-    return max(0.5 * max_drop, max_drop - math.sqrt(max_drop * (1.0 - max_drop) / max(samples, 1)))
+    aim = max(0.5 * max_drop, max_drop - math.sqrt(max_drop * (1.0 - max_drop) / max(samples, 1)))
+    return aim if aim * samples >= 1.0 else loss_allowed(max_drop, samples)
 
 
 @dataclass
