@@ -31,7 +31,7 @@ from greencc.core.report import Interval
 from greencc.core.report_plan import LimitVerdict
 from greencc.planner.budget import Objective
 from greencc.planner.problem import weigh
-from greencc.targets import format_spec, make_target
+from greencc.targets import format_spec
 
 # A smaller gain than this is not worth leaving a safer plan for.
 _WORTH = 0.02
@@ -148,9 +148,11 @@ def choose_plan(
         untouched = make_problem(prepared.space, prepared.tables, Corrections())
         require_possible(asked, session.target.device(), untouched, feeds[0])
         points += _timed_forms(verifier, prepared, session)
-        search = _search(session, verifier, prepared, asked, deadline, job, splits)
+        earlier = _earlier(session, verifier)
+        search = _search(session, verifier, prepared, asked, deadline, job, splits, earlier)
         points += search.points
-    points += _earlier(session, verifier, points)
+        known = {str(point.steps) for point in points if point.steps is not None}
+        points += [point for point in earlier if str(point.steps) not in known]
     points += try_backends(session, verifier, _best_first(asked, session, points), deadline)
     ladder = _compared(asked, session, verifier, points)
     if not ladder:
@@ -239,6 +241,7 @@ def _search(
     deadline: Deadline,
     job: Preparation,
     splits: Splits,
+    earlier: Sequence[Point],
 ) -> Search:
     search = Search(
         verifier,
@@ -252,6 +255,7 @@ def _search(
         1.0 / max(splits.planning.count, 1),
         deadline,
         ROUNDS[session.options.effort],
+        earlier=earlier,
     )
     made_up = splits.planning.synthetic
     if made_up and not prepared.space.units:
@@ -277,16 +281,24 @@ def _search(
     return search
 
 
-def _earlier(session: Session, verifier: Verifier, points: Sequence[Point]) -> list[Point]:
-    """What earlier compiles verified of this model, with other budgets."""
-    known = {(str(point.steps), format_spec(point.backend)) for point in points if point.steps is not None}
+def _earlier(session: Session, verifier: Verifier) -> list[Point]:
+    """What earlier compiles verified of this model on this target, with other budgets."""
+    spec = format_spec(session.target)
     found = []
     for number, kept in enumerate(verifier.store.all(verifier.reference_ms[50]), start=1):
-        if (str(kept.steps), kept.backend) in known or kept.backend != format_spec(session.target):
+        if kept.backend != spec:
             continue
-        target = make_target(kept.backend)
-        name = f"earlier {number}"
-        found.append(Point(name, kept.summary, kept.figures, target, kept.steps, kept.chosen, origin="cache"))
+        point = Point(
+            f"earlier plan {number}",
+            kept.summary,
+            kept.figures,
+            session.target,
+            kept.steps,
+            kept.chosen,
+            origin="cache",
+            passes=verifier.passes_of(kept.steps),
+        )
+        found.append(point)
     return found
 
 

@@ -30,11 +30,15 @@ _PATIENCE = 5
 _ROUNDING = 1e-9
 # A smaller gain than this is none.
 _BETTER = 1e-3
+# A plan that is predicted to be so much worse than the best verified one is not built.
+_HOPELESS = 1.02
 # Plans that differ by less error than this are one.
 _CLOSE = 1.15
 # By how much the error allowed moves at most from one plan to the next.
 _STEP = 16.0
 _CORRECTION = (0.05, 20.0)
+# Nothing saves much more than all of what it takes.
+_SAVED = (0.4, 1.1)
 # Seconds of one solution at most.
 _SOLVE_SECONDS = 10.0
 # Of a solution: what the tables know is far rougher.
@@ -129,6 +133,7 @@ class Search:
         aim: What a plan may lose on the planning split to be called one that holds (`aim_of`).
         few: The smallest loss that the planning split can show.
         deadline: When to stop.
+        earlier: Points that other compiles of the model verified.
         rounds: Plans at most.
     """
 
@@ -149,6 +154,7 @@ class Search:
     slack: dict[str, float] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     expected: tuple[Solution, ...] = ()
+    earlier: Sequence[Point] = ()
     _barred: list[frozenset[tuple[str, str]]] = field(default_factory=list)
     _seen: dict[str, Point] = field(default_factory=dict)
 
@@ -162,7 +168,9 @@ class Search:
             bracket.learn(start.figures.error, holds=holds)
             allowed = bracket.next(loss, self.aim)
         idle = known = 0
-        best = math.inf
+        best = self._recall(bracket)
+        if self.objective is not Objective.ERROR and math.isfinite(best):
+            allowed = bracket.next(self.few, self.aim)
         while True:
             if self.deadline.over:
                 self.log.ended = "the time budget was over"
@@ -178,6 +186,16 @@ class Search:
                     self._out_of_reach()
                     return
                 allowed = math.inf if math.isinf(bracket.high) else bracket.next(loss, self.aim)
+                continue
+            if self.objective is not Objective.ERROR and solution.value > best * _HOPELESS:
+                # Nothing with so little error is as good as what is verified already.
+                bracket.floor = max(bracket.floor, allowed)
+                if math.isinf(allowed) or bracket.closed:
+                    self.log.ended = "no plan promises to be better than the best one that was verified"
+                    return
+                allowed = bracket.next(loss, self.aim)
+                if math.isinf(bracket.high) and allowed >= self._largest_error():
+                    allowed = math.inf
                 continue
             before = len(self.points)
             point = self._point(solution)
@@ -218,6 +236,24 @@ class Search:
             if idle >= _PATIENCE:
                 self.log.ended = f"{_PATIENCE} plans in a row were no better"
                 return
+
+    def _recall(self, bracket: Bracket) -> float:
+        """Learn from what earlier compiles verified; the value of the best of them that keeps this budget."""
+        best = math.inf
+        units = {unit.name: unit.options for unit in self.space.units}
+        for point in sorted(self.earlier, key=lambda item: item.figures.error):
+            holds = (point.figures.loss or 0.0) <= self.aim
+            if holds and self.keeps(point):
+                best = min(best, self._value(point))
+            chosen = point.chosen
+            if chosen is None or any(chosen.get(name) not in options for name, options in units.items()):
+                continue
+            bracket.learn(max(point.figures.error, 1e-12), holds=holds)
+            point.predicted = self.problem().totals(chosen)
+            self._correct(point)
+            assert point.steps is not None
+            self._seen[str(point.steps)] = point
+        return best
 
     def expect_front(self) -> None:
         """Sweep the front of the corrected tables: what else could be had, as far as they know."""
@@ -366,7 +402,7 @@ class Search:
         if expected > 0.02 * base:
             factor = max(base - point.figures.latency_ms[50], 0.0) / expected
             # Times are noisy: half of what one plan shows, in logarithms.
-            _scale(self.corrections.saved, saved, math.sqrt(min(max(factor, 0.4), 1.6)))
+            _scale(self.corrections.saved, saved, math.sqrt(min(max(factor, 0.4), 1.6)), _SAVED)
 
     def _out_of_reach(self) -> None:
         """No plan keeps the budget by the tables, or none that loses little enough: build the one that misses least."""
@@ -396,7 +432,12 @@ class Search:
         return weigh(self.objective.weights, {key: value or 0.0 for key, value in found.items()})
 
 
-def _scale(factors: dict[Kind, float], parts: dict[Kind, float], ratio: float) -> None:
+def _scale(
+    factors: dict[Kind, float],
+    parts: dict[Kind, float],
+    ratio: float,
+    ends: tuple[float, float] = _CORRECTION,
+) -> None:
     """Spread what came out over what was expected over the kinds, in proportion to their parts."""
     total = sum(parts.values())
     if total <= 0.0 or ratio <= 0.0:
@@ -404,4 +445,4 @@ def _scale(factors: dict[Kind, float], parts: dict[Kind, float], ratio: float) -
     for kind, part in parts.items():
         if part > 0.0:
             value = factors.get(kind, 1.0) * ratio ** (part / total)
-            factors[kind] = min(max(value, _CORRECTION[0]), _CORRECTION[1])
+            factors[kind] = min(max(value, ends[0]), ends[1])
