@@ -144,10 +144,14 @@ class Search:
                 return
             solution = self._solve(allowed)
             if solution is None:
-                if not self._out_of_reach(bracket):
+                # Less error than this leaves no plan that keeps the budget.
+                hopeless = math.isinf(allowed) or self.objective is Objective.ERROR
+                if not hopeless:
+                    bracket.low = max(bracket.low, allowed, 1e-6 * self._largest_error())
+                if hopeless or bracket.closed:
+                    self._out_of_reach()
                     return
-                allowed = math.inf
-                bracket.low = max(bracket.low, sum(self.tables.errors.values()))
+                allowed = self._next(bracket, loss)
                 continue
             before = len(self.points)
             point = self._point(solution)
@@ -175,9 +179,10 @@ class Search:
                     "no plan is left between the best one that holds and the next one, which does not"
                 )
                 return
-            allowed = bracket.next(loss, self.max_drop)
-            if math.isinf(bracket.high) and allowed >= self._largest_error():
-                allowed = math.inf
+            if not holds and not new and math.isinf(allowed):
+                self.log.ended = "no plan keeps both the budget and the accuracy, by the tables"
+                return
+            allowed = self._next(bracket, loss)
             if not new:
                 continue
             value = self._value(point)
@@ -315,17 +320,19 @@ class Search:
             factor = max(base - point.figures.latency_ms[50], 0.0) / expected
             _scale(self.corrections.saved, saved, min(max(factor, 0.3), 2.0))
 
-    def _out_of_reach(self, bracket: Bracket) -> bool:
-        """No plan keeps the budget by the tables. Whether to look again without a limit on the error."""
+    def _out_of_reach(self) -> None:
+        """No plan keeps the budget by the tables: verify the nearest one."""
         problem, rows = self.problem(), self.rows()
-        if math.isinf(bracket.high) and bracket.low < sum(self.tables.errors.values()):
-            return True
         nearest = least_violation(problem, rows)
         if nearest is not None:
             self.log.nearest = nearest
             self._point(nearest)
         self.log.ended = "no plan keeps the budget, by the tables"
-        return False
+
+    def _next(self, bracket: Bracket, loss: float) -> float:
+        """The error to allow next; without end where it is more than any plan has."""
+        found = bracket.next(loss, self.max_drop)
+        return math.inf if math.isinf(bracket.high) and found >= self._largest_error() else found
 
     def _largest_error(self) -> float:
         """More than any plan has by the tables."""

@@ -13,8 +13,8 @@ import pytest
 from greencc.bundle import load
 from greencc.core.errors import ExitCode
 from greencc.core.report import Report
+from tests.cli.conftest import listing
 
-from ..conftest import listing
 from .conftest import COMPILE, entries, environment
 
 ASKED = (*COMPILE, "--minimize", "latency")
@@ -63,9 +63,10 @@ def figures(report: Report) -> dict[str, object]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "points"),
-    [(signal.SIGINT, 2), pytest.param(signal.SIGKILL, 3, marks=pytest.mark.full)],
+    [(signal.SIGINT, 2), (signal.SIGKILL, 3)],
     ids=["ctrl-c", "sigkill"],
 )
 def test_an_interrupted_search_goes_on(
