@@ -17,7 +17,7 @@ from tests.cli.conftest import listing
 
 from .conftest import COMPILE, entries, environment
 
-ASKED = (*COMPILE, "--minimize", "latency")
+ASKED = (*COMPILE[:-2], "--minimize", "latency")
 LONGEST_SECONDS = 240
 
 
@@ -29,7 +29,7 @@ def start(folder: Path, cache: Path, output: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.cli.plan.steady", *ASKED[:-3], *ASKED[-2:], "-o", output],
+        [sys.executable, "-m", "tests.cli.plan.steady", *ASKED, "-o", output],
         cwd=folder,
         env=environment(cache),
         preexec_fn=hear_interrupts,
