@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from types import MappingProxyType
 
 from greencc.compiler.planning.kernels import LayerTimes
 from greencc.compiler.planning.space import Kind, Number, PlanUnit, Space
@@ -135,8 +136,18 @@ def effects(space: Space, tables: Tables, unit: PlanUnit, option: str) -> dict[s
     return found
 
 
-def make_problem(space: Space, tables: Tables, corrections: Corrections) -> Problem:
-    """Everything that options and pairs add to the untouched model."""
+def make_problem(
+    space: Space, tables: Tables, corrections: Corrections, usual: Mapping[str, str] = MappingProxyType({})
+) -> Problem:
+    """Everything that options and pairs add to the untouched model.
+
+    Args:
+        space: What may be decided.
+        tables: What is known of it.
+        corrections: What verified plans have shown.
+        usual: In what layers compute by which several structural options overlap (three options in one pair there are
+            not); of others: integers where they can.
+    """
     structural = {
         (unit.name, option): effects(space, tables, unit, option)
         for unit in space.units
@@ -153,7 +164,7 @@ def make_problem(space: Space, tables: Tables, corrections: Corrections) -> Prob
         )
         for unit in space.units
     )
-    pairs = _Pairs(space, tables, corrections, structural)
+    pairs = _Pairs(space, tables, corrections, structural, usual)
     return Problem(units, tuple(pairs.all()), tables.base)
 
 
@@ -194,6 +205,7 @@ class _Pairs:
     tables: Tables
     corrections: Corrections
     structural: Mapping[tuple[str, str], Mapping[str, Effect]]
+    usual: Mapping[str, str]
 
     def all(self) -> Iterator[Pair]:
         found: dict[tuple[tuple[str, str], tuple[str, str]], dict[Quantity, float]] = {}
@@ -223,7 +235,7 @@ class _Pairs:
                 for option in unit.options[1:] if unit is not None else ():
                     assert unit is not None
                     yield (unit.name, option), key, self._in_arithmetic(facts, option, effect, key)
-            usual = "int8" if unit is not None and "int8" in unit.options else "float"
+            usual = self.usual.get(layer, "int8" if unit is not None and "int8" in unit.options else "float")
             for (first, one), (second, other) in combinations(changes, 2):
                 if first[0] != second[0]:
                     yield first, second, self._together(facts, one, other, usual)

@@ -156,7 +156,7 @@ def choose_plan(
     points += try_backends(session, verifier, _best_first(asked, session, points), deadline)
     ladder = _compared(asked, session, verifier, points)
     if not ladder:
-        bound = "" if search is None else tables_bound(asked, search.problem())
+        bound = "" if search is None else tables_bound(search.problem(), asked.rows())
         raise _out_of_reach(asked, points, bound)
     usable = _open(verifier, ladder, session)
     shown = {id(point.contender) for point in usable}

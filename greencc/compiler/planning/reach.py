@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from greencc.compiler.planning.budget import Asked
 from greencc.core.data import Feeds
 from greencc.core.engine import Device
-from greencc.core.errors import LimitError
 from greencc.meters.device_store import calibrated_profile
 from greencc.planner.budget import Kind
-from greencc.planner.limits import lower_bounds, plan_floors, require_reachable
+from greencc.planner.front import reachable
+from greencc.planner.limits import lower_bounds, require_reachable
 from greencc.planner.physics import idle_floor, physics_floors
 from greencc.planner.problem import Limit, Problem, Quantity
+
+_SECONDS = 5.0
 
 
 def require_above_idle(asked: Asked) -> None:
@@ -41,13 +45,14 @@ def require_possible(asked: Asked, device: Device, problem: Problem, feeds: Feed
     require_reachable(asked.budget, floors, asked.rate)
 
 
-def tables_bound(asked: Asked, problem: Problem) -> str:
-    """The least that the tables hold possible of every limit that is below it, in words; empty where none is."""
-    floors = plan_floors(
-        problem, asked.budget, rate=asked.rate, idle_watts=asked.idle_watts, tails=asked.tails
-    )
-    try:
-        require_reachable(asked.budget, floors, asked.rate)
-    except LimitError as error:
-        return error.message
-    return ""
+def tables_bound(problem: Problem, rows: Sequence[Limit]) -> str:
+    """How far the tables hold every limit to be out of reach, in words; empty where none is."""
+    told = []
+    for reach in reachable(problem, rows, seconds=_SECONDS):
+        least, limit = reach.alone, reach.limit
+        if least is None or limit.bound <= 0.0 or least.bound <= limit.bound:
+            continue
+        told.append(
+            f"{limit.name} is out of reach: by the tables, the smallest plan takes {least.bound / limit.bound:.3g} times as much"
+        )
+    return "; ".join(told)

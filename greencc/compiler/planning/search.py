@@ -157,6 +157,7 @@ class Search:
     earlier: Sequence[Point] = ()
     _barred: list[frozenset[tuple[str, str]]] = field(default_factory=list)
     _seen: dict[str, Point] = field(default_factory=dict)
+    _usual: dict[str, str] = field(default_factory=dict)
 
     def run(self, start: Point | None) -> None:
         """Search; `start` is a form whose loss and error are known, such as the one with all layers in integers."""
@@ -167,6 +168,8 @@ class Search:
             holds = (start.figures.loss or 0.0) <= self.aim
             bracket.learn(start.figures.error, holds=holds)
             allowed = bracket.next(loss, self.aim)
+            if start.steps is not None:
+                self._seen[str(start.steps)] = start
         idle = known = 0
         best = self._recall(bracket)
         if self.objective is not Objective.ERROR and math.isfinite(best):
@@ -180,12 +183,14 @@ class Search:
                 return
             solution = self._solve(allowed)
             if solution is None:
-                if math.isfinite(allowed):
-                    bracket.floor = max(bracket.floor, allowed)
-                if math.isinf(allowed) or bracket.closed:
+                # Less error than this leaves no plan that keeps the budget.
+                hopeless = math.isinf(allowed) or self.objective is Objective.ERROR
+                if not hopeless:
+                    bracket.floor = max(bracket.floor, allowed, 1e-6 * self._largest_error())
+                if hopeless or bracket.closed:
                     self._out_of_reach()
                     return
-                allowed = math.inf if math.isinf(bracket.high) else bracket.next(loss, self.aim)
+                allowed = self._next(bracket, loss)
                 continue
             if self.objective is not Objective.ERROR and solution.value > best * _HOPELESS:
                 # Nothing with so little error is as good as what is verified already.
@@ -193,9 +198,7 @@ class Search:
                 if math.isinf(allowed) or bracket.closed:
                     self.log.ended = "no plan promises to be better than the best one that was verified"
                     return
-                allowed = bracket.next(loss, self.aim)
-                if math.isinf(bracket.high) and allowed >= self._largest_error():
-                    allowed = math.inf
+                allowed = self._next(bracket, loss)
                 continue
             before = len(self.points)
             point = self._point(solution)
@@ -223,9 +226,10 @@ class Search:
                     "no plan is left between the best one that holds and the next one, which does not"
                 )
                 return
-            allowed = bracket.next(loss, self.aim)
-            if math.isinf(bracket.high) and allowed >= self._largest_error():
-                allowed = math.inf
+            if not holds and not new and math.isinf(allowed):
+                self.log.ended = "no plan keeps both the budget and the accuracy, by the tables"
+                return
+            allowed = self._next(bracket, loss)
             if not new:
                 continue
             value = self._value(point)
@@ -269,7 +273,7 @@ class Search:
 
     def problem(self) -> Problem:
         """With the corrections so far."""
-        found = make_problem(self.space, self.tables, self.corrections)
+        found = make_problem(self.space, self.tables, self.corrections, self._usual)
         self.log.pairs = len(found.pairs)
         unknown = (frozenset({pair}) for pair in sorted(self.tables.unknown))
         return replace(found, barred=(*self._barred, *unknown))
@@ -285,7 +289,7 @@ class Search:
 
     def _solve(self, allowed: float) -> Solution | None:
         """The best plan by the tables with at most such an error; errors of what it takes are measured alone first."""
-        for _ in range(2):
+        for _ in range(3):
             problem, rows = self.problem(), self.rows()
             if math.isfinite(allowed) and self.objective is not Objective.ERROR:
                 rows.append(Limit("error", {Quantity.ERROR: 1.0}, allowed))
@@ -297,9 +301,19 @@ class Search:
             if solution is None:
                 return None
             self.log.add(solution)
-            if not self._measure(solution):
+            # Overlaps are counted in the arithmetic of the last solution: where it differs, once more.
+            moved = self._assume(solution.chosen)
+            if not self._measure(solution) and not moved:
                 return solution
         return solution
+
+    def _assume(self, chosen: Assignment) -> bool:
+        """Count overlaps in the arithmetic of this plan; whether that is another one than before."""
+        found = {unit.subject: chosen[unit.name] for unit in self.space.units if unit.kind is Kind.ARITHMETIC}
+        restructured = {layer for pair in self.space.offers for layer in self.tables.work.get(pair, {})}
+        moved = any(self._usual.get(layer) != found[layer] for layer in restructured if layer in found)
+        self._usual = found
+        return moved
 
     def _measure(self, solution: Solution) -> bool:
         """Measure the errors of structural options in a solution; whether any is far from what was predicted."""
@@ -414,6 +428,11 @@ class Search:
         self.log.ended = "no plan keeps the budget, by the tables"
         if nearest is not None and nearest.value <= 0.0:
             self.log.ended += ", and loses little enough"
+
+    def _next(self, bracket: Bracket, loss: float) -> float:
+        """The error to allow next; without end where it is more than any plan has."""
+        found = bracket.next(loss, self.aim)
+        return math.inf if math.isinf(bracket.high) and found >= self._largest_error() else found
 
     def _largest_error(self) -> float:
         """More than any plan has by the tables."""

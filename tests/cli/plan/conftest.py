@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from greencc.core.cache import VARIABLE
 from greencc.core.report import Report
 from greencc.core.report_plan import PlanInfo
 from greencc.planner.budget import Objective
+from tests.cli.conftest import Outcome
 
-from ..conftest import Outcome
 from .blocks import build_blocks
 from .steady import install
 
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def planned_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def planned_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders with the blocks model and data, planned for latency as ``out.greencc``, and with what was cached."""
     folder, cache = tmp_path_factory.mktemp("blocks"), tmp_path_factory.mktemp("planned-cache")
     build_blocks(folder)
@@ -57,7 +57,7 @@ def planned_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
             minimize=Objective.LATENCY,
         )
         compile_model(folder / "model.onnx", options, output=folder / "out.greencc").close()
-    yield folder, cache
+    return folder, cache
 
 
 @pytest.fixture

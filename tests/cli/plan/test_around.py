@@ -18,8 +18,8 @@ from greencc.core.cache_entries import EntryHeader, encode
 from greencc.core.engine import NodeTime
 from greencc.core.errors import ExitCode
 from greencc.targets import CpuTarget
+from tests.cli.conftest import Outcome, listing
 
-from ..conftest import Outcome, listing
 from .conftest import COMPILE, Plan, entries
 
 NO_TIME = ("--time-budget", "0.001")

@@ -13,11 +13,11 @@ import pytest
 from greencc.bundle import load
 from greencc.core.errors import ExitCode
 from greencc.core.report import Report
+from tests.cli.conftest import listing
 
-from ..conftest import listing
 from .conftest import COMPILE, entries, environment
 
-ASKED = (*COMPILE, "--minimize", "latency")
+ASKED = (*COMPILE[:-2], "--minimize", "latency")
 LONGEST_SECONDS = 240
 
 
@@ -29,7 +29,7 @@ def start(folder: Path, cache: Path, output: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.cli.plan.steady", *ASKED[:-3], *ASKED[-2:], "-o", output],
+        [sys.executable, "-m", "tests.cli.plan.steady", *ASKED, "-o", output],
         cwd=folder,
         env=environment(cache),
         preexec_fn=hear_interrupts,
@@ -63,9 +63,10 @@ def figures(report: Report) -> dict[str, object]:
     }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "points"),
-    [(signal.SIGINT, 2), pytest.param(signal.SIGKILL, 3, marks=pytest.mark.full)],
+    [(signal.SIGINT, 2), (signal.SIGKILL, 3)],
     ids=["ctrl-c", "sigkill"],
 )
 def test_an_interrupted_search_goes_on(
