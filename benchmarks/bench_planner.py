@@ -9,6 +9,7 @@ cache, and how far the plan is from the true best of a space that is small enoug
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def run(settings: Settings) -> None:
     for case in wanted:
         found, note = _Bench(case, settings, planner=planner).run()
         rows += found
-        notes[case.name] = note
+        notes[case.name] = {**note, "time_budget": _seconds(settings)}
         # After every model, so that an interrupted run leaves what it has.
         save(
             "planner",
@@ -100,7 +101,8 @@ def has_search() -> bool:
 
 
 def _seconds(settings: Settings) -> float:
-    return QUICK_TIME_BUDGET if settings.quick else TIME_BUDGET
+    """Of planning; small nets need less than the default: ``BENCH_TIME_BUDGET=120`` seconds."""
+    return QUICK_TIME_BUDGET if settings.quick else float(os.environ.get("BENCH_TIME_BUDGET", TIME_BUDGET))
 
 
 def _earlier(settings: Settings, names: Sequence[str]) -> tuple[list[Row], dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from greencc.compiler.contender import Contender, judge
 from greencc.compiler.data import Splits
@@ -13,6 +15,9 @@ from greencc.core.errors import LimitError
 from greencc.core.report import Accuracy
 from greencc.verify.certificate import fixed_sequence
 
+# Plans that are tested after the preferred one failed.
+_OTHERS = 3
+
 
 @dataclass(frozen=True)
 class Held:
@@ -22,14 +27,21 @@ class Held:
     accuracy: Accuracy
 
 
-def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) -> list[Held]:
+Others = Callable[[Contender], Iterator[Contender]]
+"""What else may be shipped in the place of a contender that held, the best first."""
+
+
+def certify(
+    session: Session, choice: Choice, baseline: Engine, splits: Splits, others: Others | None = None
+) -> list[Held]:
     """Test the forms from safe to aggressive up to the preferred one; return those that hold, in that order.
 
     This is the fixed sequence of docs/adr/0005-certificate.md: where a safer form fails, a more aggressive one is not
     tested, and where a safer one is not certified, neither is what comes after it. So a certificate costs no
     correction for having had a choice.
 
-    Where nothing holds of a precision that was asked for by name, safer forms of it are built (`_safer`).
+    Where nothing holds of a precision that was asked for by name, safer forms of it are built (`_safer`). Where the
+    preferred one of a plan fails, `others` that are better than what is left are tested, without a certificate.
 
     Raises:
         LimitError: Not even the safest form that may be shipped holds.
@@ -47,8 +59,23 @@ def certify(session: Session, choice: Choice, baseline: Engine, splits: Splits) 
         return [_safer(session, choice, baseline, splits, problem)]
     if problem is not None:
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
-        held[-1].contender.place = "the fastest form that held on the certification split"
-    return _sequential(held)
+        held[-1].contender.place = "the best form that held on the certification split"
+    held = _sequential(held)
+    if problem is not None and others is not None and not session.options.require_certified:
+        held += _another(session, others(held[-1].contender), baseline, splits)
+    return held
+
+
+def _another(session: Session, others: Iterator[Contender], baseline: Engine, splits: Splits) -> list[Held]:
+    """The first of some contenders that holds."""
+    for item in islice(others, _OTHERS):
+        accuracy = _judge(session, item, baseline, splits)
+        refused = refuse(accuracy, session.options, item.form, synthetic=splits.certification.synthetic)
+        if refused is None:
+            item.place = "the best plan that held on the certification split"
+            return [Held(item, _withdrawn(accuracy, "another plan was tested before it"))]
+        item.place = f"refused on the certification split: {refused.message}"
+    return []
 
 
 def _safer(session: Session, choice: Choice, baseline: Engine, splits: Splits, problem: LimitError) -> Held:

@@ -157,7 +157,9 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
-        held = certify(session, choice, baseline, splits)
+        held = certify(session, choice, baseline, splits, None if plan is None else plan.others)
+        if plan is not None:
+            choice.all = [*plan.ranked, *plan.discarded]
         final = _measure(session, path, source, baseline, held, feeds, plan)
         layers = _layers(session, path, source, final, splits, feeds[0])
     finally:

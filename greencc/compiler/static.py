@@ -81,8 +81,17 @@ def static_int8(
     return replace(found, safer=job.safer(found.best))
 
 
+def _never() -> bool:
+    return False
+
+
 def recalled_variant(
-    session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits, context: str
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    splits: Splits,
+    context: str,
+    over: Callable[[], bool],
 ) -> tuple[Contender, Variant, list[Contender]]:
     """`best_variant`, or at once the one that an earlier compile found best in the same `context`."""
     found = session.cache.get(_KIND, context)
@@ -95,15 +104,19 @@ def recalled_variant(
             item = contender(session, form, baseline, splits)
             item.reason = f"{variant.reason}: the best way to quantize, as an earlier compile found"
             return item, variant, []
-    best, variant, others = best_variant(session, builder, baseline, splits)
+    best, variant, others = best_variant(session, builder, baseline, splits, over)
     session.cache.put(_KIND, context, {"name": np.array(variant.name)}, label="the best way to quantize")
     return best, variant, others
 
 
 def best_variant(
-    session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    splits: Splits,
+    over: Callable[[], bool] = _never,
 ) -> tuple[Contender, Variant, list[Contender]]:
-    """The first variants until one is good enough, then repairs of the best; the others come last."""
+    """The first variants until one is good enough or the time is `over`, then repairs of the best; the others last."""
     tried: list[tuple[Contender, Variant]] = []
 
     def attempt(variant: Variant) -> Contender:
@@ -122,8 +135,12 @@ def best_variant(
             return item, variant, [other for other, _ in tried if other is not item]
         if variant.enough and convincing and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
             break
+        if over():
+            break
     best, variant = _ranked(session, tried)[0]
     for better in refined(variant, effort):
+        if over():
+            break
         attempt(better)
     (best, variant), *rest = _ranked(session, tried)
     for other, _ in rest:

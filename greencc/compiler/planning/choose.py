@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from greencc.compiler.contender import Contender, contender
@@ -54,6 +54,7 @@ class PlanChoice:
         ladder: Points of the ranked contenders, the preferred one last.
         search: What it did; None where there was nothing to search.
         prepared: Space and tables; None likewise.
+        verifier: Builds plans again.
     """
 
     asked: Asked
@@ -61,6 +62,7 @@ class PlanChoice:
     ladder: list[Point]
     search: Search | None
     prepared: Prepared | None
+    verifier: Verifier
     discarded: list[Contender] = field(default_factory=list)
 
     @property
@@ -71,6 +73,24 @@ class PlanChoice:
     def point_of(self, item: Contender) -> Point:
         """The point of a ranked contender."""
         return next(point for point in self.ladder if point.contender is item)
+
+    def others(self, held: Contender) -> Iterator[Contender]:
+        """Contenders beside the ladder that are better than one that held, the best first."""
+        least = value_of(self.asked, self.point_of(held).figures) * (1.0 - _WORTH)
+        tested = {id(point) for point in self.ladder}
+        for point in _best_first(self.asked, self.points):
+            if id(point) in tested or not self.asked.keeps(point.figures):
+                continue
+            if value_of(self.asked, point.figures) >= least:
+                return
+            try:
+                item = self.verifier.opened(point)
+            except CannotBuildError:
+                continue
+            item.form.rank = PLAN_RANK + len(self.ladder)
+            item.reason = item.reason or point.summary
+            self.ladder.append(point)
+            yield item
 
     def verdicts(self, measured: Measurement) -> tuple[LimitVerdict, ...]:
         """What was measured in the end against the budget."""
@@ -153,7 +173,7 @@ def choose_plan(
         points += search.points
         known = {str(point.steps) for point in points if point.steps is not None}
         points += [point for point in earlier if str(point.steps) not in known]
-    points += try_backends(session, verifier, _best_first(asked, session, points), deadline)
+    points += try_backends(session, verifier, _best_first(asked, points), deadline)
     ladder = _compared(asked, session, verifier, points)
     if not ladder:
         bound = "" if search is None else tables_bound(search.problem(), asked.rows())
@@ -161,7 +181,7 @@ def choose_plan(
     usable = _open(verifier, ladder, session)
     shown = {id(point.contender) for point in usable}
     rest = [] if prepared is None else [item for item in prepared.forms if id(item) not in shown]
-    return PlanChoice(asked, points, usable, search, prepared, rest)
+    return PlanChoice(asked, points, usable, search, prepared, verifier, rest)
 
 
 def _context(session: Session, splits: Splits, original: Form) -> str:
@@ -314,7 +334,7 @@ def value_of(asked: Asked, figures: Figures) -> float:
     return weigh(asked.objective.weights, {key: value or 0.0 for key, value in found.items()})
 
 
-def _best_first(asked: Asked, session: Session, points: Sequence[Point]) -> list[Point]:
+def _best_first(asked: Asked, points: Sequence[Point]) -> list[Point]:
     """Points within the accuracy, those that keep the budget first, then by the objective."""
     within = [point for point in points if _loss(point) <= asked.max_drop]
     return sorted(within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures)))
@@ -323,7 +343,7 @@ def _best_first(asked: Asked, session: Session, points: Sequence[Point]) -> list
 def _compared(asked: Asked, session: Session, verifier: Verifier, points: Sequence[Point]) -> list[Point]:
     """The ladder, after its plans were timed once more, side by side: the best of many quick times is a lucky one."""
     ladder = _ladder(asked, session, points)
-    rivals = [point for point in _best_first(asked, session, points) if point.name != "original"][:_RIVALS]
+    rivals = [point for point in _best_first(asked, points) if point.name != "original"][:_RIVALS]
     wanted = list({id(point): point for point in (*ladder[1:], *rivals)}.values())
     if len(wanted) < 2:
         return ladder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from greencc.compiler.contender import Contender, contender
@@ -44,8 +44,8 @@ from greencc.planner.budget import Objective
 from greencc.planner.problem import Assignment, Quantity
 from greencc.targets import format_spec
 
-# Shares of the time that planning may take, after which what is not yet known is left out.
-_OFFER_SHARE, _TABLE_SHARE = 0.4, 0.55
+# Shares of the time that planning may take which each part has: what it does not know by then is left out.
+_VARIANT_SHARE, _OFFER_SHARE, _TABLE_SHARE = 0.15, 0.2, 0.2
 # More of a profile than this must map back to the model's nodes.
 _MAPPED = 0.5
 _WEIGHT_BYTES = {
@@ -156,7 +156,12 @@ class Preparation:
             session.warn("INT8 was not considered: nothing can be verified on synthetic data")
             return [], None, None
         best, variant, others = recalled_variant(
-            session, self.builder, self.baseline, self.splits, self.verifier.store.context
+            session,
+            self.builder,
+            self.baseline,
+            self.splits,
+            self.verifier.store.context,
+            self._over_after(_VARIANT_SHARE),
         )
         if not best.form.applied:
             return others, None, None
@@ -203,11 +208,7 @@ class Preparation:
         ctx = self.builder.context
         if ctx.calibration is None or self.splits.planning.synthetic:
             return []
-        end = _OFFER_SHARE * self.deadline.seconds
-
-        def over() -> bool:
-            return self.deadline.elapsed >= end
-
+        over = self._over_after(_OFFER_SHARE)
         model = self.builder.cleaned().model
         # Sizes that integer kernels like suit float kernels as well.
         ctx = replace(ctx, arithmetic=Arithmetic.INT8) if integers else ctx
@@ -217,6 +218,11 @@ class Preparation:
             found += rank_offers(model, ctx, over=over)
             found += block_offers(model, ctx, over=over)
         return found
+
+    def _over_after(self, share: float) -> Callable[[], bool]:
+        """Whether a part that begins now has had its share of the time."""
+        end = self.deadline.elapsed + share * self.deadline.seconds
+        return lambda: self.deadline.elapsed >= end
 
     def _costs(self, groups: Sequence[Group], integer: Contender) -> dict[str, GroupCost]:
         cleaned = self.builder.cleaned()
@@ -286,7 +292,7 @@ class Preparation:
         """Fill in the errors: measured for arithmetic, predicted for structure."""
         for (name, option), offer in space.offers.items():
             tables.errors[name, option] = offer.error
-        limit = Deadline(max(_TABLE_SHARE * self.deadline.seconds - self.deadline.elapsed, 1.0))
+        limit = Deadline(_TABLE_SHARE * self.deadline.seconds)
         if variant is not None and groups:
             rows = error_table(
                 self.session,

@@ -52,7 +52,6 @@ def tables_bound(problem: Problem, rows: Sequence[Limit]) -> str:
         least, limit = reach.alone, reach.limit
         if least is None or limit.bound <= 0.0 or least.bound <= limit.bound:
             continue
-        told.append(
-            f"{limit.name} is out of reach: by the tables, the smallest plan takes {least.bound / limit.bound:.3g} times as much"
-        )
+        times = least.bound / limit.bound
+        told.append(f"{limit.name} is out of reach: by the tables, any plan takes {times:.3g} times as much")
     return "; ".join(told)
