@@ -149,7 +149,7 @@ def test_what_was_finished_before_the_driver_ended_is_not_run_again(tmp_path: Pa
         "outputs are forgotten once they are judged"
     )
     known = Watched(InProcess(1))
-    assert case.judge(known, Cache(kept)) == wanted
+    assert case.judge(known, Cache(kept)).n == SAMPLES
     assert known.ran == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from greencc.calibration import open_data, take
 from greencc.compiler.options import CompileOptions
 from greencc.compiler.session import Session
 from greencc.compiler.shards import WorkerShards
+from greencc.compiler.variants import variants
 from greencc.core.cache import Cache
 from greencc.core.data import Array, DataSource
 from greencc.core.describe import input_specs
@@ -25,7 +27,7 @@ from greencc.passes._calibrate import observe_statistics
 from greencc.passes._statistics_arrays import pack
 from greencc.targets import CpuTarget
 
-from .conftest import detector
+from .conftest import Bench, detector
 from .shared import ENGINES, Watched
 
 SAMPLES = 75
@@ -200,3 +202,17 @@ def calibration_of_clean(folder: Path, executor: Executor | None) -> dict[str, A
     (folder / "clean").mkdir(exist_ok=True)
     path, data = convolutional(folder / "clean")
     return Calibration(path, data, folder).observe(executor)
+
+
+def test_a_compile_with_workers_builds_the_same_artifact(bench: Bench) -> None:
+    model = bench.builder.cleaned().model
+    variant = next(variants(bench.session.options.effort, bench.builder.context.capabilities, model))
+    assert bench.session.free_workers == 0
+    wanted = bench.builder.static("here", (), variant.plain)
+    workers = Watched(InProcess(1))
+    bench.session._executor = workers
+    bench.session.cache = Cache()
+    bench.builder.context = replace(bench.builder.context, cache=bench.session.cache)
+    found = bench.builder.static("workers", (), variant.plain)
+    assert workers.ran == 2, "64 samples in runs of 8, 4 runs a shard"
+    assert found.artifact.read_bytes() == wanted.artifact.read_bytes()
