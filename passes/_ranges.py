@@ -2,14 +2,14 @@
 
 `Histogram` counts values in bins whose width is a power of two. When a value falls outside, the range doubles
 and neighbouring bins are merged, which is exact: the counts are those that the final grid would have given
-from the start, whatever the order of the samples (short of values so small that they underflow against the
-range: those fall into one of the two bins next to 0).
+from the start, whatever the order of the samples. So histograms of parts of the samples add up to that of all
+(`merge`), to the last count.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,15 +76,31 @@ class Histogram:
         self._grow(math.frexp(largest)[1] if largest > 0 else _MIN_EXPONENT)
         assert self.exponent is not None
         inverse_width = np.float32(math.ldexp(HALF, -self.exponent))
+        # Wide bins: tiny values become 0 when they are scaled, which would move negative ones across it.
+        underflow = self.exponent > HALF.bit_length() - 1 and low < 0
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
             self.zeros += int(np.count_nonzero(part == 0))
             # Multiplying by a power of two and flooring are exact, so a bin never depends on the order.
             scaled = part * inverse_width
             bins = np.floor(scaled, out=scaled).astype(np.intp)
+            if underflow:
+                bins[(bins == 0) & (part < 0)] = -1
             bins += HALF
             self.counts += np.bincount(bins, minlength=BINS)
         return True
+
+    def merge(self, other: Histogram) -> None:
+        """Count what another histogram has counted, which is left as it is."""
+        if other.exponent is None:
+            return
+        self._grow(other.exponent)
+        assert self.exponent is not None
+        same = replace(other)
+        same._grow(self.exponent)
+        self.counts = self.counts + same.counts
+        self.zeros += other.zeros
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def percentile(self, percent: float) -> Range:
         """The range left when (100 - percent) / 2 % of the values are cut off at each end.

@@ -10,17 +10,23 @@ alike. (With 3 for 384 channels an outlier channel would never be seen.) It is 1
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from greencc.core.cache import cache_key
 from greencc.core.data import Array, Batch
 from greencc.core.engine import EngineBuilder
 from greencc.core.errors import InputError
 from greencc.core.graph import constant_of
+from greencc.core.model import digest
 from greencc.core.passes import Context
+from greencc.core.shards import Shard
 from greencc.passes._calibrate_channels import run_size
 from greencc.passes._capture import (
     BUDGET_BYTES,
@@ -32,7 +38,8 @@ from greencc.passes._capture import (
     run_split,
 )
 from greencc.passes._range_methods import Statistics
-from greencc.passes._ranges import Histogram
+from greencc.passes._ranges import BINS, Histogram
+from greencc.passes._shards import broken_value, histograms_of, run_ends, shards_of
 
 # Elements of one value counted over all the data: 200 of them lie beyond each end of a 99.99 % range.
 ELEMENTS = 1 << 22
@@ -64,12 +71,24 @@ _NEVER_NAN = frozenset(
 )  # fmt: skip
 
 _SAMPLED = "elements"
+# Changes when a shard would give something else.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen of each value, and the shards it was put together from, if it was."""
+
+    statistics: dict[str, Statistics]
+    shards: Sequence[Shard] = ()
 
 
 def observe(
     model: ir.Model, names: Sequence[str], ctx: Context, batch: int, momentum: float, *, histograms: bool
-) -> dict[str, Statistics]:
-    """Run the calibration data once.
+) -> Observed:
+    """Run the calibration data once, in this process or, where the context has others, shard by shard in those.
+
+    Both give the same to the last bit.
 
     Args:
         model: It is left unchanged.
@@ -83,7 +102,6 @@ def observe(
         InputError: There is no calibration data, it is empty, or an input or activation holds NaN or infinity.
     """
     source = require_data(ctx)
-    build = ctx.observe or ctx.build
     size = run_size(model, names, source, batch)
     reduced = model.clone()
     outputs = _add_reductions(reduced, names)
@@ -92,9 +110,34 @@ def observe(
         # Up to 64 values the result for one does not depend on how many are observed with it.
         fit = BUDGET_BYTES // (8 * size * max(len(names), 64))
         _add_samples(reduced, names, outputs, max(1, min(wanted, fit)))
-    engine = build(reduced, outputs=[name for found in outputs.values() for name in found.values()])
     seen = {name: Statistics(histogram=Histogram() if histograms else None) for name in names}
     averages = {name: _Average(momentum) for name in names}
+    shards: list[Shard] = []
+    if ctx.observe_shards is not None and ctx.observe_shards.ready:
+        shards = shards_of(source, size, cache_key(_VERSION, BINS, digest(reduced), source.digest(), size))
+    if len(shards) > 1:
+        _observe_shards(model, reduced, outputs, ctx, shards, seen, averages)
+    else:
+        shards = []
+        _observe_here(model, reduced, outputs, ctx, size, seen, averages)
+    for name, average in averages.items():
+        seen[name].average_low, seen[name].average_high = average.ends()
+    return Observed(seen, shards)
+
+
+def _observe_here(
+    model: ir.Model,
+    reduced: ir.Model,
+    outputs: Mapping[str, Mapping[str, str]],
+    ctx: Context,
+    size: int,
+    seen: Mapping[str, Statistics],
+    averages: Mapping[str, _Average],
+) -> None:
+    source = require_data(ctx)
+    build = ctx.observe or ctx.build
+    engine = build(reduced, outputs=[name for found in outputs.values() for name in found.values()])
+    histograms = any(value.histogram is not None for value in seen.values())
     counting: Future[None] | None = None
     any_samples = False
     try:
@@ -103,7 +146,8 @@ def observe(
             for item in ctx.progress(runs, label="Calibrating", total=math.ceil(source.count / size)):
                 for results in run_split(engine, item, item.count):
                     any_samples = True
-                    _take_ends(model, outputs, results, seen, averages, build, item)
+                    look = partial(_refuse_non_finite, model, list(outputs), build, item)
+                    _take_ends(outputs, results, seen, averages, look)
                     if histograms:
                         if counting is not None:
                             counting.result()
@@ -115,9 +159,40 @@ def observe(
         engine.close()
     if not any_samples:
         raise no_samples(source)
-    for name, average in averages.items():
-        seen[name].average_low, seen[name].average_high = average.ends()
-    return seen
+
+
+def _observe_shards(
+    model: ir.Model,
+    reduced: ir.Model,
+    outputs: Mapping[str, Mapping[str, str]],
+    ctx: Context,
+    shards: Sequence[Shard],
+    seen: Mapping[str, Statistics],
+    averages: Mapping[str, _Average],
+) -> None:
+    assert ctx.observe_shards is not None
+    build = ctx.observe or ctx.build
+    owners = {found[_SAMPLED]: name for name, found in outputs.items() if _SAMPLED in found}
+    counted = list(owners)
+    ends = [name for found in outputs.values() for name in found.values() if name not in owners]
+    with closing(ctx.observe_shards.observe(reduced, ends, counted, shards)) as parts:
+        shown = ctx.progress(parts, label="Calibrating", total=len(shards))
+        for shard, part in zip(shards, shown, strict=True):
+            for number, row in run_ends(part):
+                look = partial(_look_again, model, list(outputs), build, shard, number)
+                _take_ends(outputs, dict(zip(ends, row, strict=True)), seen, averages, look)
+            if (broken := broken_value(part, counted)) is not None:
+                raise non_finite(owners[broken])
+            for name, histogram in histograms_of(part):
+                whole = seen[owners[name]].histogram
+                assert whole is not None
+                whole.merge(histogram)
+
+
+def _look_again(
+    model: ir.Model, names: Sequence[str], build: EngineBuilder, shard: Shard, number: int
+) -> None:
+    _refuse_non_finite(model, names, build, Batch(dict(shard.runs()[number])))
 
 
 class _Average:
@@ -136,14 +211,13 @@ class _Average:
 
 
 def _take_ends(
-    model: ir.Model,
     outputs: Mapping[str, Mapping[str, str]],
-    results: Mapping[str, Array],
+    results: Mapping[str, Array | float],
     seen: Mapping[str, Statistics],
     averages: Mapping[str, _Average],
-    build: EngineBuilder,
-    item: Batch,
+    look: Callable[[], None],
 ) -> None:
+    """Take in the ends of one run; `look` refuses it where a value is not finite."""
     for name, reductions in outputs.items():
         found = {kind: float(results[output]) for kind, output in reductions.items() if kind != _SAMPLED}
         high = found["ReduceMax"]
@@ -152,7 +226,7 @@ def _take_ends(
             if high == -math.inf:
                 continue  # no elements
             # The sum of finite values may overflow: look again.
-            _refuse_non_finite(model, list(outputs), build, item)
+            look()
         value = seen[name]
         value.low, value.high = min(value.low, low), max(value.high, high)
         averages[name].add(low, high)

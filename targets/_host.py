@@ -84,6 +84,10 @@ class HostTarget(Target):
         """This target with at most `count` threads."""
         return replace(self, threads=min(self.used_threads(), count))
 
+    def beside(self) -> HostTarget:
+        """This target with the threads it has here."""
+        return replace(self, threads=self.used_threads())
+
     def used_threads(self) -> int:
         """The number of threads that `threads` stands for on this machine."""
         return self.threads or machine.usable_threads()

@@ -68,6 +68,8 @@ class SessionConfig:
         profile_prefix: Where to write a profile; None does not.
         prepack: Keep a rearranged copy of each weight: faster, at twice the memory.
         arena: Keep freed memory for the next run: faster, at the price of the peak staying allocated.
+        spin: Threads that have nothing to do wait actively within a run: faster, unless other processes want the
+            processors.
         pattern: Lay out what a run needs in one block once its shapes have been seen; the arena then holds that block
             beside what the first run of these shapes took.
     """
@@ -78,6 +80,7 @@ class SessionConfig:
     prepack: bool = True
     arena: bool = True
     pattern: bool = True
+    spin: bool = True
 
 
 def session_options(config: SessionConfig) -> ort.SessionOptions:
@@ -103,6 +106,8 @@ def session_options(config: SessionConfig) -> ort.SessionOptions:
     options.enable_cpu_mem_arena = config.arena
     options.enable_mem_pattern = config.pattern
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not config.spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not config.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     # Problems reach the user as exceptions; a log line beside them would only break `--json` and progress bars.

@@ -44,6 +44,8 @@ class CpuTarget(HostTarget):
 
     name: ClassVar[str] = "cpu"
     summary: ClassVar[str] = "ONNX Runtime on this machine's CPU (x86-64, ARM)"
+    spins: ClassVar[bool] = True
+    """Whether threads without work wait actively within a run."""
 
     def missing(self) -> str | None:
         """Why ONNX Runtime cannot be used here, or None."""
@@ -60,6 +62,10 @@ class CpuTarget(HostTarget):
         if "CPUExecutionProvider" not in ort.get_available_providers():
             return "this build of onnxruntime has no CPU execution provider: pip install onnxruntime"
         return None
+
+    def beside(self) -> CpuTarget:
+        """This target with the threads it has here, which leave the processors to others when they wait."""
+        return SharingCpuTarget(self.used_threads(), self.optimization)
 
     def capabilities(self) -> Capabilities:
         """What this CPU and the installed runtime can do."""
@@ -88,7 +94,7 @@ class CpuTarget(HostTarget):
         Raises:
             InputError: It is missing, or ONNX Runtime cannot load it.
         """
-        return self._load(artifact, SessionConfig(self.used_threads(), self.optimization))
+        return self._load(artifact, SessionConfig(self.used_threads(), self.optimization, spin=self.spins))
 
     def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
         """Run a model node by node as written (no graph optimisation at all)."""
@@ -148,7 +154,9 @@ class CpuTarget(HostTarget):
         shared = share(model)
         # Batches and models of many shapes come by: the runtime need not remember how to lay out each of them.
         prepack = shared.nbytes <= _PREPACK_UP_TO_BYTES
-        config = SessionConfig(self.used_threads(), optimization, prepack=prepack, pattern=False)
+        config = SessionConfig(
+            self.used_threads(), optimization, prepack=prepack, pattern=False, spin=self.spins
+        )
         options = session_options(config)
         shared.register(options)
         return OrtEngine(
@@ -165,7 +173,9 @@ class CpuTarget(HostTarget):
         from greencc.core.files import translated_os_errors
         from greencc.core.model import save_model
 
-        config = SessionConfig(self.used_threads(), optimization, prepack=False, arena=False, pattern=False)
+        config = SessionConfig(
+            self.used_threads(), optimization, prepack=False, arena=False, pattern=False, spin=self.spins
+        )
         folder = Path(tempfile.mkdtemp(prefix="greencc-reference-"))
         try:
             path = folder / "model.onnx"
@@ -175,3 +185,10 @@ class CpuTarget(HostTarget):
             return OrtEngine(path, config, name=model.graph.name or "the model", inner=inner)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SharingCpuTarget(CpuTarget):
+    """The target of worker processes: each has all threads, so that sums are rounded alike, and all of them wait."""
+
+    spins: ClassVar[bool] = False

@@ -102,7 +102,9 @@ def _safer(session: Session, choice: Choice, baseline: Engine, splits: Splits, p
 
 def _judge(session: Session, item: Contender, baseline: Engine, splits: Splits) -> Accuracy:
     with session.phase("certifying"):
-        accuracy = judge(session, baseline, item.engine, splits.certification, item.form.built)
+        accuracy = judge(
+            session, baseline, item.engine, splits.certification, item.form.built, item.form.target
+        )
     made_up = splits.info is not None and splits.info.synthetic and item.form.fitted
     if made_up:
         # What the certificate would say is true of these samples; ranges from noise deserve no seal all the same.

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from greencc.compiler.ahead import Ahead
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import Form
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.session import Session
 from greencc.core.cache import cache_key
 from greencc.core.data import DataSource
-from greencc.core.engine import Engine
+from greencc.core.engine import Engine, Target
 from greencc.core.files import sha256_file
 from greencc.core.report import Accuracy
 from greencc.report.json_out import from_plain, to_plain
@@ -70,12 +71,18 @@ def observed_loss(accuracy: Accuracy) -> float:
 
 
 def judge(
-    session: Session, baseline: Engine, artifact: Engine, data: DataSource, built: Path | None = None
+    session: Session,
+    baseline: Engine,
+    artifact: Engine,
+    data: DataSource,
+    built: Path | None = None,
+    target: Target | None = None,
 ) -> Accuracy:
     """Compare an engine with the baseline on `data`, by the limits and the metric of the compile.
 
     What was found of the files of an artifact (`built` is the main one) is kept, unless the user's own code judges: it
-    may change.
+    may change. Where the session has several workers, those run what was built, for `target` (None: that of the
+    session), and this process compares; the result is the same.
     """
     options = session.options
     key = None
@@ -94,11 +101,24 @@ def judge(
         found = session.cache.get(_KIND, key)
         if found is not None and "accuracy" in found:
             return from_plain(json.loads(str(found["accuracy"])), Accuracy, "cached accuracy")
-    accuracy = _compare(session, baseline, artifact, data)
+    if built is None or session.scratch not in built.parents or session.free_workers < 2:
+        accuracy = _compare(session, baseline, artifact, data)
+        _keep(session, key, data, accuracy)
+        return accuracy
+    ahead = Ahead(session, artifact, data, built, target or session.target, key)
+    try:
+        accuracy = _compare(session, baseline, ahead, ahead)
+    finally:
+        ahead.close()
+    _keep(session, key, data, accuracy)
+    ahead.forget()
+    return accuracy
+
+
+def _keep(session: Session, key: str | None, data: DataSource, accuracy: Accuracy) -> None:
     if key is not None:
         text = json.dumps(to_plain(accuracy, "accuracy"))
         session.cache.put(_KIND, key, {"accuracy": np.array(text)}, label=f"accuracy on {data.count} samples")
-    return accuracy
 
 
 def _compare(session: Session, baseline: Engine, artifact: Engine, data: DataSource) -> Accuracy:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
+from greencc.compiler.shards import WorkerShards
 from greencc.core.data import Feeds
 from greencc.core.engine import Target, Timing
 from greencc.core.errors import InputError
@@ -101,6 +102,7 @@ class FormBuilder:
             calibration=splits.calibration,
             progress=session.progress,
             observe=session.target.calibration_engine,
+            observe_shards=WorkerShards(session),
             cache=session.cache,
             time=self._time,
             gradients=self._differentiate,

@@ -16,7 +16,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo
-from greencc.execution import Executor, make_executor
+from greencc.execution import Executor, make_executor, runs_here
 from greencc.meters.window import Window
 from greencc.targets import make_target
 
@@ -67,6 +67,14 @@ class Session:
         if self._executor is None:
             self._executor = make_executor(self.execution, self.workers)
         return self._executor
+
+    @property
+    def free_workers(self) -> int:
+        """How many other processes there are for work now; none are started to tell that there are none."""
+        if self._executor is None and runs_here(self.execution, self.workers):
+            return 0
+        executor = self.executor
+        return 0 if executor.here or executor.busy else executor.workers
 
     def __post_init__(self) -> None:
         self.cache = Cache(default_folder() if self.options.cache else None)

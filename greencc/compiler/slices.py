@@ -70,8 +70,13 @@ def _whole(source: DataSource, size: int, count: int, *, exact: bool) -> tuple[F
     return tuple(found)
 
 
-def stored(on: Slice, root: Path) -> Blob:
+def stored(on: Slice, root: Path, *, shared: bool = True) -> Blob:
     """A slice as a blob under `root`, written there unless it is. Of the outputs only floats: nothing else diverges.
+
+    Args:
+        on: The slice.
+        root: An existing folder.
+        shared: Whether several tasks read it.
 
     Raises:
         InputError: It cannot be written.
@@ -89,7 +94,7 @@ def stored(on: Slice, root: Path) -> Blob:
         content: dict[str, Any] = {_TABLE: np.array(table), **arrays}
         with atomic_folder(folder) as work:
             np.savez(work / _FILE, **content)
-    return Blob.of(folder, shared=True)
+    return Blob.of(folder, shared=shared)
 
 
 def restored(folder: Path) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:

@@ -163,6 +163,15 @@ class Cache:
             self._written = 0
             self._trim()
 
+    def remove(self, kind: str, key: str) -> None:
+        """Forget an entry that is of no more use, as parts are once their sum is kept; it need not be there."""
+        if self.folder is None:
+            self._memory.pop((kind, key), None)
+            return
+        # The folder may belong to somebody else: the entry then goes when the cache is trimmed.
+        with suppress(OSError):
+            self._path(kind, key).unlink(missing_ok=True)
+
     def keys(self, kind: str) -> list[str]:
         """The keys of all entries of a kind, sorted."""
         if self.folder is None:

@@ -127,6 +127,14 @@ class Target(ABC):
         """
         return self
 
+    def beside(self) -> Target:
+        """This target in a process that shares the machine with others, or on another one: the same to the last bit.
+
+        How work is split among threads may decide how sums are rounded, so there are as many as here. Default: the
+        target itself.
+        """
+        return self
+
     def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
         """Command that loads and runs an artifact in a fresh process and prints its memory, or None.
 

@@ -18,6 +18,7 @@ from greencc.core.data import DataSource, Feeds
 from greencc.core.engine import EngineBuilder, Timer
 from greencc.core.gradients import Differentiate
 from greencc.core.progress import Progress, silent
+from greencc.core.shards import ShardObserver
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,6 +87,7 @@ class Context:
         progress: Where long passes report how far they are.
         observe: Makes an engine that sees activations over many samples: the runtime's own fusions may be on
             as long as the outputs asked for are right. None: `build`.
+        observe_shards: Runs shards of the calibration data in other processes. None: all runs are in this one.
         cache: Keeps what is dear to compute between passes and runs.
         time: Measures models on the target, for passes that keep a change only where it pays. None: they cannot tell,
             and say so.
@@ -105,6 +107,7 @@ class Context:
     rewrites: RewriteLog = field(default_factory=RewriteLog)
     progress: Progress = silent
     observe: EngineBuilder | None = None
+    observe_shards: ShardObserver | None = None
     cache: Cache = field(default_factory=Cache)
     time: Timer | None = None
     time_inside: Timer | None = None

@@ -5,7 +5,7 @@ takes, never what comes out.
 """
 
 from greencc.execution.executor import Executor, InProcess
-from greencc.execution.making import check_engine, make_executor
+from greencc.execution.making import check_engine, make_executor, runs_here
 from greencc.execution.schedule import Demand, Scheduler
 from greencc.execution.task import Blob, Files, Outcome, Task, Work
 
@@ -21,4 +21,5 @@ __all__ = [
     "Work",
     "check_engine",
     "make_executor",
+    "runs_here",
 ]

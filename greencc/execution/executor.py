@@ -39,6 +39,8 @@ class Executor(Protocol):
         workers: How many tasks without a device run at once.
         threads: What each of them may compute with.
         here: Whether tasks run in this process, where they may hold what cannot travel.
+        busy: Whether a `run` goes on. Workers run one task at a time: what is made for them runs in this process
+            meanwhile.
     """
 
     @property
@@ -49,6 +51,9 @@ class Executor(Protocol):
 
     @property
     def here(self) -> bool: ...
+
+    @property
+    def busy(self) -> bool: ...
 
     def run(self, works: Sequence[Work], cache: Cache, stop: Stop = never) -> Iterator[Outcome]:
         """Yield what becomes of the works, as they finish; results are in the cache by then.
@@ -87,6 +92,7 @@ class InProcess:
     threads: int
     workers: int = 1
     here: bool = True
+    busy: bool = False
 
     def run(self, works: Sequence[Work], cache: Cache, stop: Stop = never) -> Iterator[Outcome]:
         """See `Executor.run`."""
@@ -126,7 +132,13 @@ class Pool(ABC):
     def __init__(self, workers: int, threads: int) -> None:
         self.workers = workers
         self.threads = threads
+        self._runs = 0
         self._hired: dict[Place, Worker] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run goes on."""
+        return self._runs > 0
 
     @abstractmethod
     def hire(self, place: Place) -> Worker:
@@ -147,8 +159,13 @@ class Pool(ABC):
         """See `Executor.run`."""
         found, missing = _known(works, cache)
         yield from found
-        if missing:
+        if not missing:
+            return
+        self._runs += 1
+        try:
             yield from _Run(self, [works[index] for index in missing], missing, cache, stop).outcomes()
+        finally:
+            self._runs -= 1
 
     def attempt(self, place: Place, work: Work, task: Task, cache: Cache) -> _Event:
         """Run a task at a place and keep what it gives; in the place's thread."""

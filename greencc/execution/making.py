@@ -45,13 +45,18 @@ def make_executor(spec: str = "local", workers: int = 0) -> Executor:
     cores = usable_threads()
     if spec == "local":
         count = workers or default_workers(cores)
-        return InProcess(cores) if count == 1 else Processes(count, share(cores, count))
+        return InProcess(cores) if runs_here(spec, workers) else Processes(count, share(cores, count))
     from greencc.execution.ray_engine import local_ray, ray_cluster
 
     if spec == "ray":
         count = workers or cores
         return local_ray(count, share(cores, count))
     return ray_cluster(spec, workers)
+
+
+def runs_here(spec: str, workers: int) -> bool:
+    """Whether what `make_executor` would make runs tasks in this process."""
+    return spec == "local" and (workers or default_workers(usable_threads())) == 1
 
 
 def default_workers(cores: int) -> int:

@@ -50,7 +50,7 @@ def paired_batches(
     total = -(-data.count // size)
     for batch in progress(data.batches(size), label="Verifying", total=total):
         rows = fixed or batch.count
-        feeds = _padded(batch.feeds, rows - batch.count)
+        feeds = padded(batch.feeds, rows - batch.count)
         try:
             old = baseline.run(feeds)
         except InputError:
@@ -90,7 +90,7 @@ def _fixed_batch(engines: tuple[Engine, ...]) -> int | None:
     return fixed[0] if fixed else None
 
 
-def _padded(feeds: Mapping[str, Array], rows: int) -> Mapping[str, Array]:
+def padded(feeds: Mapping[str, Array], rows: int) -> Mapping[str, Array]:
     """Repeat the last sample `rows` times."""
     if rows <= 0:
         return feeds

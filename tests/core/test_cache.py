@@ -62,6 +62,17 @@ def test_a_damaged_entry_counts_as_absent(cache: Cache, damage: str) -> None:
     assert cache.get("a", "k") is None
 
 
+@pytest.mark.parametrize("kept", ["folder", "memory"])
+def test_an_entry_of_no_more_use_is_removed(kept: str, tmp_path: Path) -> None:
+    found = Cache(tmp_path if kept == "folder" else None)
+    for key in ("first", "second"):
+        found.put("parts", key, {"a": np.ones(2)})
+    for _ in range(2):
+        found.remove("parts", "first")
+        assert found.get("parts", "first") is None
+        assert found.keys("parts") == ["second"]
+
+
 def test_objects_are_never_unpickled_or_kept(cache: Cache) -> None:
     with pytest.raises(ValueError, match=r"[Oo]bject|pickle"):
         cache.put("a", "k", {"x": np.array([{}], dtype=object)})

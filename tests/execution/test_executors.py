@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,26 @@ def test_one_task_at_a_time_on_a_device_several_devices_at_once(executor: Execut
     assert len(found) == 8
     used = {str(outcome.arrays["device"]) for outcome in found.values() if outcome.arrays is not None}
     assert used == ({"jetson"} if executor.here else {"jetson", "pi"})
+
+
+@pytest.mark.parametrize("executor", KILLABLE, indirect=True)
+def test_an_executor_is_busy_while_it_runs(executor: Executor, tmp_path: Path) -> None:
+    """What makes a task must not wait for the workers that are to run it."""
+    busy: list[bool] = []
+    works = [
+        replace(work, make=lambda device, make=work.make: busy.append(executor.busy) or make(device))  # type: ignore[misc]
+        for work in squares(3, tmp_path / "log")
+    ]
+    assert not executor.busy
+    assert len(gather(executor, works, Cache())) == 3
+    assert busy == [True] * 3
+    assert not executor.busy
+    stopped = executor.run(squares(3, tmp_path / "log"), Cache())
+    next(stopped)
+    assert executor.busy
+    assert isinstance(stopped, Generator)
+    stopped.close()
+    assert not executor.busy
 
 
 def test_workers_share_the_threads_of_the_machine() -> None:

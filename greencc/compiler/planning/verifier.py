@@ -146,7 +146,7 @@ class Verifier:
         """A form, opened on a target and judged on the planning split."""
         with self.session.phase("planning"), closed_on_error(target.open(form.artifact)) as engine:
             self.session.engines.append(engine)
-            planning = judge(self.session, self.baseline, engine, self.splits.planning, form.artifact)
+            planning = judge(self.session, self.baseline, engine, self.splits.planning, form.artifact, target)
         return Contender(form, engine, planning)
 
     def figures(self, item: Contender) -> Figures:

@@ -46,6 +46,30 @@ def test_the_order_and_the_splits_do_not_matter(parts: list[np.ndarray]) -> None
         assert forward.exponent == other.exponent
 
 
+# Next to the largest of them the smallest vanish in float32.
+extremes = st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e-38, -1e-38, -1.0, 1.0, -3e38, 3e38, -70000.0])
+
+
+@given(chunks, st.lists(st.lists(extremes, min_size=1), max_size=4), st.integers(0, 10))
+def test_parts_add_up_to_the_whole(parts: list[np.ndarray], more: list[list[float]], cut: int) -> None:
+    parts = parts + [np.array(values, np.float32) for values in more]
+    whole = histogram_of(parts)
+    first, second = histogram_of(parts[:cut]), histogram_of(parts[cut:])
+    before = second.counts.copy()
+    first.merge(second)
+    assert (second.counts == before).all()
+    assert (first.counts == whole.counts).all()
+    assert (first.exponent, first.zeros) == (whole.exponent, whole.zeros)
+    assert (first.low, first.high) == (whole.low, whole.high)
+
+
+def test_tiny_negative_values_stay_below_zero() -> None:
+    """Scaled to the bins of the others they are 0 in float32."""
+    for parts in ([[-1e-45], [3e38]], [[3e38], [-1e-45]]):
+        counts = histogram_of([np.array(part, np.float32) for part in parts]).counts
+        assert counts[BINS // 2 - 1] == 1
+
+
 @given(chunks, st.floats(51, 100))
 def test_percentiles_lie_within_a_bin_of_the_exact_ones(parts: list[np.ndarray], percent: float) -> None:
     values = np.sort(np.concatenate(parts).astype(np.float64))
