@@ -40,7 +40,6 @@ from benchmarks.planner_tools import (
     TRIALS,
     Method,
     plan_flags,
-    planner_here,
     second_flags,
     within,
 )
@@ -70,13 +69,12 @@ def run(settings: Settings) -> None:
     wanted = [case for case in every if not settings.cases or case.name in settings.cases]
     if settings.quick and not settings.cases:
         wanted = wanted[:2]
-    planner = planner_here()
     if not has_search():
         print(
             f"  planner: no search, {SEARCH_PACKAGE} is not installed: pip install -e '.[bench]'", flush=True
         )
     for case in wanted:
-        found, note = _Bench(case, settings, planner=planner).run()
+        found, note = _Bench(case, settings).run()
         rows += found
         notes[case.name] = {**note, "time_budget": _seconds(settings)}
         # After every model, so that an interrupted run leaves what it has.
@@ -85,7 +83,6 @@ def run(settings: Settings) -> None:
             settings,
             rows,
             cases=notes,
-            planner=planner,
             max_drop=MAX_DROP,
             target=TARGET,
             samples=SAMPLES,
@@ -120,8 +117,8 @@ def _earlier(settings: Settings, names: Sequence[str]) -> tuple[list[Row], dict[
 class _Bench:
     """One case."""
 
-    def __init__(self, case: Case, settings: Settings, *, planner: bool) -> None:
-        self.case, self.settings, self.planner = case, settings, planner
+    def __init__(self, case: Case, settings: Settings) -> None:
+        self.case, self.settings = case, settings
         self.folder = settings.work / "planner" / slug(case)
         self.samples = samples_of(case, SAMPLES)
         self.calibration = calibration_archive(case, self.samples, settings.work)
@@ -134,7 +131,7 @@ class _Bench:
         split = self._job("split-plan", "split", timeout=PEER_TIMEOUT, evaluation=str(self.evaluation))
         if split.error is not None:
             return self._rows({}, split.error), {"error": split.error}
-        plan = self.runs[PLAN] = self._compile(PLAN, plan_flags(self._seconds, planner=self.planner))
+        plan = self.runs[PLAN] = self._compile(PLAN, plan_flags(self._seconds))
         second = self._second(plan)
         self._uniform()
         self._peers()
@@ -193,7 +190,7 @@ class _Bench:
         if plan.error is not None:
             return None
         latency = float(plan.result["notes"]["latency_ms"])
-        return self._compile("second", second_flags(self._seconds, latency, planner=self.planner))
+        return self._compile("second", second_flags(self._seconds, latency))
 
     def _uniform(self) -> None:
         """greencc's INT8; where it breaks the limit and is refused for that, what it would have been."""

@@ -93,30 +93,17 @@ def method_of(key: str) -> Method:
     return next(method for method in METHODS if method.key == key)
 
 
-def planner_here() -> bool:
-    """Whether this version of greencc has the planner; before it, `--precision auto` chooses among whole forms."""
-    from dataclasses import fields
-
-    from greencc.compiler import CompileOptions
-
-    return any(option.name == "minimize" for option in fields(CompileOptions))
-
-
-def plan_flags(seconds: float, *, planner: bool) -> list[str]:
+def plan_flags(seconds: float) -> list[str]:
     """How `greencc compile` is asked for the fastest plan within the drop."""
-    if not planner:
-        return ["--precision", "auto", "--search-time", f"{seconds:g}s"]
     return ["--minimize", "latency", "--time-budget", f"{seconds:g}s"]
 
 
-def second_flags(seconds: float, latency_ms: float, *, planner: bool) -> list[str]:
+def second_flags(seconds: float, latency_ms: float) -> list[str]:
     """The same model with another budget: the smallest plan that is no more than a fifth slower than the first.
 
     The first plan meets it, so that there is an answer.
     """
-    if not planner:
-        return ["--precision", "auto", "--search-time", f"{seconds:g}s", "--max-drop", "2%"]
-    return ["--minimize", "size", "--budget", f"{1.2 * latency_ms:.4g}ms", "--time-budget", f"{seconds:g}s"]
+    return ["--minimize", "size", "--budget", f"{1.2 * latency_ms:.4g}ms p50", "--time-budget", f"{seconds:g}s"]
 
 
 def within(row: Mapping[str, Any], max_drop: float = MAX_DROP) -> bool:

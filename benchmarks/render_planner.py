@@ -86,10 +86,6 @@ def goals_table(document: Document) -> str:
 def warnings(document: Document) -> list[str]:
     """What a reader must know before the figures."""
     found = []
-    if not document["planner"]:
-        found.append(
-            "**The version that ran has no planner: the plan is what `--precision auto` chose among whole forms.**"
-        )
     if not document["searched"]:
         found.append("**Optuna was not installed: the search did not run.**")
     return [line for text in found for line in (text, "")]

@@ -49,15 +49,14 @@ def test_methods_have_keys_jobs_and_colours_of_their_own():
 
 def test_this_version_knows_the_flags_it_is_called_with():
     known = {name for option in compile_command.params for name in option.opts}
-    planner = tools.planner_here()
-    flags = [*tools.plan_flags(60.0, planner=planner), *tools.second_flags(60.0, 1.5, planner=planner)]
+    flags = [*tools.plan_flags(60.0), *tools.second_flags(60.0, 1.5)]
     assert {flag for flag in flags if flag.startswith("--")} <= known
 
 
 def test_the_second_budget_is_met_by_the_first_plan():
-    flags = tools.second_flags(60.0, 2.5, planner=True)
-    assert flags[flags.index("--budget") + 1] == "3ms"
-    assert flags[flags.index("--minimize") + 1] != tools.plan_flags(60.0, planner=True)[1]
+    flags = tools.second_flags(60.0, 2.5)
+    assert flags[flags.index("--budget") + 1] == "3ms p50"
+    assert flags[flags.index("--minimize") + 1] != tools.plan_flags(60.0)[1]
 
 
 def row(latency, drop=0.0, **more):
@@ -515,7 +514,7 @@ def test_the_plot_has_a_cross_for_what_breaks_the_limit():
 
 
 def test_rows_tell_what_failed_and_what_kept_the_limit(tmp_path):
-    case = bench._Bench(example(), settings_in(tmp_path), planner=False)
+    case = bench._Bench(example(), settings_in(tmp_path))
     case.runs = {method.key: Run(2.0, 100.0, {"artifact": "x"}) for method in tools.METHODS if method.job}
     case.runs["nncf"] = Run(1.0, error="no such operator")
     case.runs[tools.PLAN] = Run(3.0, 100.0, {"artifact": "bundle/x", "target": "cpu:threads=1"})
