@@ -27,8 +27,8 @@ class Held:
     accuracy: Accuracy
 
 
-Others = Callable[[Contender], Iterator[Contender]]
-"""What else may be shipped in the place of a contender that held, the best first."""
+Others = Callable[[Contender | None], Iterator[Contender]]
+"""What else may be shipped and is better than a contender that held (None: nothing did), the best first."""
 
 
 def certify(
@@ -56,7 +56,12 @@ def certify(
             break
         held.append(Held(item, accuracy))
     if problem is not None and not held:
-        return [_safer(session, choice, baseline, splits, problem)]
+        if others is None:
+            return [_safer(session, choice, baseline, splits, problem)]
+        held = _another(session, others(None), baseline, splits)
+        if not held:
+            raise problem
+        return held
     if problem is not None:
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
         held[-1].contender.place = "the best form that held on the certification split"

@@ -30,7 +30,7 @@ from greencc.compiler.spending import account
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device
-from greencc.core.errors import GreenccError, InputError, UsageError
+from greencc.core.errors import GreenccError, InputError, LimitError, UsageError
 from greencc.core.files import atomic_folder, sha256_file
 from greencc.core.graph import ensure_names
 from greencc.core.model import digest, load_model
@@ -157,7 +157,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
-        held = certify(session, choice, baseline, splits, None if plan is None else plan.others)
+        held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
             choice.all = [*plan.ranked, *plan.discarded]
         final = _measure(session, path, source, baseline, held, feeds, plan)
@@ -184,6 +184,22 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         seen=splits.seen(),
         evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
     )
+
+
+def _certify(
+    session: Session, choice: Choice, plan: PlanChoice | None, baseline: MemoEngine, splits: Splits
+) -> list[Held]:
+    """What holds on the certification split.
+
+    Raises:
+        LimitError: Nothing; of a plan it has the nearest points.
+    """
+    if plan is None:
+        return certify(session, choice, baseline, splits)
+    try:
+        return certify(session, choice, baseline, splits, plan.others)
+    except LimitError as error:
+        raise plan.out_of_reach(f"no plan that keeps the budget held: {error.message}") from error
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,8 @@ def _measure(
     """
     device = session.target.device()
     size = model_size(path, source)
+    # The safest of what was worse than the original, but keeps what was asked for.
+    kept: _Final | None = None
     while True:
         contender, accuracy = held[-1].contender, held[-1].accuracy
         form = contender.form
@@ -242,10 +260,15 @@ def _measure(
         else:
             slower = measured.ratio.latency.high < 1.0
             problem = "it measured slower than the original in the end" if slower else None
-        if problem is None or (len(held) == 1 and (plan is None or plan.keeps(measured))):
-            return _Final(contender, accuracy, device, measured)
+        final = _Final(contender, accuracy, device, measured)
+        if problem is None:
+            return final
+        if plan is None or plan.keeps(measured):
+            kept = final
         held.pop()
         if not held:
+            if kept is not None and (plan is None or plan.keeps(kept.measured)):
+                return kept
             assert plan is not None
             raise plan.out_of_reach(f"{form.name}: {problem}")
         contender.place = f"not kept: {problem}"

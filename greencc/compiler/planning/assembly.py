@@ -11,6 +11,7 @@ Neighbours of which one computes in integers and the other in float pay for the 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -238,7 +239,8 @@ class _Pairs:
             usual = self.usual.get(layer, "int8" if unit is not None and "int8" in unit.options else "float")
             for (first, one), (second, other) in combinations(changes, 2):
                 if first[0] != second[0]:
-                    yield first, second, self._together(facts, one, other, usual)
+                    kinds = self.space.unit(first[0]).kind, self.space.unit(second[0]).kind
+                    yield first, second, self._together(facts, one, other, usual, kinds)
         for edge in self.tables.edges:
             yield from self._conversions(numbers, edge)
 
@@ -253,14 +255,17 @@ class _Pairs:
             Quantity.SIZE: weights * facts.weights * (effect.work - 1.0),
         }
 
-    def _together(self, facts: LayerFacts, one: Effect, other: Effect, number: str) -> Amounts:
+    def _together(
+        self, facts: LayerFacts, one: Effect, other: Effect, number: str, kinds: tuple[Kind, Kind]
+    ) -> Amounts:
         """What both save is saved once."""
-        overlap = (1.0 - one.time[number]) * (1.0 - other.time[number])
+        factor = math.sqrt(math.prod(map(self.corrections.of_saved, kinds)))
+        overlap = factor * (1.0 - one.time[number]) * (1.0 - other.time[number])
         work = (1.0 - one.work) * (1.0 - other.work)
         return {
             Quantity.LATENCY: facts.time(number) * overlap / 1e3,
             Quantity.ENERGY: facts.energy(number) * overlap,
-            Quantity.SIZE: _FLOAT_BYTES * facts.weights * work,
+            Quantity.SIZE: self.tables.weight_bytes[number] * facts.weights * work,
             Quantity.MACS: facts.macs * work,
         }
 

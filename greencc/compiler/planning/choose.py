@@ -26,12 +26,12 @@ from greencc.compiler.tables import LARGE_SLICE
 from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.errors import LimitError
-from greencc.core.files import sha256_file
 from greencc.core.report import Interval
 from greencc.core.report_plan import LimitVerdict
 from greencc.planner.budget import Objective
 from greencc.planner.problem import weigh
 from greencc.targets import format_spec
+from greencc.targets.backends import backends
 
 # A smaller gain than this is not worth leaving a safer plan for.
 _WORTH = 0.02
@@ -74,9 +74,11 @@ class PlanChoice:
         """The point of a ranked contender."""
         return next(point for point in self.ladder if point.contender is item)
 
-    def others(self, held: Contender) -> Iterator[Contender]:
-        """Contenders beside the ladder that are better than one that held, the best first."""
-        least = value_of(self.asked, self.point_of(held).figures) * (1.0 - _WORTH)
+    def others(self, held: Contender | None) -> Iterator[Contender]:
+        """Contenders beside the ladder that are better than one that held, the best first; any where none did."""
+        least = float("inf")
+        if held is not None:
+            least = value_of(self.asked, self.point_of(held).figures) * (1.0 - _WORTH)
         tested = {id(point) for point in self.ladder}
         for point in _best_first(self.asked, self.points):
             if id(point) in tested or not self.asked.keeps(point.figures):
@@ -106,20 +108,16 @@ class PlanChoice:
         if not all(verdict.met for verdict in verdicts):
             return f"the last measurement did not keep {missed(verdicts)}"
         ratio = measured.ratio
-        match self.asked.objective:
-            case Objective.LATENCY:
-                worse = ratio.latency.high < 1.0
-            case Objective.ENERGY:
-                worse = (ratio.energy or ratio.latency).high < 1.0
-            case Objective.SIZE:
-                worse = ratio.size.value < 1.0
-            case Objective.ERROR:
-                worse = False
-        return (
-            f"it measured worse than the original in {self.asked.objective.value} in the end"
-            if worse
-            else None
-        )
+        found = {
+            Objective.LATENCY: ratio.latency.value,
+            Objective.ENERGY: (ratio.energy or ratio.latency).value,
+            Objective.SIZE: ratio.size.value,
+            Objective.ERROR: 1.0,
+        }[self.asked.objective]
+        original = self.points[0]
+        if found < 1.0 and self.asked.keeps(original.figures):
+            return f"it measured worse than the original in {self.asked.objective.value} in the end"
+        return None
 
     def out_of_reach(self, found: str = "") -> LimitError:
         """The error for a budget that nothing keeps, with the nearest points."""
@@ -153,7 +151,7 @@ def choose_plan(
         splits,
         feeds,
         make_slice(baseline.engine, splits.planning, LARGE_SLICE),
-        PointStore(session.cache, _context(session, splits, original)),
+        PointStore(session.cache, _context(session, splits)),
         original.artifact,
     )
     asked.learn_tails(verifier.reference_ms)
@@ -179,21 +177,25 @@ def choose_plan(
         bound = "" if search is None else tables_bound(search.problem(), asked.rows())
         raise _out_of_reach(asked, points, bound)
     usable = _open(verifier, ladder, session)
-    shown = {id(point.contender) for point in usable}
-    rest = [] if prepared is None else [item for item in prepared.forms if id(item) not in shown]
+    if not usable:
+        raise _out_of_reach(asked, points, "no plan that keeps the budget could be built again")
+    shown = {id(point.form) for point in usable}
+    rest = [] if prepared is None else [item for item in prepared.forms if id(item.form) not in shown]
     return PlanChoice(asked, points, usable, search, prepared, verifier, rest)
 
 
-def _context(session: Session, splits: Splits, original: Form) -> str:
+def _context(session: Session, splits: Splits) -> str:
     """Everything that points depend on, but the budget."""
     options = session.options
     return cache_key(
-        sha256_file(original.artifact),
+        session.source,
         "" if splits.calibration is None else splits.calibration.digest(),
         splits.planning.digest(),
         repr(options.metric),
         options.seed,
         options.effort.value,
+        options.format.value,
+        [(format_spec(target), target.versions()) for target in backends(session.target)],
         format_spec(session.target),
         session.target.device().fingerprint,
         session.target.versions(),
@@ -319,7 +321,22 @@ def _earlier(session: Session, verifier: Verifier) -> list[Point]:
             passes=verifier.passes_of(kept.steps),
         )
         found.append(point)
-    return found
+    # Many compiles leave many points: those that another is better than in every way are of no use.
+    return [point for point in found if not any(_dominates(other, point) for other in found)]
+
+
+def _dominates(first: Point, second: Point) -> bool:
+    """Whether a point is at least as good as another in everything, and better in one."""
+    one, other = _measures(first), _measures(second)
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _measures(point: Point) -> tuple[float, ...]:
+    found = point.figures
+    energy = float("inf") if found.energy_mj is None else found.energy_mj
+    macs = float("inf") if found.macs is None else found.macs
+    tail = max(found.latency_ms.values())
+    return (found.latency_ms[50], tail, energy, float(found.size_bytes), macs, found.loss or 0.0, found.error)
 
 
 def _loss(point: Point) -> float:
@@ -340,7 +357,7 @@ def _best_first(asked: Asked, points: Sequence[Point]) -> list[Point]:
     return sorted(within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures)))
 
 
-def _compared(asked: Asked, session: Session, verifier: Verifier, points: Sequence[Point]) -> list[Point]:
+def _compared(asked: Asked, session: Session, verifier: Verifier, points: list[Point]) -> list[Point]:
     """The ladder, after its plans were timed once more, side by side: the best of many quick times is a lucky one."""
     ladder = _ladder(asked, session, points)
     rivals = [point for point in _best_first(asked, points) if point.name != "original"][:_RIVALS]
@@ -353,6 +370,7 @@ def _compared(asked: Asked, session: Session, verifier: Verifier, points: Sequen
             items.append((point, verifier.opened(point)))
         except CannotBuildError as error:
             session.warn(f"{point.name} could not be built again: {error}")
+            points[:] = [other for other in points if other is not point]
     verifier.compare(items)
     for _, item in items:
         item.engine.close()
@@ -365,12 +383,18 @@ def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Poi
     for point in points:
         if point not in keeping:
             point.place = f"does not keep {missed(asked.of_point(point.figures))}"
-    roomy = [point for point in keeping if _roomy(asked, point)]
-    ladder: list[Point] = []
-    for point in sorted(roomy or keeping, key=lambda item: (item.figures.error, item.origin != "form")):
-        if _loss(point) > asked.max_drop:
+    within = []
+    for point in keeping:
+        if _loss(point) <= asked.max_drop:
+            within.append(point)
+        else:
             point.place = f"loses {_loss(point):.2%} on the planning split, more than the limit"
-            continue
+    roomy = [point for point in within if _roomy(asked, point)]
+    for point in within:
+        if roomy and point not in roomy:
+            point.place = "keeps the budget with nothing to spare for the noise of the last measurement"
+    ladder: list[Point] = []
+    for point in sorted(roomy or within, key=lambda item: (item.figures.error, item.origin != "form")):
         value = value_of(asked, point.figures)
         if not ladder or value < value_of(asked, ladder[-1].figures) * (1.0 - _WORTH):
             ladder.append(point)

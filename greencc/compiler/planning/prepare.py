@@ -292,7 +292,8 @@ class Preparation:
         """Fill in the errors: measured for arithmetic, predicted for structure."""
         for (name, option), offer in space.offers.items():
             tables.errors[name, option] = offer.error
-        limit = Deadline(_TABLE_SHARE * self.deadline.seconds)
+        remaining = max(self.deadline.seconds - self.deadline.elapsed, 0.0)
+        limit = Deadline(min(_TABLE_SHARE * self.deadline.seconds, remaining))
         if variant is not None and groups:
             rows = error_table(
                 self.session,

@@ -28,6 +28,8 @@ from greencc.planner.solve import Solution, UndecidedError, least_violation, sol
 ROUNDS = {Effort.QUICK: 4, Effort.STANDARD: 14, Effort.FULL: 40}
 _PATIENCE = 5
 _ROUNDING = 1e-9
+# No error at all could not be raised by a factor.
+_LEAST_ERROR = 1e-12
 # A smaller gain than this is none.
 _BETTER = 1e-3
 # A plan that is predicted to be so much worse than the best verified one is not built.
@@ -166,11 +168,11 @@ class Search:
         if start is not None:
             loss = max(start.figures.loss or 0.0, self.few)
             holds = (start.figures.loss or 0.0) <= self.aim
-            bracket.learn(start.figures.error, holds=holds)
+            bracket.learn(max(start.figures.error, _LEAST_ERROR), holds=holds)
             allowed = bracket.next(loss, self.aim)
             if start.steps is not None:
                 self._seen[str(start.steps)] = start
-        idle = known = 0
+        idle = known = tried = 0
         best = self._recall(bracket)
         if self.objective is not Objective.ERROR and math.isfinite(best):
             allowed = bracket.next(self.few, self.aim)
@@ -178,7 +180,8 @@ class Search:
             if self.deadline.over:
                 self.log.ended = "the time budget was over"
                 return
-            if self.verifier.built >= self.rounds or len(self._seen) + len(self.refused) >= 4 * self.rounds:
+            tried += 1
+            if self.verifier.built >= self.rounds or tried > 4 * self.rounds:
                 self.log.ended = f"{self.rounds} plans were built (--effort full builds more)"
                 return
             solution = self._solve(allowed)
@@ -194,7 +197,7 @@ class Search:
                 continue
             if self.objective is not Objective.ERROR and solution.value > best * _HOPELESS:
                 # Nothing with so little error is as good as what is verified already.
-                bracket.floor = max(bracket.floor, allowed)
+                bracket.floor = max(bracket.floor, allowed, 1e-6 * self._largest_error())
                 if math.isinf(allowed) or bracket.closed:
                     self.log.ended = "no plan promises to be better than the best one that was verified"
                     return
@@ -220,7 +223,7 @@ class Search:
                 self.log.ended = "no option is left that makes the plan better"
                 return
             # A plan that is known stands for all up to the error that was allowed.
-            bracket.learn(max(point.figures.error, 1e-12) if new else allowed, holds=holds)
+            bracket.learn(max(point.figures.error, _LEAST_ERROR) if new else allowed, holds=holds)
             if bracket.closed:
                 self.log.ended = (
                     "no plan is left between the best one that holds and the next one, which does not"
@@ -249,10 +252,10 @@ class Search:
             holds = (point.figures.loss or 0.0) <= self.aim
             if holds and self.keeps(point):
                 best = min(best, self._value(point))
+            bracket.learn(max(point.figures.error, _LEAST_ERROR), holds=holds)
             chosen = point.chosen
             if chosen is None or any(chosen.get(name) not in options for name, options in units.items()):
                 continue
-            bracket.learn(max(point.figures.error, 1e-12), holds=holds)
             point.predicted = self.problem().totals(chosen)
             self._correct(point)
             assert point.steps is not None
@@ -368,7 +371,7 @@ class Search:
         touched = self.space.untouched()
         picked = frozenset(pair for pair in chosen.items() if pair[1] != touched[pair[0]])
         structural = frozenset(pair for pair in picked if pair in self.space.offers)
-        for name, option in structural:
+        for name, option in sorted(structural):
             unit = self.space.unit(name)
             if repr(unit.subject) in message:
                 near = {pair for pair in structural if unit.subject in self.tables.work.get(pair, {})}
