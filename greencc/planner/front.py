@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,17 +83,6 @@ def undominated(points: Iterable[Solution], quantities: Sequence[Quantity]) -> t
         if not better.any() and not as_good[:index].any():
             kept.append(ordered[index])
     return tuple(kept)
-
-
-def violation(totals: Mapping[Quantity, float], limits: Sequence[Limit]) -> float:
-    """The largest relative excess over a limit (absolute over a bound of 0); 0 where all hold."""
-    excess = [(weigh(limit.weights, totals) - limit.bound) / (abs(limit.bound) or 1.0) for limit in limits]
-    return max(0.0, *excess) if excess else 0.0
-
-
-def nearest(points: Sequence[Solution], limits: Sequence[Limit], count: int = 3) -> tuple[Solution, ...]:
-    """The points that break the limits least, the nearest first."""
-    return tuple(sorted(points, key=lambda point: violation(point.totals, limits))[:count])
 
 
 @dataclass(frozen=True)

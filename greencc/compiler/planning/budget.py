@@ -31,7 +31,7 @@ class Asked:
         rate: Requests per second; None: flat out.
         idle_watts: Drawn while nothing runs, estimated.
         max_drop: The most that a plan may lose on the planning split.
-        tails: Latency at a percentile over the median, by percentile, as last seen.
+        tails: Latency at a percentile over the median, by percentile, of the original.
         warnings: What was asked but says less than it seems to.
     """
 
@@ -57,7 +57,7 @@ class Asked:
         return cls(budget, objective, options.rate, idle, options.max_drop, warnings=warnings)
 
     def rows(self) -> tuple[Limit, ...]:
-        """For the solver, with the tails as last seen."""
+        """For the solver."""
         return limits_for(self.budget, rate=self.rate, idle_watts=self.idle_watts, tails=self.tails)
 
     def learn_tails(self, latency_ms: Mapping[int, float]) -> None:

@@ -29,7 +29,6 @@ from greencc.core.errors import LimitError
 from greencc.core.report import Interval
 from greencc.core.report_plan import LimitVerdict
 from greencc.planner.budget import Objective
-from greencc.planner.problem import weigh
 from greencc.targets import format_spec
 from greencc.targets.backends import backends
 
@@ -78,12 +77,12 @@ class PlanChoice:
         """Contenders beside the ladder that are better than one that held, the best first; any where none did."""
         least = float("inf")
         if held is not None:
-            least = value_of(self.asked, self.point_of(held).figures) * (1.0 - _WORTH)
+            least = self.point_of(held).figures.value(self.asked.objective.weights) * (1.0 - _WORTH)
         tested = {id(point) for point in self.ladder}
         for point in _best_first(self.asked, self.points):
             if id(point) in tested or not self.asked.keeps(point.figures):
                 continue
-            if value_of(self.asked, point.figures) >= least:
+            if point.figures.value(self.asked.objective.weights) >= least:
                 return
             try:
                 item = self.verifier.opened(point)
@@ -174,7 +173,7 @@ def choose_plan(
     points += try_backends(session, verifier, _best_first(asked, points), deadline)
     ladder = _compared(asked, session, verifier, points)
     if not ladder:
-        bound = "" if search is None else tables_bound(search.problem(), asked.rows())
+        bound = "" if search is None else tables_bound(asked, search.problem())
         raise _out_of_reach(asked, points, bound)
     usable = _open(verifier, ladder, session)
     if not usable:
@@ -343,18 +342,13 @@ def _loss(point: Point) -> float:
     return point.figures.loss or 0.0
 
 
-def value_of(asked: Asked, figures: Figures) -> float:
-    """What is minimised; infinite where it is not known."""
-    found = figures.amounts()
-    if any(found[quantity] is None for quantity in asked.objective.weights):
-        return float("inf")
-    return weigh(asked.objective.weights, {key: value or 0.0 for key, value in found.items()})
-
-
 def _best_first(asked: Asked, points: Sequence[Point]) -> list[Point]:
     """Points within the accuracy, those that keep the budget first, then by the objective."""
     within = [point for point in points if _loss(point) <= asked.max_drop]
-    return sorted(within, key=lambda point: (not asked.keeps(point.figures), value_of(asked, point.figures)))
+    return sorted(
+        within,
+        key=lambda point: (not asked.keeps(point.figures), point.figures.value(asked.objective.weights)),
+    )
 
 
 def _compared(asked: Asked, session: Session, verifier: Verifier, points: list[Point]) -> list[Point]:
@@ -395,8 +389,8 @@ def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Poi
             point.place = "keeps the budget with nothing to spare for the noise of the last measurement"
     ladder: list[Point] = []
     for point in sorted(roomy or within, key=lambda item: (item.figures.error, item.origin != "form")):
-        value = value_of(asked, point.figures)
-        if not ladder or value < value_of(asked, ladder[-1].figures) * (1.0 - _WORTH):
+        value = point.figures.value(asked.objective.weights)
+        if not ladder or value < ladder[-1].figures.value(asked.objective.weights) * (1.0 - _WORTH):
             ladder.append(point)
         else:
             point.place = f"not chosen: no better than {ladder[-1].name}"

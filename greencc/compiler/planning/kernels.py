@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from greencc.compiler.kernel_times import KernelTime, KernelTimes
+from greencc.compiler.kernel_times import KernelTime, KernelTimes, Order, Source, compare
 from greencc.compiler.planning.space import Kind, Space
 from greencc.compiler.signatures import Signature, signatures
 from greencc.core.cache import Cache
@@ -30,6 +30,8 @@ from greencc.passes.offers import Offer, sketch, structural_steps
 
 FLOAT: tuple[Pass, ...] = ()
 _ROUNDING = 1e-9
+# Times closer than this may be a tie.
+_TIE = 0.05
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,27 @@ def measure_layers(
 def _share(
     now: Structure | None, before: Structure | None, known: Mapping[Signature, KernelTime]
 ) -> float | None:
-    """Time of a layer's kernels as a share of that of the whole layer; None where one is not known."""
+    """Time of a layer's kernels as a share of that of the whole layer; None where one is not known, 1 at a tie.
+
+    A tie is a difference that is small, and that the intervals do not show.
+    """
     if now is None or before is None:
         return None
-    times = [[known[kernel].us for kernel in each.kernels if kernel in known] for each in (now, before)]
-    if len(times[0]) < len(now.kernels) or len(times[1]) < len(before.kernels) or not sum(times[1]):
+    sums = [_sum(each, known) for each in (now, before)]
+    if sums[0] is None or sums[1] is None or not sums[1].us:
         return None
-    return sum(times[0]) / sum(times[1])
+    share = sums[0].us / sums[1].us
+    tie = abs(share - 1.0) < _TIE and compare(sums[0], sums[1]) is Order.TIE
+    return 1.0 if tie else share
+
+
+def _sum(structure: Structure, known: Mapping[Signature, KernelTime]) -> KernelTime | None:
+    """Times of kernels that run one after another; None where one is not known."""
+    times = [known[kernel] for kernel in structure.kernels if kernel in known]
+    if len(times) < len(structure.kernels):
+        return None
+    low, us, high = (sum(ends) for ends in zip(*((t.low, t.us, t.high) for t in times), strict=True))
+    return KernelTime(us, low, high, 0, Source.MEASURED)
 
 
 def _levels(space: Space, kind: Kind) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ compile of the same model with another budget finds all points of the first, and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from greencc.core.recipe import dump_recipe, parse_recipe
 from greencc.core.report import Interval
 from greencc.passes import PASSES
 from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.planner.problem import Assignment, Quantity
+from greencc.planner.problem import Amounts, Assignment, Quantity, weigh
 
 _POINT = "plan-point"
 _VERSION = 1
@@ -52,6 +53,13 @@ class Figures:
     energy_mj: float | None
     size_bytes: int
     macs: float | None
+
+    def value(self, weights: Amounts) -> float:
+        """What an objective makes of it; infinite where something is not known."""
+        found = self.amounts()
+        if any(found[quantity] is None for quantity in weights):
+            return math.inf
+        return weigh(weights, {key: value or 0.0 for key, value in found.items()})
 
     def amounts(self) -> dict[Quantity, float | None]:
         """As the planner counts."""

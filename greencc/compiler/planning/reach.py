@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from greencc.compiler.planning.budget import Asked
 from greencc.core.data import Feeds
 from greencc.core.engine import Device
+from greencc.core.errors import LimitError
 from greencc.meters.device_store import calibrated_profile
 from greencc.planner.budget import Kind
 from greencc.planner.front import reachable
-from greencc.planner.limits import lower_bounds, require_reachable
+from greencc.planner.limits import lower_bounds, plan_floors, require_reachable
 from greencc.planner.physics import idle_floor, physics_floors
 from greencc.planner.problem import Limit, Problem, Quantity
 
@@ -45,13 +44,20 @@ def require_possible(asked: Asked, device: Device, problem: Problem, feeds: Feed
     require_reachable(asked.budget, floors, asked.rate)
 
 
-def tables_bound(problem: Problem, rows: Sequence[Limit]) -> str:
+def tables_bound(asked: Asked, problem: Problem) -> str:
     """How far the tables hold every limit to be out of reach, in words; empty where none is."""
     told = []
-    for reach in reachable(problem, rows, seconds=_SECONDS):
+    for reach in reachable(problem, asked.rows(), seconds=_SECONDS):
         least, limit = reach.alone, reach.limit
         if least is None or limit.bound <= 0.0 or least.bound <= limit.bound:
             continue
         times = least.bound / limit.bound
         told.append(f"{limit.name} is out of reach: by the tables, any plan takes {times:.3g} times as much")
+    powers = [limit for limit in asked.budget if limit.kind is Kind.POWER and asked.rate is None]
+    floors = plan_floors(problem, powers, idle_watts=asked.idle_watts, tails=asked.tails)
+    try:
+        # Power flat out is a quotient, which no single row has the least of.
+        require_reachable(powers, floors, None)
+    except LimitError as error:
+        told.append(error.message)
     return "; ".join(told)

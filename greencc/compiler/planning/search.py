@@ -129,7 +129,7 @@ class Search:
         space: What may be decided.
         tables: What that costs.
         objective: What is minimised.
-        limits: Rows of the budget, for the tails of the latency that were seen so far.
+        limits: Rows of the budget.
         keeps: Whether a point keeps the budget.
         measure_errors: Errors of assignments, built and run; None of those that cannot be built.
         aim: What a plan may lose on the planning split to be called one that holds (`aim_of`).
@@ -235,7 +235,7 @@ class Search:
             allowed = self._next(bracket, loss)
             if not new:
                 continue
-            value = self._value(point)
+            value = point.figures.value(self.objective.weights)
             if holds and self.keeps(point) and value < best * (1.0 - _BETTER):
                 best, idle = value, 0
             else:
@@ -251,7 +251,7 @@ class Search:
         for point in sorted(self.earlier, key=lambda item: item.figures.error):
             holds = (point.figures.loss or 0.0) <= self.aim
             if holds and self.keeps(point):
-                best = min(best, self._value(point))
+                best = min(best, point.figures.value(self.objective.weights))
             bracket.learn(max(point.figures.error, _LEAST_ERROR), holds=holds)
             chosen = point.chosen
             if chosen is None or any(chosen.get(name) not in options for name, options in units.items()):
@@ -445,13 +445,6 @@ class Search:
             for (name, _), value in self.tables.errors.items()
             if name in kinds
         )
-
-    def _value(self, point: Point) -> float:
-        """What is minimised, as it was found."""
-        found = point.figures.amounts()
-        if any(found[quantity] is None for quantity in self.objective.weights):
-            return math.inf
-        return weigh(self.objective.weights, {key: value or 0.0 for key, value in found.items()})
 
 
 def _scale(
