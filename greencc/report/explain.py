@@ -138,7 +138,7 @@ def find_name(report: Report, layer: str) -> str:
             more = f" and {len(matches) - _LISTED} more" if len(matches) > _LISTED else ""
             raise UsageError(
                 f"{len(matches)} layers or units have {_short(layer)!r} in their names",
-                hint=f"{listed}{more}",
+                hint=f"give more of the name: {listed}{more}",
             )
     close = difflib.get_close_matches(layer, names, n=1, cutoff=0.5)
     start = f"did you mean '{_short(close[0])}'? " if close else ""

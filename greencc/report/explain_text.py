@@ -126,7 +126,7 @@ def _unit(report: Report, unit: PlanChoice) -> list[RenderableType]:
         parts.append(Text(f"Unit {printable(unit.unit)}, which touches {nodes}{more}" if nodes else ""))
     if not unit.options:
         return parts
-    table = _table(("", "Adds error", "Saves time", "energy", "bytes", "Figures are"), right=(1, 2, 3, 4))
+    table = _table(("", "Adds error", "Saves time", "energy", "bytes", "The error is"), right=(1, 2, 3, 4))
     for option in unit.options:
         taken = option.name == unit.option
         cells = words.option_cells(option)

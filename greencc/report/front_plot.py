@@ -217,7 +217,7 @@ def _note(
     beyond = sum(mark.x > across.high or mark.y > up.high for mark in marks)
     if beyond:
         verb = "lies" if beyond == 1 else "lie"
-        texts.append(f"{beyond} {verb} beyond the edge that the triangle points to.")
+        texts.append(f"{beyond} plan{'s' * (beyond > 1)} {verb} beyond the edge that the triangle points to.")
     if left_out:
         verb = "is" if left_out == 1 else "are"
         texts.append(

@@ -193,12 +193,12 @@ def solver_text(plan: PlanInfo) -> str:
     solver = plan.solver
     if solver is None:
         return ""
+    sizes = f"{solver.units:,} units with {solver.options:,} options and {solver.pairs:,} pairs"
+    if not solver.solutions:
+        return f"{sizes}; nothing was solved"
     gap = "proved optimal" if solver.gap <= 1e-6 else f"largest gap to the optimum {share(solver.gap, 2)}"
     times = "once" if solver.solutions == 1 else f"{solver.solutions:,} times"
-    return (
-        f"{solver.units:,} units with {solver.options:,} options and {solver.pairs:,} pairs, solved {times} "
-        f"in {number(solver.seconds)} s together, {gap}"
-    )
+    return f"{sizes}, solved {times} in {number(solver.seconds)} s together, {gap}"
 
 
 def loss_label(report: Report) -> str:

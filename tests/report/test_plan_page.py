@@ -253,7 +253,7 @@ def test_points_that_would_squeeze_the_plot_stand_at_its_edge(planned_report: Re
     view = front_views(planned_report)[0]
     assert view.svg.count('class="mark up') == 1  # int4-weights loses 31 points
     assert view.svg.count('class="mark right') == 1  # int8-dynamic takes 31 ms
-    assert "2 lie beyond the edge" in view.note
+    assert "2 plans lie beyond the edge" in view.note
     assert "int8-dynamic: 31.0 ms, 0.18 points lost" in view.svg
 
 

@@ -38,6 +38,8 @@ _WORTH = 0.02
 _SPARE = 0.97
 # Plans that are certified: each costs a run over the certification split.
 _LADDER = 4
+# More than this share of the time is said.
+_OVERRUN = 1.25
 _NEAREST = 5
 # Plans that are timed side by side in the end.
 _RIVALS = 4
@@ -138,6 +140,10 @@ def choose_plan(
         UsageError: The budget contradicts itself.
     """
     deadline = Deadline(session.options.time_budget)
+    if session.options.engine != "local":
+        # A cluster that is not there should not be found out after minutes.
+        with session.phase("starting workers"):
+            _ = session.executor
     asked = Asked.of(session.options, session.target.device())
     asked.max_drop = loss_allowed(session.options.max_drop, splits.planning.count)
     for warning in asked.warnings:
@@ -294,6 +300,12 @@ def _search(
             search.run(prepared.full)
             if not deadline.over:
                 search.expect_front()
+        if not search.points:
+            session.warn(f"no plan was built layer by layer: {search.log.ended} (raise --time-budget)")
+        if deadline.elapsed > _OVERRUN * deadline.seconds:
+            session.warn(
+                f"planning took {deadline.elapsed:.0f} s, more than --time-budget: what is under way is finished"
+            )
         if search.refused:
             session.warn(
                 f"{len(search.refused)} plans could not be built and were left out, the first because of "
@@ -451,7 +463,7 @@ def _out_of_reach(asked: Asked, points: Sequence[Point], found: str) -> LimitErr
     message = found or f"no verified plan keeps {limits} within the accuracy limit"
     return LimitError(
         message + "; the nearest points:\n" + "\n".join(lines),
-        hint="raise the budget or --max-drop, give more time (--time-budget, --effort full), or lower --rate",
+        hint="give more time (--time-budget, --effort full), raise the budget or --max-drop, or lower --rate",
     )
 
 

@@ -21,6 +21,7 @@ from greencc.core.report_plan import PlanInfo, PlanOption, PlanPoint, SolverInfo
 from greencc.meters.model import MODEL_BOUNDARY
 from greencc.planner.budget import Objective
 from greencc.planner.problem import Assignment, Option, Quantity
+from greencc.report.figures import bytes_text, joules, time_ms
 from greencc.targets import format_spec
 
 _NOTHING = 1e-12
@@ -41,6 +42,9 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
     chosen = final.chosen
     if chosen is None and prepared is not None:
         chosen = prepared.space.untouched()
+    form = ""
+    if final.origin == "form":
+        form = f"{final.name}, a form of the whole model, was shipped: this was not decided on its own"
     notes = [f"shipped is {final.name}, whose own figures were measured again at the end"]
     return PlanInfo(
         objective=choice.asked.objective.value,
@@ -52,7 +56,7 @@ def plan_info(choice: PlanChoice, shipped: Contender, measured: Measurement) -> 
         ),
         choices=()
         if prepared is None or chosen is None
-        else _choices(prepared, search, chosen, choice.asked.objective),
+        else _choices(prepared, search, chosen, choice.asked.objective, form),
         predictions=() if search is None else tuple(search.log.predictions),
         solver=None if search is None or prepared is None else _solver(search, prepared.space),
         rounds=0 if search is None else sum(point.origin == "plan" for point in search.points),
@@ -163,9 +167,9 @@ def _front(points: Sequence[Point]) -> set[int]:
 
 
 def _choices(
-    prepared: Prepared, search: Search | None, chosen: Assignment, objective: Objective
+    prepared: Prepared, search: Search | None, chosen: Assignment, objective: Objective, form: str
 ) -> tuple[UnitChoice, ...]:
-    """What was decided for every unit, and why."""
+    """What was decided for every unit, and why; `form` is why nothing was decided unit by unit, or empty."""
     space, tables = prepared.space, prepared.tables
     corrections = Corrections() if search is None else search.corrections
     problem = make_problem(space, tables, corrections)
@@ -178,7 +182,7 @@ def _choices(
         if option not in unit.options:
             found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, _EARLIER, rows))
             continue
-        reason = _reason(unit, option, options, objective)
+        reason = form or _reason(unit, option, options, objective)
         found.append(UnitChoice(unit.subject, unit.kind.value, unit.nodes, option, reason, rows))
     for name in sorted(chosen.keys() - amounts.keys()):
         kind, subject = name.split(":", 1)
@@ -212,7 +216,7 @@ def _reason(unit: PlanUnit, chosen: str, options: Sequence[Option], objective: O
     named = {option.name: option for option in options}
     own = named[chosen]
     if chosen != unit.options[0]:
-        return f"{_saves(own)} for an error of {own.amounts.get(Quantity.ERROR, 0.0):.3g}"
+        return f"{_saves(own)}, for an error of {own.amounts.get(Quantity.ERROR, 0.0):.3g}"
     if len(options) == 1:
         return "there is no other option"
     counted = Quantity.LATENCY if quantity is Quantity.ERROR else quantity
@@ -226,7 +230,13 @@ def _reason(unit: PlanUnit, chosen: str, options: Sequence[Option], objective: O
 
 
 def _saves(option: Option) -> str:
-    us, mj = -1e3 * option.amounts.get(Quantity.LATENCY, 0.0), -option.amounts.get(Quantity.ENERGY, 0.0)
-    size = -option.amounts.get(Quantity.SIZE, 0.0)
-    word = "saves" if us >= 0 else "costs"
-    return f"{word} {abs(us):.3g} us ({mj:.3g} mJ estimated, grade D) and {size / 1e3:.3g} kB"
+    own = option.amounts
+    ms, mj = -own.get(Quantity.LATENCY, 0.0), -own.get(Quantity.ENERGY, 0.0)
+    size = -own.get(Quantity.SIZE, 0.0)
+    parts = [
+        f"{'saves' if ms >= 0 else 'costs'} {time_ms(abs(ms))}",
+        f"{'saves' if mj >= 0 else 'costs'} {joules(abs(mj))} (estimated, grade D)",
+    ]
+    if size:
+        parts.append(f"{'saves' if size >= 0 else 'costs'} {bytes_text(abs(size))}")
+    return ", ".join(parts)

@@ -10,13 +10,13 @@ one that holds and the worst that does not is left, when several plans in a row 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from greencc.compiler.options import Effort
 from greencc.compiler.planning.assembly import Corrections, Tables, make_problem
 from greencc.compiler.planning.points import Point
-from greencc.compiler.planning.space import Kind, Space
+from greencc.compiler.planning.space import WHOLE, Kind, Number, Space
 from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline
 from greencc.core.report_plan import Prediction
@@ -254,7 +254,7 @@ class Search:
                 best = min(best, point.figures.value(self.objective.weights))
             bracket.learn(max(point.figures.error, _LEAST_ERROR), holds=holds)
             chosen = point.chosen
-            if chosen is None or any(chosen.get(name) not in options for name, options in units.items()):
+            if chosen is None or not _fits(chosen, units):
                 continue
             point.predicted = self.problem().totals(chosen)
             self._correct(point)
@@ -445,6 +445,14 @@ class Search:
             for (name, _), value in self.tables.errors.items()
             if name in kinds
         )
+
+
+def _fits(chosen: Assignment, units: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an assignment is of these units: all have an option of theirs, and no other changes anything."""
+    if any(chosen.get(name) not in options for name, options in units.items()):
+        return False
+    untouched = (WHOLE, Number.FLOAT.value)
+    return all(name in units or option in untouched for name, option in chosen.items())
 
 
 def _scale(
