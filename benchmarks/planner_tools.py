@@ -99,11 +99,12 @@ def plan_flags(seconds: float) -> list[str]:
 
 
 def second_flags(seconds: float, latency_ms: float) -> list[str]:
-    """The same model with another budget: the smallest plan that is no more than a fifth slower than the first.
+    """The same model with another budget: the least energy of what is no more than a fifth slower than the first plan.
 
     The first plan meets it, so that there is an answer.
     """
-    return ["--minimize", "size", "--budget", f"{1.2 * latency_ms:.4g}ms p50", "--time-budget", f"{seconds:g}s"]
+    budget = f"{1.2 * latency_ms:.4g}ms p50"
+    return ["--minimize", "energy", "--budget", budget, "--time-budget", f"{seconds:g}s"]
 
 
 def within(row: Mapping[str, Any], max_drop: float = MAX_DROP) -> bool:
