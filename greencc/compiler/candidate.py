@@ -13,7 +13,7 @@ import onnx_ir as ir
 from greencc.compiler.slices import Slice, restored
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Target
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import GreenccError, UnavailableError
 from greencc.core.model import load_model
 from greencc.execution import Blob, Files, Task
 from greencc.verify.divergence import divergence
@@ -21,6 +21,16 @@ from greencc.verify.metrics import Auto, Close, TopOne
 
 MODEL = "model.onnx"
 Compared = Auto | TopOne | Close
+
+
+@dataclass(frozen=True)
+class Refused(Task):
+    """A candidate that could not be built: it ends as one that cannot run, and the others go on."""
+
+    error: GreenccError
+
+    def run(self, files: Files) -> dict[str, Array]:
+        raise self.error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,18 @@ from greencc.compiler.ahead import Ahead
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import Form
 from greencc.compiler.memo import MemoEngine
+from greencc.compiler.options import CompileOptions
 from greencc.compiler.session import Session
 from greencc.core.cache import cache_key
-from greencc.core.data import DataSource
+from greencc.core.data import Array, DataSource
 from greencc.core.engine import Engine, Target
+from greencc.core.errors import GreenccError
 from greencc.core.files import sha256_file
 from greencc.core.report import Accuracy
 from greencc.report.json_out import from_plain, to_plain
 from greencc.verify.compare import compare
+from greencc.verify.metrics import parse_metric
+from greencc.verify.user import UserMetric
 
 _KIND = "accuracy"
 
@@ -70,6 +74,11 @@ def observed_loss(accuracy: Accuracy) -> float:
     return 0.0 if accuracy.agreement is None else 1.0 - accuracy.agreement
 
 
+def judged_by_the_user(options: CompileOptions) -> bool:
+    """Whether a function of the user's judges: what it said is not kept, because its code may change."""
+    return isinstance(parse_metric(options.metric), UserMetric)
+
+
 def judge(
     session: Session,
     baseline: Engine,
@@ -81,10 +90,12 @@ def judge(
     """Compare an engine with the baseline on `data`, by the limits and the metric of the compile.
 
     What was found of the files of an artifact (`built` is the main one) is kept, unless the user's own code judges: it
-    may change. Where the session has several workers, those run what was built, for `target` (None: that of the
-    session), and this process compares; the result is the same.
+    may change; an entry that cannot be read is computed again. `target` is what runs the artifact (None: that of the
+    session; the baseline always runs there). Where the session has several workers, those run what was built, and this
+    process compares; the result is the same.
     """
     options = session.options
+    runs_on = target or session.target
     key = None
     if built is not None and options.metric is None and session.source:
         files = sorted(file for file in built.parent.rglob("*") if file.is_file())
@@ -96,16 +107,17 @@ def judge(
             options.max_drop,
             options.confidence,
             session.target.versions(),
-            session.target.device().fingerprint,
+            runs_on.versions(),
+            runs_on.device().fingerprint,
         )
-        found = session.cache.get(_KIND, key)
-        if found is not None and "accuracy" in found:
-            return from_plain(json.loads(str(found["accuracy"])), Accuracy, "cached accuracy")
+        known = _read(session.cache.get(_KIND, key))
+        if known is not None:
+            return known
     if built is None or session.scratch not in built.parents or session.free_workers < 2:
         accuracy = _compare(session, baseline, artifact, data)
         _keep(session, key, data, accuracy)
         return accuracy
-    ahead = Ahead(session, artifact, data, built, target or session.target, key)
+    ahead = Ahead(session, artifact, data, built, runs_on, key)
     try:
         accuracy = _compare(session, baseline, ahead, ahead)
     finally:
@@ -113,6 +125,16 @@ def judge(
     _keep(session, key, data, accuracy)
     ahead.forget()
     return accuracy
+
+
+def _read(entry: Mapping[str, Array] | None) -> Accuracy | None:
+    """What an entry of the cache says; None where there is none, or not one that was written here."""
+    if entry is None:
+        return None
+    try:
+        return from_plain(json.loads(str(entry["accuracy"])), Accuracy, "cached accuracy")
+    except (GreenccError, KeyError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def _keep(session: Session, key: str | None, data: DataSource, accuracy: Accuracy) -> None:
@@ -144,8 +166,9 @@ def closed_on_error(engine: Engine) -> Iterator[Engine]:
 
 
 def contender(session: Session, form: Form, baseline: Engine, splits: Splits) -> Contender:
-    """Open a form and judge it on the planning split."""
-    with session.phase("planning"), closed_on_error(session.target.open(form.artifact)) as engine:
+    """Open a form on what it was built for and judge it on the planning split."""
+    target = form.target or session.target
+    with session.phase("planning"), closed_on_error(target.open(form.artifact)) as engine:
         session.engines.append(engine)
-        planning = judge(session, baseline, engine, splits.planning, form.artifact)
+        planning = judge(session, baseline, engine, splits.planning, form.artifact, target)
     return Contender(form, engine, planning)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from greencc.compiler.candidate import MODEL, Compared, Error, ErrorHere
+from greencc.compiler.candidate import MODEL, Compared, Error, ErrorHere, Refused
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.slices import Slice, stored
 from greencc.core.cache import Cache, cache_key
 from greencc.core.engine import Target
+from greencc.core.errors import GreenccError, UnavailableError, UsageError
 from greencc.core.files import translated_os_errors
 from greencc.core.model import save_model
 from greencc.core.progress import Progress, silent
@@ -31,6 +32,8 @@ _KIND = "sensitivity"
 _VERSION = 1
 # All take about as long: the candidates are one model.
 _DEMAND = Demand()
+# What no candidate is to blame for: the others would fail alike.
+_EVERYONES = (UnavailableError, UsageError)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,19 @@ class Job:
     key: tuple[str | list[str], ...]
     build: Callable[[], ir.Model]
     label: str = "a candidate"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What became of a candidate; neither where the deadline left no time.
+
+    Attributes:
+        error: Its divergence.
+        problem: Why it has none.
+    """
+
+    error: float | None = None
+    problem: GreenccError | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,34 @@ class Evaluator:
         Raises:
             GreenccError: A candidate cannot be built or run, or its workers were lost again and again.
         """
+        return [one.error for one in self._run(jobs, on, deadline, progress, label, (GreenccError,))]
+
+    def each(
+        self,
+        jobs: Sequence[Job],
+        on: Slice,
+        deadline: Deadline | None = None,
+        progress: Progress = silent,
+        label: str = "Evaluating",
+    ) -> list[Evaluated]:
+        """As `errors`, but a candidate that cannot be built or run keeps that to itself: the others have their errors.
+
+        Raises:
+            UnavailableError: Something is missing here, or workers were lost again and again.
+            UsageError: The options fit no candidate.
+        """
+        return self._run(jobs, on, deadline, progress, label, _EVERYONES)
+
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        on: Slice,
+        deadline: Deadline | None,
+        progress: Progress,
+        label: str,
+        fatal: tuple[type[GreenccError], ...],
+    ) -> list[Evaluated]:
+        """What became of each; raises errors that are `fatal`."""
         versions = self.target.versions()
         metric = repr(self.metric) if isinstance(self.metric, Compared) else f"user:{self.metric.name}"
         keys = [cache_key(_VERSION, *job.key, on.digest, metric, versions) for job in jobs]
@@ -94,20 +138,25 @@ class Evaluator:
             Work(_KIND, key, job.label, lambda _, job=job: self._task(job, on, data), _DEMAND)  # type: ignore[misc]
             for job, key in zip(jobs, keys, strict=True)
         ]
-        found: dict[str, float] = {}
+        found: dict[str, Evaluated] = {}
         stop = (lambda: deadline.over) if deadline is not None else (lambda: False)
         outcomes = self.executor.run(works, self.cache, stop)
         for outcome in progress(outcomes, label=label, total=len(set(keys))):
             if isinstance(outcome.task, Error):
                 shutil.rmtree(outcome.task.model.folder, ignore_errors=True)
-            if outcome.error is not None:
+            if isinstance(outcome.error, fatal):
                 raise outcome.error
-            assert outcome.arrays is not None
-            found[keys[outcome.index]] = float(outcome.arrays["error"])
-        return [found.get(key) for key in keys]
+            error = None if outcome.arrays is None else float(outcome.arrays["error"])
+            found[keys[outcome.index]] = Evaluated(error, outcome.error)
+        return [found.get(key, Evaluated()) for key in keys]
 
     def _task(self, job: Job, on: Slice, data: Blob | None) -> Task:
-        model = job.build()
+        try:
+            model = job.build()
+        except _EVERYONES:
+            raise
+        except GreenccError as error:
+            return Refused(error)
         metric = self.metric if isinstance(self.metric, Compared) else Close()
         if data is None:
             return ErrorHere(model, on, self.target, metric)

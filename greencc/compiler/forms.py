@@ -155,9 +155,10 @@ class FormBuilder:
         extra: tuple[Pass, ...] = (),
     ) -> Form:
         """Static INT8 and then `extra`, in the format asked for."""
-        _, base_passes, base_records = self._for_integers()
+        base, base_passes, base_records = self._for_integers()
         model, records = self.prepared(prepare)
-        steps = (quantize, *extra, *_tables(model))
+        # Of the model before `prepare`, as `passes_of` has them, which builds nothing.
+        steps = (quantize, *extra, *_tables(base))
         form = self._build(name, precision, rank, model, steps)
         form.applied = form.records[0].changed > 0
         if self._session.options.format is QuantizedFormat.QOPERATOR and form.applied:

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from greencc.compiler.contender import Contender, contender
+from greencc.compiler.contender import Contender, contender, judged_by_the_user
 from greencc.compiler.costs import GroupCost, group_costs, layer_choice
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import MIXED_RANK, Form, FormBuilder
@@ -28,6 +28,7 @@ from greencc.compiler.sensitivity import GroupError
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.tables import error_table
 from greencc.compiler.variants import Variant, refined, variants
+from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.passes import Finding
 from greencc.core.report import LayerChoice, PassRecord
@@ -93,10 +94,16 @@ def recalled_variant(
     context: str,
     over: Callable[[], bool],
 ) -> tuple[Contender, Variant, list[Contender]]:
-    """`best_variant`, or at once the one that an earlier compile found best in the same `context`."""
-    found = session.cache.get(_KIND, context)
+    """`best_variant`, or at once the one that an earlier compile found best in the same `context` for the same limit.
+
+    What was found best when the time was `over` is not kept: the next compile may have more. Nor is what a metric of
+    the user's said.
+    """
+    options, effort = session.options, session.options.effort
+    key = cache_key(context, options.max_drop, effort.value, options.format.value)
+    kept = not judged_by_the_user(options)
+    found = session.cache.get(_KIND, key) if kept else None
     name = "" if found is None else str(found.get("name", ""))
-    effort = session.options.effort
     first = list(variants(effort, builder.context.capabilities, builder.cleaned().model)) if name else []
     for variant in (each for base in first for each in (base, *refined(base, effort))):
         if variant.name == name:
@@ -104,8 +111,16 @@ def recalled_variant(
             item = contender(session, form, baseline, splits)
             item.reason = f"{variant.reason}: the best way to quantize, as an earlier compile found"
             return item, variant, []
-    best, variant, others = best_variant(session, builder, baseline, splits, over)
-    session.cache.put(_KIND, context, {"name": np.array(variant.name)}, label="the best way to quantize")
+    cut_short = False
+
+    def over_now() -> bool:
+        nonlocal cut_short
+        cut_short = cut_short or over()
+        return cut_short
+
+    best, variant, others = best_variant(session, builder, baseline, splits, over_now)
+    if kept and not cut_short:
+        session.cache.put(_KIND, key, {"name": np.array(variant.name)}, label="the best way to quantize")
     return best, variant, others
 
 
@@ -116,7 +131,10 @@ def best_variant(
     splits: Splits,
     over: Callable[[], bool] = _never,
 ) -> tuple[Contender, Variant, list[Contender]]:
-    """The first variants until one is good enough or the time is `over`, then repairs of the best; the others last."""
+    """The first variants until one is good enough or the time is `over`, then repairs of the best; the others last.
+
+    `over` is asked only before something that would be tried: who asks for it can tell whether anything was left out.
+    """
     tried: list[tuple[Contender, Variant]] = []
 
     def attempt(variant: Variant) -> Contender:
@@ -130,12 +148,12 @@ def best_variant(
     effort = session.options.effort
     convincing = splits.planning.count >= _CONVINCING or effort is Effort.QUICK
     for variant in variants(effort, builder.context.capabilities, builder.cleaned().model):
+        if tried and over():
+            break
         item = attempt(variant)
         if not item.form.applied:
             return item, variant, [other for other, _ in tried if other is not item]
         if variant.enough and convincing and not _loses(session, _ranked(session, tried)[0][0], _GOOD_ENOUGH):
-            break
-        if over():
             break
     best, variant = _ranked(session, tried)[0]
     for better in refined(variant, effort):

@@ -20,7 +20,7 @@ from greencc.compiler.slices import Slice, make_slice, restored, stored
 from greencc.compiler.tables import error_table
 from greencc.compiler.variants import variants
 from greencc.core.cache import Cache
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import GreenccError, InputError, UnavailableError
 from greencc.execution import Executor, InProcess, make_executor
 from greencc.verify.metrics import Close, UserMetric
 
@@ -162,3 +162,37 @@ def _same(found: list[dict[str, np.ndarray]], wanted: object) -> None:
             assert new[name].shape == value.shape
             assert value.dtype in (object, new[name].dtype)
             assert (new[name] == value).all()
+
+
+def refused(error: GreenccError) -> Job:
+    def build() -> ir.Model:
+        raise error
+
+    return Job((f"refused: {error}",), build, "what cannot be built")
+
+
+@pytest.mark.parametrize("executor", ["local"], indirect=True)
+def test_a_candidate_that_cannot_be_built_keeps_that_to_itself(bench: Bench, executor: Executor) -> None:
+    on = make_slice(bench.baseline.engine, bench.splits.planning, 16)
+    problem = InputError("this layer has no integers", hint="leave it")
+    for where in (InProcess(1), executor):
+        found = evaluator(bench, where)
+        (wanted,) = found.errors(jobs(bench, 2.0), on)
+        known, broken, new = found.each([*jobs(bench, 2.0), refused(problem), *jobs(bench, 1.5)], on)
+        assert (known.error, known.problem) == (wanted, None)
+        assert new.error is not None
+        assert broken.error is None
+        assert isinstance(broken.problem, InputError)
+        assert (broken.problem.message, broken.problem.hint) == (problem.message, problem.hint)
+        with pytest.raises(InputError, match="no integers"):
+            found.errors([*jobs(bench, 2.0), refused(problem)], on)
+        with pytest.raises(UnavailableError, match="no memory"):
+            found.each([refused(UnavailableError("no memory")), *jobs(bench, 1.7)], on)
+    assert not list(bench.session.scratch.glob("candidate-*")), "models of candidates are left"
+
+
+def test_candidates_that_cannot_run_say_so_one_by_one(bench: Bench) -> None:
+    on = make_slice(bench.baseline.engine, bench.splits.planning, 16)
+    wrong = Slice(tuple({"other": item["image"]} for item in on.feeds), on.outputs, "wrong")
+    found = evaluator(bench, InProcess(1)).each(jobs(bench, 1.0, 2.0), wrong)
+    assert ["no input 'other'" in str(one.problem) for one in found] == [True, True]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -21,6 +23,7 @@ from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import ensure_names
+from greencc.core.passes import Context, Outcome, Pass
 from greencc.core.report import Interval
 from greencc.measure.latency import QuickComparison
 from greencc.passes.float16 import ConvertFloat16, HalfType
@@ -197,3 +200,26 @@ def test_passes_before_a_quantization_measure_in_int8(
     (record,) = [record for record in form.records if record.name == "prune"]
     messages = " ".join(finding.message for finding in record.findings)
     assert f"1.40x as fast [1.30, 1.50] in {arithmetic}" in messages
+
+
+@dataclass(frozen=True)
+class AddTable(Pass):
+    """Adds rows that are looked up, which are of no use."""
+
+    name: ClassVar[str] = "add-table"
+    summary: ClassVar[str] = "adds a table"
+
+    def apply(self, model: ir.Model, ctx: Context) -> Outcome:
+        arrays = {"table": np.ones((128, 16), np.float32), "row": np.array([3], np.int64)}
+        values = [ir.Value(name=name, const_value=ir.tensor(array)) for name, array in arrays.items()]
+        for value in values:
+            model.graph.register_initializer(value)
+        model.graph.append(ir.node("Gather", values, name="lookup"))
+        return Outcome(1)
+
+
+@pytest.mark.parametrize("prepare", [(), (AddTable(),)])
+def test_the_passes_of_a_plan_are_told_as_they_are_run(bench: Bench, prepare: tuple[Pass, ...]) -> None:
+    """Also where the preparation changes which rows are looked up."""
+    form = bench.builder.planned("plan", prepare, QuantizeInt8(), ())
+    assert bench.builder.passes_of(prepare, QuantizeInt8(), ()) == form.passes

@@ -10,7 +10,7 @@ import pytest
 from greencc.compiler import static
 from greencc.compiler.costs import GroupCost, group_costs, layer_choice
 from greencc.compiler.groups import Group, quantized_groups
-from greencc.compiler.options import Precision
+from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.static import static_int8
 from greencc.compiler.tables import SMALL_SLICE, error_table
@@ -194,3 +194,34 @@ def test_what_a_layer_saves_is_told_with_range_grade_and_boundary() -> None:
     assert "estimated" in told.boundary
     kept = layer_choice(Group("conv", "Conv", ("conv",)), cost, "measured slower", None)
     assert (kept.precision, kept.reason, kept.error) == ("float", "measured slower", None)
+
+
+def test_the_best_way_to_quantize_is_recalled_for_the_same_limit_alone(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.session.cache = Cache(tmp_path / "cache")
+    context = (bench.session, bench.builder, bench.baseline, bench.splits, "context")
+
+    def recalled(*, over: bool = False) -> bool:
+        best, _, others = static.recalled_variant(*context, lambda: over)
+        for item in (best, *others):
+            item.engine.close()
+        return "as an earlier compile found" in best.reason
+
+    assert not recalled(over=True)
+    assert not recalled(), "what was found in too little time is not kept"
+    assert recalled()
+    assert recalled(over=True)
+    options = bench.session.options
+    bench.session.options = replace(options, max_drop=0.99)
+    assert not recalled()
+    # The first variant is good enough: nothing was left out when the time was over.
+    assert recalled(over=True)
+    bench.session.options = replace(options, format=QuantizedFormat.QOPERATOR)
+    assert not recalled()
+    (tmp_path / "judged_by_me.py").write_text(
+        "def score(outputs, labels, feeds):\n    return outputs['classes'].max(axis=1) > 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    bench.session.options = replace(options, metric="judged_by_me:score")
+    assert [recalled(), recalled()] == [False, False], "the user's code may change"

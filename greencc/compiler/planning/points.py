@@ -20,7 +20,7 @@ from greencc.compiler.forms import Form
 from greencc.compiler.planning.space import PlanSteps
 from greencc.core.cache import Cache, cache_key
 from greencc.core.engine import Target
-from greencc.core.errors import UsageError
+from greencc.core.errors import GreenccError
 from greencc.core.passes import Pass
 from greencc.core.recipe import dump_recipe, parse_recipe
 from greencc.core.report import Interval
@@ -30,6 +30,8 @@ from greencc.planner.problem import Amounts, Assignment, Quantity, weigh
 
 _POINT = "plan-point"
 _VERSION = 1
+# Of the latency, in every point.
+_PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -186,23 +188,45 @@ def _kept(found: Mapping[str, Any], baseline_ms: float) -> Kept | None:
         entry = json.loads(str(found["point"]))
         if entry["version"] != _VERSION:
             return None
-        ratio = Interval(*(float(value) for value in entry["ratio"]))
-        taken = {int(key): float(value) for key, value in entry["latency_ms"].items()}
+        ratio = Interval(*(_amount(value) for value in entry["ratio"]))
+        taken = {percentile: _amount(entry["latency_ms"][str(percentile)]) for percentile in _PERCENTILES}
         # A baseline that was measured while others kept the machine busy must not stay for ever.
         faster = baseline_ms / ratio.value / taken[50]
         figures = Figures(
-            loss=None if entry["loss"] is None else float(entry["loss"]),
-            error=float(entry["error"]),
+            # What is more accurate than the original loses less than nothing.
+            loss=None if entry["loss"] is None else _amount(entry["loss"], least=-math.inf),
+            error=_amount(entry["error"]),
             ratio=ratio,
-            latency_ms={key: value * faster for key, value in taken.items()},
-            energy_mj=None if entry["energy_mj"] is None else float(entry["energy_mj"]) * faster,
-            size_bytes=int(entry["size_bytes"]),
-            macs=None if entry["macs"] is None else float(entry["macs"]),
+            latency_ms={key: _amount(value * faster) for key, value in taken.items()},
+            energy_mj=None if entry["energy_mj"] is None else _amount(_amount(entry["energy_mj"]) * faster),
+            size_bytes=int(_amount(entry["size_bytes"])),
+            macs=None if entry["macs"] is None else _amount(entry["macs"]),
         )
         quantize = _passes(entry["quantize"]) if entry["quantize"] else ()
         step = next((item for item in quantize if isinstance(item, QuantizeInt8)), None)
         steps = PlanSteps(_passes(entry["prepare"]), step, _passes(entry["extra"]))
         chosen = None if entry["chosen"] is None else {str(k): str(v) for k, v in entry["chosen"].items()}
         return Kept(steps, str(entry["backend"]), str(entry["summary"]), figures, chosen)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, UsageError):
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        GreenccError,
+    ):
         return None
+
+
+def _amount(value: float, least: float = 0.0) -> float:
+    """A finite number of an entry, no smaller than `least`.
+
+    Raises:
+        ValueError: It is not.
+        OverflowError: It is too large for a float.
+    """
+    number = float(value)
+    if not math.isfinite(number) or number < least:
+        raise ValueError(f"{value} is no figure of a plan")
+    return number

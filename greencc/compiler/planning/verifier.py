@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from greencc.compiler.contender import Contender, closed_on_error, judge
+from greencc.compiler.contender import Contender, closed_on_error, judge, judged_by_the_user
 from greencc.compiler.data import Splits
 from greencc.compiler.evaluation import Evaluator, Job
 from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
@@ -20,15 +22,15 @@ from greencc.compiler.planning.points import Figures, Point, PointStore
 from greencc.compiler.planning.space import PlanSteps
 from greencc.compiler.session import Deadline, Session
 from greencc.compiler.slices import Slice
-from greencc.core.cache import cache_key
+from greencc.core.cache import Cache, cache_key
 from greencc.core.data import Array, Feeds
 from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
+from greencc.core.errors import GreenccError, InputError
 from greencc.core.passes import Pass
 from greencc.core.report import Latency
 from greencc.measure.latency import measure_latency
-from greencc.measure.profiles import GLANCE, QUICK
+from greencc.measure.profiles import QUICK
 from greencc.meters.model import Workload, central_millijoules, device_power, load_of
 from greencc.planner.problem import Assignment, Quantity
 from greencc.targets import format_spec
@@ -39,7 +41,16 @@ _ERROR = "plan-error"
 
 
 class CannotBuildError(Exception):
-    """A plan that the passes refuse; the message says which step and why."""
+    """A plan that the passes refuse, or whose artifact cannot be built or run; the message says why."""
+
+
+@contextmanager
+def _of_one_plan() -> Iterator[None]:
+    """What fails inside ends this plan, not the compile."""
+    try:
+        yield
+    except GreenccError as error:
+        raise CannotBuildError(error.message) from error
 
 
 @dataclass
@@ -53,7 +64,7 @@ class Verifier:
         splits: The planning split judges.
         feeds: Inputs to time with.
         samples: Some of the planning split, for the divergence of the outputs.
-        store: Remembers points.
+        store: Remembers points; only for this compile where a metric of the user's judges: its code may change.
         path: The original model.
         built: How many plans were built by this compile.
     """
@@ -69,6 +80,10 @@ class Verifier:
     built: int = 0
     _reference: dict[int, float] | None = None
     _names: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        if judged_by_the_user(self.session.options):
+            self.store = replace(self.store, cache=Cache())
 
     @property
     def reference_ms(self) -> dict[int, float]:
@@ -90,7 +105,7 @@ class Verifier:
         """The point of a plan, from the store where it is known.
 
         Raises:
-            CannotBuildError: A pass refuses.
+            CannotBuildError: A pass refuses, or what was built cannot be run.
         """
         self._names += 1
         name = f"plan {self._names}"
@@ -111,11 +126,12 @@ class Verifier:
             )
         form = self.build(name, steps)
         item = self.judged(form, target)
-        figures = self.figures(item)
+        with _of_one_plan(), closed_on_error(item.engine):
+            figures = self.figures(item)
         self.built += 1
         self.store.put(steps, format_spec(target), summary, figures, chosen)
         item.engine.close()
-        return Point(name, summary, figures, target, steps, chosen, item, predicted or {})
+        return Point(name, summary, figures, target, steps, chosen, item, predicted or {}, passes=passes)
 
     def passes_of(self, steps: PlanSteps) -> tuple[Pass, ...]:
         """All passes of a plan from the original model."""
@@ -127,39 +143,49 @@ class Verifier:
         Raises:
             CannotBuildError: A pass refuses.
         """
-        try:
+        with _of_one_plan():
             self.builder.restructured(steps.prepare, integers=steps.quantize is not None)
-            form = self.builder.planned(name, steps.prepare, steps.quantize, steps.extra)
-        except GreenccError as error:
-            raise CannotBuildError(error.message) from error
-        return form
+            return self.builder.planned(name, steps.prepare, steps.quantize, steps.extra)
 
     def on(self, form: Form, target: Target, name: str) -> Form:
-        """A form built for another run time."""
-        folder = self.session.scratch / f"{len(list(self.session.scratch.iterdir())):03d}-{target.name}"
+        """A form built for another run time.
+
+        Raises:
+            CannotBuildError: It cannot be built there.
+        """
+        # A folder inside: the outer one is closed to other users, and bundles get a copy with its rights.
+        folder = Path(tempfile.mkdtemp(dir=self.session.scratch, prefix=f"{target.name}-")) / "artifact"
         folder.mkdir()
-        with self.session.phase(f"building for {target.name}"):
+        with _of_one_plan(), self.session.phase(f"building for {target.name}"):
             artifact = target.build(target.lower(form.model), folder)
         return replace(form, name=name, artifact=artifact, target=target, rank=PLAN_RANK)
 
     def judged(self, form: Form, target: Target) -> Contender:
-        """A form, opened on a target and judged on the planning split."""
-        with self.session.phase("planning"), closed_on_error(target.open(form.artifact)) as engine:
+        """A form, opened on a target and judged on the planning split.
+
+        Raises:
+            CannotBuildError: It cannot be opened, or does not run.
+        """
+        with (
+            _of_one_plan(),
+            self.session.phase("planning"),
+            closed_on_error(target.open(form.artifact)) as engine,
+        ):
             self.session.engines.append(engine)
             planning = judge(self.session, self.baseline, engine, self.splits.planning, form.artifact, target)
         return Contender(form, engine, planning)
 
     def figures(self, item: Contender) -> Figures:
-        """Everything that is found of an open contender."""
-        loss = item.loss
-        limit = self.session.options.max_drop
-        profile = QUICK if loss is None or loss <= limit else GLANCE
+        """Everything that is found of an open contender.
+
+        All are timed alike, however much they lose: the next compile may allow more.
+        """
         reference = self.reference_ms
         with self.session.phase("comparing forms"):
             timing = measure_latency(
                 [self.baseline.engine, item.timed],
                 self.feeds,
-                profile,
+                QUICK,
                 confidence=self.session.options.confidence,
             )
         ratio = timing.ratios[0]
@@ -167,7 +193,7 @@ class Verifier:
         median = reference[50] / ratio.value
         latency = {key: median * value / own[50] for key, value in own.items()}
         return Figures(
-            loss=loss,
+            loss=item.loss,
             error=self.error(item.engine),
             ratio=ratio,
             latency_ms=latency,
@@ -212,7 +238,11 @@ class Verifier:
     def errors_of(self, plans: Sequence[PlanSteps], deadline: Deadline) -> list[float | None]:
         """Divergence of what plans make of the model, kept between runs and evaluated by the session's workers.
 
-        None of those that cannot be built, and of those that the time was over for.
+        None of those that cannot be built or run, and of those that the time was over for.
+
+        Raises:
+            UnavailableError: None can be evaluated here.
+            UsageError: Likewise.
         """
         keys = [cache_key(self.store.context, str(steps)) for steps in plans]
         known = [self.session.cache.get(_ERROR, key) for key in keys]
@@ -222,16 +252,11 @@ class Verifier:
             if value is None and not deadline.over and self._buildable(steps):
                 build = partial(self.builder.model_of, steps.prepare, steps.quantize, steps.extra)
                 jobs[index] = Job((_ERROR, keys[index]), build, f"a plan ({steps})")
-        try:
-            errors = Evaluator.of(self.session).errors(list(jobs.values()), self.samples, deadline)
-        except (UnavailableError, UsageError):
-            # No candidate's fault: none will be evaluated here.
-            raise
-        except GreenccError as error:
-            self.session.warn(f"errors of single options were not measured: {error.message}")
-            errors = [None] * len(jobs)
-        for index, value in zip(jobs, errors, strict=True):
-            found[index] = value
+        evaluated = Evaluator.of(self.session).each(list(jobs.values()), self.samples, deadline)
+        for index, one in zip(jobs, evaluated, strict=True):
+            found[index] = value = one.error
+            if one.problem is not None:
+                self.session.warn(f"the error of {jobs[index].label} was not measured: {one.problem.message}")
             if value is not None:
                 self.session.cache.put(
                     _ERROR, keys[index], {"error": np.asarray(value)}, label=str(plans[index])
@@ -256,7 +281,7 @@ class Verifier:
         """The contender of a point with an open engine, built again where only its figures are known.
 
         Raises:
-            CannotBuildError: As `build`.
+            CannotBuildError: As `build`, `on` and `judged`.
         """
         item = point.contender
         if item is None:
@@ -266,7 +291,8 @@ class Verifier:
                 form = self.on(form, point.backend, point.name)
             item = self.judged(form, point.backend)
         else:
-            engine = point.backend.open(item.form.artifact)
+            with _of_one_plan():
+                engine = point.backend.open(item.form.artifact)
             self.session.engines.append(engine)
             item = replace(item, engine=engine)
         item.latency_ms = point.figures.latency_ms[50]

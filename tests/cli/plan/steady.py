@@ -109,7 +109,6 @@ def install(
     # Other run times that may be installed have times of their own.
     set_attribute(backends, "backends", lambda target: (target,))
     set_attribute(verifier, "QUICK", SHORT)
-    set_attribute(verifier, "GLANCE", SHORT)
     set_attribute(verifier.Verifier, "figures", figures)
     set_attribute(campaign, "QUICK_PROFILE", SHORT)
     set_attribute(measurement, "PROFILES", dict.fromkeys(Effort, SHORT))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,7 @@ def test_other_contexts_have_other_points(store: PointStore) -> None:
         '{"version": 0}',
         '{"version": 1}',
         '{"version": 1, "prepare": "[[pass]]\\nname = \'x\'"}',
+        "[" * 100_000,
     ],
 )
 def test_what_cannot_be_read_is_no_point(store: PointStore, text: str) -> None:
@@ -79,3 +83,52 @@ def test_times_are_relative_to_what_the_baseline_takes_now(store: PointStore) ->
     found = store.get(STEPS, "cpu", 6.0)
     assert found is not None
     assert found.latency_ms == {50: 4.0, 95: 5.0, 99: 6.0}
+
+
+@pytest.mark.parametrize("baseline_ms", [3.0, 1e300])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"loss": math.nan},
+        {"loss": math.inf},
+        {"error": math.nan},
+        {"error": math.inf},
+        {"error": -1e-3},
+        {"error": None},
+        {"ratio": [math.nan, 1.4, 1.6]},
+        {"ratio": [0.0, 0.0, 0.0]},
+        {"ratio": [-1.5, 1.4, 1.6]},
+        {"ratio": [1e-320, 1.4, 1.6]},
+        {"ratio": [1.5, 1.4]},
+        {"latency_ms": {"50": math.nan, "95": 2.5, "99": 3.0}},
+        {"latency_ms": {"50": 0.0, "95": 2.5, "99": 3.0}},
+        {"latency_ms": {"50": -2.0, "95": 2.5, "99": 3.0}},
+        {"latency_ms": {"50": 2.0, "95": math.inf, "99": 3.0}},
+        {"latency_ms": {"50": 2.0}},
+        {"energy_mj": math.inf},
+        {"energy_mj": -1.0},
+        {"size_bytes": math.inf},
+        {"size_bytes": -1},
+        {"size_bytes": 10**400},
+        {"macs": math.nan},
+        {"macs": -1e6},
+        {"macs": 10**400},
+    ],
+)
+def test_figures_that_no_plan_has_make_no_point(
+    store: PointStore, planted: dict[str, object], baseline_ms: float
+) -> None:
+    store.put(STEPS, "cpu", "", FIGURES, None)
+    (key,) = store.cache.keys(store.kind)
+    entry = store.cache.get(store.kind, key)
+    assert entry is not None
+    text = json.dumps(json.loads(str(entry["point"])) | planted)
+    store.cache.put(store.kind, key, {"point": np.array(text)})
+    assert store.get(STEPS, "cpu", baseline_ms) is None
+    assert list(store.all(baseline_ms)) == []
+
+
+def test_a_plan_may_be_more_accurate_than_the_original(store: PointStore) -> None:
+    better = replace(FIGURES, loss=-0.01)
+    store.put(STEPS, "cpu", "", better, None)
+    assert store.get(STEPS, "cpu", 3.0) == better
