@@ -200,6 +200,7 @@ def _context(session: Session, splits: Splits) -> str:
         options.seed,
         options.effort.value,
         options.format.value,
+        options.confidence,
         [(format_spec(target), target.versions()) for target in backends(session.target)],
         format_spec(session.target),
         session.target.device().fingerprint,

@@ -164,7 +164,7 @@ class PointStore:
     def all(self, baseline_ms: float) -> Iterable[Kept]:
         """Every point kept, in a fixed order, likewise."""
         for key in self.cache.keys(self.kind):
-            found = self.cache.get(self.kind, key)
+            found = self.cache.get(self.kind, key) if key.startswith(self._prefix) else None
             kept = None if found is None else _kept(found, baseline_ms)
             if kept is not None:
                 yield kept
@@ -172,10 +172,15 @@ class PointStore:
     @property
     def kind(self) -> str:
         """Under which the cache has them."""
-        return f"{_POINT}-{self.context[:24]}"
+        return _POINT
+
+    @property
+    def _prefix(self) -> str:
+        """Of the keys of one context."""
+        return self.context[:24]
 
     def _key(self, steps: PlanSteps, backend: str) -> str:
-        return cache_key(_VERSION, self.context, backend, str(steps))
+        return self._prefix + cache_key(_VERSION, self.context, backend, str(steps))[24:]
 
 
 def _passes(text: str) -> tuple[Pass, ...]:

@@ -88,7 +88,7 @@ def test_entries_that_hold_something_else_are_no_points(small: Path, cache: Path
     assert [each.option for each in second.choices] == [each.option for each in first.choices]
 
 
-@pytest.mark.parametrize("kind", ["plan-point", "plan-error", "plan-baseline"])
+@pytest.mark.parametrize("kind", ["plan-point", "plan-error"])
 def test_a_folder_in_the_place_of_an_entry(small: Path, cache: Path, plan: Plan, kind: str) -> None:
     _, first = plan("--minimize", "latency")
     for path in cache.glob(f"{kind}*/*.cache"):
