@@ -37,7 +37,7 @@ _HOPELESS = 1.02
 # Plans that differ by less error than this are one.
 _CLOSE = 1.15
 # By how much the error allowed moves at most from one plan to the next.
-_STEP = 16.0
+_STEP = 6.0
 _CORRECTION = (0.05, 20.0)
 # Nothing saves much more than all of what it takes.
 _SAVED = (0.4, 1.1)
