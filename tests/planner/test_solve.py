@@ -16,7 +16,6 @@ from greencc.core.errors import UsageError
 from greencc.planner import exact
 from greencc.planner import solve as solver
 from greencc.planner.elimination import Elimination, elimination_order
-from greencc.planner.front import violation
 from greencc.planner.problem import Limit, Option, Pair, Problem, Quantity, Unit
 from greencc.planner.relax import relax
 from greencc.planner.solve import UndecidedError, least_violation, solve
@@ -371,10 +370,3 @@ def test_a_start_that_does_not_fit_and_options_out_of_range() -> None:
         solve(problem, {}, [], start={"a": "y"})
     with pytest.raises(UsageError, match="gap"):
         solve(problem, {}, [], gap=-1.0)
-
-
-def test_the_violation_is_relative_to_the_bound() -> None:
-    totals = dict.fromkeys(Quantity, 3.0)
-    limits = [Limit("a", {Quantity.SIZE: 1.0}, 2.0), Limit("b", {Quantity.MACS: 1.0}, 4.0)]
-    assert violation(totals, limits) == 0.5
-    assert violation(totals, []) == 0.0
