@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from benchmarks.pictures import picture
 from greencc.report.svg import tag
 
 WIDTH, HEIGHT = 1060, 440
@@ -100,20 +101,7 @@ def curves_svg(
                 places.sort(key=lambda place: place[0] if place[0] is not None else 0.0)
             parts += _line([place for place in places if place[0] is not None], item, x, y)  # type: ignore[misc]
     parts += _legend(series)
-    return str(
-        tag(
-            "svg",
-            *parts,
-            xmlns="http://www.w3.org/2000/svg",
-            width=WIDTH,
-            height=height,
-            viewBox=f"0 0 {WIDTH} {height}",
-            font_family="system-ui, sans-serif",
-            fill="#18181b",
-            role="img",
-            aria_label=f"{title}: accuracy by work and by measured latency",
-        )
-    )
+    return picture(parts, WIDTH, height, f"{title}: accuracy by work and by measured latency")
 
 
 def _frame(x: Axis, y: Axis, name: str, metric: str, baseline: float, *, labelled: bool) -> list[Markup]:

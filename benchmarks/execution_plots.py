@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from benchmarks.compression_plots import Axis
+from benchmarks.pictures import picture
 from greencc.report.svg import tag
 
 _WIDTH, _HEIGHT = 1060, 400
@@ -37,20 +38,7 @@ def panels_svg(title: str, panels: Sequence[tuple[str, str, Lines]]) -> str:
             column = start + _PANEL // 2 * (number % 2)
             parts.append(tag("circle", cx=column + 5, cy=row - 4, r=4, fill=colour))
             parts.append(tag("text", name, x=column + 14, y=row, font_size=12))
-    return str(
-        tag(
-            "svg",
-            *parts,
-            xmlns="http://www.w3.org/2000/svg",
-            width=_WIDTH,
-            height=_HEIGHT,
-            viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-            font_family="system-ui, sans-serif",
-            fill="#18181b",
-            role="img",
-            aria_label=title,
-        )
-    )
+    return picture(parts, _WIDTH, _HEIGHT, title)
 
 
 def _frame(x: Axis, y: Axis, across: str, up: str) -> list[Markup]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from benchmarks.pictures import picture
 from greencc.report.svg import tag
 
 WIDTH = 960
@@ -76,20 +77,7 @@ def planner_svg(title: str, cases: Sequence[tuple[str, Sequence[Dot]]]) -> str:
             parts += _dot(dot, at, y + _GAP / 2 + _LINE * (index + 0.5))
         y += tall
     parts += _legend(methods)
-    return str(
-        tag(
-            "svg",
-            *parts,
-            xmlns="http://www.w3.org/2000/svg",
-            width=WIDTH,
-            height=height,
-            viewBox=f"0 0 {WIDTH} {height}",
-            font_family="system-ui, sans-serif",
-            fill="#18181b",
-            role="img",
-            aria_label=f"{title}: speed-up over FP32 by model and method",
-        )
-    )
+    return picture(parts, WIDTH, height, f"{title}: speed-up over FP32 by model and method")
 
 
 def _dot(dot: Dot, at: Callable[[float], float], y: float) -> list[Markup]:

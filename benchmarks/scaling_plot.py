@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from benchmarks.pictures import picture
 from greencc.report.svg import tag
 
 _WIDTH, _HEIGHT = 860, 420
@@ -58,20 +59,7 @@ def scaling_svg(title: str, across: str, up: str, curves: Sequence[Curve]) -> st
     for index, curve in enumerate(curves):
         parts += _drawn(curve, columns, rows)
         parts += _named(curve, _TOP + 8 + _ROW * index)
-    return str(
-        tag(
-            "svg",
-            *parts,
-            xmlns="http://www.w3.org/2000/svg",
-            width=_WIDTH,
-            height=_HEIGHT,
-            viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-            font_family="system-ui, sans-serif",
-            fill="#18181b",
-            role="img",
-            aria_label=f"{title}: {up} by {across}",
-        )
-    )
+    return picture(parts, _WIDTH, _HEIGHT, f"{title}: {up} by {across}")
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
