@@ -274,6 +274,6 @@ def parse_rate(text: str) -> float:
     """
     match = _RATE.fullmatch(text.strip().lower())
     unit = (match[2] or "s") if match else ""
-    if match is None or unit not in _UNITS or float(match[1]) == 0.0:
+    if match is None or unit not in _UNITS or unit == "d" or float(match[1]) == 0.0:
         raise UsageError(f"{text!r} is not a rate of requests", hint="write 30/s or 1800/min")
     return float(match[1]) / _UNITS[unit]
