@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from greencc.compiler.planning.space import Kind, PlanSteps, PlanUnit, Space
 from greencc.compiler.planning.verifier import CannotBuildError
 from greencc.compiler.session import Deadline
 from greencc.core.report import Interval
+from greencc.passes.offers import Offer, OfferKind
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.planner.budget import Objective
 from greencc.planner.problem import Assignment, Limit, Quantity
@@ -320,3 +321,30 @@ def test_chance_does_not_turn_a_bracket_around() -> None:
     bracket.learn(1e-4, holds=False)
     assert bracket.high == math.inf
     assert bracket.low == 2e-4
+
+
+def test_ranks_are_measured_alone_however_small_they_are_said_to_be() -> None:
+    """Few samples may show nothing of what a rank loses on others."""
+    world = world_of(2)
+    search = make_search(world)
+    rank = PlanUnit(Kind.RANK, "layer0", ("whole", "svd:8"), ("layer0",))
+    offer = Offer(OfferKind.RANK, "layer0", "svd:8", 1e-9, ("layer0",), 0.5)
+    space = NamedSpace(
+        (*search.space.units, rank), {(rank.name, "svd:8"): offer}, {}, ("layer0", "layer1"), None
+    )
+    search.space = space
+    work = {(rank.name, "svd:8"): {"layer0": 0.1}}
+    search.tables = replace(search.tables, work=work)
+    search.tables.errors[rank.name, "svd:8"] = 1e-9
+    asked: list[Assignment] = []
+
+    def measure(plans: Sequence[Assignment]) -> list[float | None]:
+        asked.extend(plans)
+        return [2.0 for _ in plans]
+
+    search.measure_errors = measure
+    search.run(None)
+    assert [plan[rank.name] for plan in asked] == ["svd:8"]
+    assert search.tables.errors[rank.name, "svd:8"] == 2.0
+    held = [point for point in search.points if (point.figures.loss or 0.0) <= 0.01]
+    assert all((point.chosen or {})[rank.name] == "whole" for point in held)
