@@ -349,6 +349,11 @@ class Search:
                 continue
             before = known.get((name, option), 0.0)
             known[name, option] = found
+            # What was wrong of one size of a unit is taken to be as wrong of its others.
+            worse = max(found / max(before, _LEAST_ERROR), 1.0)
+            for other in self.space.unit(name).options[1:]:
+                if (name, other) in known and (name, other) not in self.tables.measured:
+                    known[name, other] *= worse
             far |= not 0.5 <= (found + 1e-12) / (before + 1e-12) <= 2.0
         return far
 
