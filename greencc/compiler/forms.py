@@ -241,7 +241,7 @@ class FormBuilder:
 
     def dynamic(self) -> Form:
         """Dynamic INT8; what has no such form has its weights stored as INT8."""
-        steps = (QuantizeDynamic(), QuantizeWeights(ops=_STORED, min_elements=_SMALLEST_WEIGHT))
+        steps = (QuantizeDynamic(), QuantizeWeights(ops=_STORED, min_elements=SMALLEST_WEIGHT))
         return self._extend("int8-dynamic", Precision.INT8_DYNAMIC, DYNAMIC_RANK, steps)
 
     def weights(self, precision: Precision) -> Iterator[Form]:
@@ -352,19 +352,19 @@ def recipe_precision(steps: Sequence[Pass]) -> Precision:
 _TABLES = ("Gather",)
 _STORED = ("Conv", "ConvTranspose", "Gather")
 # Below this many weights, scales and nodes take back what the integers save.
-_SMALLEST_WEIGHT = 1024
-_BLOCK = 32
+SMALLEST_WEIGHT = 1024
+BLOCK = 32
 
 
 def _tables(model: ir.Model) -> tuple[Pass, ...]:
     """Rows that are looked up need no integer kernels, and are most of a small language model."""
-    return (QuantizeWeights(ops=("Gather",), min_elements=_SMALLEST_WEIGHT),) if _has_table(model) else ()
+    return (QuantizeWeights(ops=("Gather",), min_elements=SMALLEST_WEIGHT),) if _has_table(model) else ()
 
 
 def _has_table(model: ir.Model) -> bool:
     tables = (constant_tensor(node.inputs[0]) for node in model.graph if is_op(node, "Gather"))
     return any(
-        tensor is not None and tensor.dtype is ir.DataType.FLOAT and tensor.size >= _SMALLEST_WEIGHT
+        tensor is not None and tensor.dtype is ir.DataType.FLOAT and tensor.size >= SMALLEST_WEIGHT
         for tensor in tables
     )
 
@@ -376,9 +376,9 @@ def weight_only(precision: Precision, calibrated: bool) -> tuple[tuple[Pass, ...
     form leaves them 8 bits: they have few weights to hide an error among (docs/quantization.md). The
     last is all 8 bits.
     """
-    tables = QuantizeWeights(ops=_TABLES, min_elements=_SMALLEST_WEIGHT)
-    products = QuantizeWeights(ops=("Gemm", "MatMul"), min_elements=_SMALLEST_WEIGHT, block_size=_BLOCK)
-    filters = QuantizeWeights(ops=("Conv", "ConvTranspose"), min_elements=_SMALLEST_WEIGHT)
+    tables = QuantizeWeights(ops=_TABLES, min_elements=SMALLEST_WEIGHT)
+    products = QuantizeWeights(ops=("Gemm", "MatMul"), min_elements=SMALLEST_WEIGHT, block_size=BLOCK)
+    filters = QuantizeWeights(ops=("Conv", "ConvTranspose"), min_elements=SMALLEST_WEIGHT)
     eight = (tables, products, filters)
     if precision is Precision.INT8_WEIGHTS:
         return (eight,)

@@ -14,7 +14,7 @@ from greencc.compiler.options import Precision
 from greencc.compiler.planning.assembly import Corrections, make_problem
 from greencc.compiler.planning.backends import try_backends
 from greencc.compiler.planning.budget import Asked, missed
-from greencc.compiler.planning.points import Figures, Point, PointStore
+from greencc.compiler.planning.points import Figures, Point, PointStore, dominates
 from greencc.compiler.planning.prepare import Preparation, Prepared
 from greencc.compiler.planning.reach import require_above_idle, require_possible, tables_bound
 from greencc.compiler.planning.search import ROUNDS, Search, aim_of, loss_allowed
@@ -202,9 +202,7 @@ def _context(session: Session, splits: Splits) -> str:
         options.format.value,
         options.confidence,
         [(format_spec(target), target.versions()) for target in backends(session.target)],
-        format_spec(session.target),
         session.target.device().fingerprint,
-        session.target.versions(),
         facts_key(session.target.capabilities()),
     )
 
@@ -334,13 +332,12 @@ def _earlier(session: Session, verifier: Verifier) -> list[Point]:
         )
         found.append(point)
     # Many compiles leave many points: those that another is better than in every way are of no use.
-    return [point for point in found if not any(_dominates(other, point) for other in found)]
-
-
-def _dominates(first: Point, second: Point) -> bool:
-    """Whether a point is at least as good as another in everything, and better in one."""
-    one, other = _measures(first), _measures(second)
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+    amounts = [_measures(point) for point in found]
+    return [
+        point
+        for point, own in zip(found, amounts, strict=True)
+        if not any(dominates(other, own) for other in amounts)
+    ]
 
 
 def _measures(point: Point) -> tuple[float, ...]:
@@ -348,16 +345,12 @@ def _measures(point: Point) -> tuple[float, ...]:
     energy = float("inf") if found.energy_mj is None else found.energy_mj
     macs = float("inf") if found.macs is None else found.macs
     tail = max(found.latency_ms.values())
-    return (found.latency_ms[50], tail, energy, float(found.size_bytes), macs, found.loss or 0.0, found.error)
-
-
-def _loss(point: Point) -> float:
-    return point.figures.loss or 0.0
+    return (found.latency_ms[50], tail, energy, float(found.size_bytes), macs, found.lost, found.error)
 
 
 def _best_first(asked: Asked, points: Sequence[Point]) -> list[Point]:
     """Points within the accuracy, those that keep the budget first, then by the objective."""
-    within = [point for point in points if _loss(point) <= asked.max_drop]
+    within = [point for point in points if point.figures.lost <= asked.max_drop]
     return sorted(
         within,
         key=lambda point: (not asked.keeps(point.figures), point.figures.value(asked.objective.weights)),
@@ -392,10 +385,10 @@ def _ladder(asked: Asked, session: Session, points: Sequence[Point]) -> list[Poi
             point.place = f"does not keep {missed(asked.of_point(point.figures))}"
     within = []
     for point in keeping:
-        if _loss(point) <= asked.max_drop:
+        if point.figures.lost <= asked.max_drop:
             within.append(point)
         else:
-            point.place = f"loses {_loss(point):.2%} on the planning split, more than the limit"
+            point.place = f"loses {point.figures.lost:.2%} on the planning split, more than the limit"
     roomy = [point for point in within if _roomy(asked, point)]
     for point in within:
         if roomy and point not in roomy:
@@ -456,7 +449,7 @@ def _out_of_reach(asked: Asked, points: Sequence[Point], found: str) -> LimitErr
         )
 
     def distance(point: Point) -> float:
-        return max(violation(point), _loss(point) / asked.max_drop)
+        return max(violation(point), point.figures.lost / asked.max_drop)
 
     nearest = sorted(verified, key=distance)[:_NEAREST]
     lines = [_nearest(point, asked) for point in nearest]
@@ -472,7 +465,7 @@ def _nearest(point: Point, asked: Asked) -> str:
     found = point.figures
     energy = "" if found.energy_mj is None else f", {found.energy_mj:.4g} mJ estimated (grade D)"
     loss = "" if found.loss is None else f", loses {found.loss:.2%}"
-    loss += f" (more than {asked.max_drop:.2%})" if _loss(point) > asked.max_drop else ""
+    loss += f" (more than {asked.max_drop:.2%})" if point.figures.lost > asked.max_drop else ""
     return (
         f"  {point.name}: {found.latency_ms[50]:.4g} ms (p95 {found.latency_ms[95]:.4g}){energy}, "
         f"{found.size_bytes / 1e6:.4g} MB{loss} ({point.summary}): "

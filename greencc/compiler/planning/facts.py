@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -167,9 +168,7 @@ def edges_of(space: Space, found: Profiles, feeds: Feeds, watts: float) -> tuple
         shape = static_shape(source)
         if shape is None:
             continue
-        elements = 1
-        for size in shape:
-            elements *= size
+        elements = math.prod(shape)
         us = per_element * elements * found.scale
         for writer in _writers(source, layers):
             edges[writer, reader] = Edge(writer, reader, us, watts * us / 1e3)
@@ -204,9 +203,7 @@ def _conversion_us(found: Profiles, feeds: Feeds) -> float:
         if node.op_type in _CONVERSIONS:
             shape = static_shape(node.inputs[0])
             if shape is not None:
-                elements = 1
-                for size in shape:
-                    elements *= size
+                elements = math.prod(shape)
                 sizes[str(node.name)] = elements
     rows = [row for row in times if row.op_type in _CONVERSIONS and sizes.get(row.name)]
     total = sum(sizes[row.name] for row in rows)

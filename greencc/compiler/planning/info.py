@@ -10,7 +10,7 @@ from greencc.compiler.contender import Contender
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.planning.assembly import Corrections, Tables, make_problem
 from greencc.compiler.planning.choose import PlanChoice
-from greencc.compiler.planning.points import Point
+from greencc.compiler.planning.points import Point, dominates
 from greencc.compiler.planning.prepare import Prepared
 from greencc.compiler.planning.search import Search
 from greencc.compiler.planning.space import WHOLE, Kind, Number, PlanUnit, Space
@@ -111,9 +111,7 @@ def _expected(search: Search, points: Sequence[Point]) -> Iterator[PlanPoint]:
     What such plans would lose follows the verified ones: decisions change with the root of the divergence.
     """
     known = [
-        (point.figures.loss or 0.0) / math.sqrt(point.figures.error)
-        for point in points
-        if point.figures.error > 0.0
+        point.figures.lost / math.sqrt(point.figures.error) for point in points if point.figures.error > 0.0
     ]
     rate = max(statistics.median(known), 0.0) if known else None
     for number, solution in enumerate(search.expected, start=1):
@@ -153,17 +151,11 @@ def _front(points: Sequence[Point]) -> set[int]:
             found.latency_ms[50],
             float("inf") if found.energy_mj is None else found.energy_mj,
             float(found.size_bytes),
-            found.loss or 0.0,
+            found.lost,
         )
 
     keys = {id(point): key(point) for point in points}
-    return {
-        mine
-        for mine, own in keys.items()
-        if not any(
-            other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in keys.values()
-        )
-    }
+    return {mine for mine, own in keys.items() if not any(dominates(other, own) for other in keys.values())}
 
 
 def _choices(

@@ -56,6 +56,11 @@ class Figures:
     size_bytes: int
     macs: float | None
 
+    @property
+    def lost(self) -> float:
+        """The loss; 0 where nothing could be judged."""
+        return self.loss or 0.0
+
     def value(self, weights: Amounts) -> float:
         """What an objective makes of it; infinite where something is not known."""
         found = self.amounts()
@@ -112,6 +117,11 @@ class Point:
     def recipe(self) -> str:
         """All passes from the original model."""
         return dump_recipe(self.passes if self.form is None else self.form.passes)
+
+
+def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether amounts are nowhere larger than others, and somewhere smaller."""
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ class Search:
         bracket = Bracket()
         loss, allowed = self.few, max(self.tables.errors.values(), default=0.0)
         if start is not None:
-            loss = max(start.figures.loss or 0.0, self.few)
-            holds = (start.figures.loss or 0.0) <= self.aim
+            loss = max(start.figures.lost, self.few)
+            holds = start.figures.lost <= self.aim
             bracket.learn(max(start.figures.error, _LEAST_ERROR), holds=holds)
             allowed = bracket.next(loss, self.aim)
             if start.steps is not None:
@@ -210,8 +210,8 @@ class Search:
             if point is None:
                 continue
             new = len(self.points) > before
-            loss = max(point.figures.loss or 0.0, self.few)
-            holds = (point.figures.loss or 0.0) <= self.aim
+            loss = max(point.figures.lost, self.few)
+            holds = point.figures.lost <= self.aim
             if self.objective is Objective.ERROR:
                 if self.keeps(point):
                     self.log.ended = "the plan with the least error that the tables know keeps the budget"
@@ -251,7 +251,7 @@ class Search:
         best = math.inf
         units = {unit.name: unit.options for unit in self.space.units}
         for point in sorted(self.earlier, key=lambda item: item.figures.error):
-            holds = (point.figures.loss or 0.0) <= self.aim
+            holds = point.figures.lost <= self.aim
             if holds and self.keeps(point):
                 best = min(best, point.figures.value(self.objective.weights))
             bracket.learn(max(point.figures.error, _LEAST_ERROR), holds=holds)

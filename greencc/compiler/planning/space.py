@@ -8,6 +8,7 @@ from enum import Enum
 
 import onnx_ir as ir
 
+from greencc.compiler.forms import BLOCK, SMALLEST_WEIGHT
 from greencc.compiler.groups import Group
 from greencc.compiler.variants import Variant
 from greencc.core.graph import constant_tensor, input_at
@@ -21,9 +22,6 @@ from greencc.passes.upgrade_opset import UpgradeOpset
 from greencc.planner.problem import Assignment
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Below this many weights, scales and nodes take back what fewer bits save.
-SMALLEST_WEIGHT = 1024
-BLOCK = 32
 WHOLE = "whole"
 """The option that leaves a structure as it is."""
 

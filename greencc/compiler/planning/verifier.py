@@ -15,7 +15,7 @@ from greencc.compiler.contender import Contender, closed_on_error, judge, judged
 from greencc.compiler.data import Splits
 from greencc.compiler.evaluation import Evaluator, Job
 from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
-from greencc.compiler.measurement import operation_counts
+from greencc.compiler.measurement import model_counts, operation_counts
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.planning.points import Figures, Point, PointStore
@@ -24,11 +24,10 @@ from greencc.compiler.session import Deadline, Session
 from greencc.compiler.slices import Slice
 from greencc.core.cache import Cache, cache_key
 from greencc.core.data import Array, Feeds
-from greencc.core.describe import describe
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import GreenccError, InputError
+from greencc.core.errors import GreenccError
 from greencc.core.passes import Pass
-from greencc.core.report import Latency
+from greencc.core.report import Interval, Latency
 from greencc.measure.latency import measure_latency
 from greencc.measure.profiles import QUICK
 from greencc.meters.model import Workload, central_millijoules, device_power, load_of
@@ -189,15 +188,13 @@ class Verifier:
                 confidence=self.session.options.confidence,
             )
         ratio = timing.ratios[0]
-        own = percentiles_of(timing.latencies[1])
-        median = reference[50] / ratio.value
-        latency = {key: median * value / own[50] for key, value in own.items()}
+        latency = _relative(reference[50], ratio, timing.latencies[1])
         return Figures(
             loss=item.loss,
             error=self.error(item.engine),
             ratio=ratio,
             latency_ms=latency,
-            energy_mj=self.energy(item.form, median),
+            energy_mj=self.energy(item.form, latency[50]),
             size_bytes=self.size(item.form),
             macs=macs_of(item.form),
         )
@@ -219,16 +216,15 @@ class Verifier:
                 confidence=self.session.options.confidence,
             )
         for (point, _), ratio, latency in zip(items, timing.ratios, timing.latencies[1:], strict=True):
-            own = percentiles_of(latency)
-            median = reference[50] / ratio.value
+            taken = _relative(reference[50], ratio, latency)
             energy = point.figures.energy_mj
             form = point.form
             if form is not None:
-                energy = self.energy(form, median)
+                energy = self.energy(form, taken[50])
             point.figures = replace(
                 point.figures,
                 ratio=ratio,
-                latency_ms={key: median * value / own[50] for key, value in own.items()},
+                latency_ms=taken,
                 energy_mj=energy,
             )
             if point.steps is not None:
@@ -313,6 +309,13 @@ def percentiles_of(latency: Latency) -> dict[int, float]:
     return {50: latency.median, 95: latency.p95, 99: latency.p99}
 
 
+def _relative(baseline_ms: float, ratio: Interval, latency: Latency) -> dict[int, float]:
+    """Latency by percentile, as it is where the baseline takes so long: only the ratio and the tails are its own."""
+    own = percentiles_of(latency)
+    median = baseline_ms / ratio.value
+    return {key: median * value / own[50] for key, value in own.items()}
+
+
 def _number(entry: Mapping[str, Array] | None, name: str) -> float | None:
     """A number in an entry of the cache; None where it has none of that name."""
     if entry is None or name not in entry or entry[name].shape != () or entry[name].dtype.kind != "f":
@@ -322,8 +325,5 @@ def _number(entry: Mapping[str, Array] | None, name: str) -> float | None:
 
 def macs_of(form: Form) -> float | None:
     """Multiply-accumulates of one inference, where they can be counted."""
-    try:
-        macs = describe(form.model).macs
-    except InputError:
-        return None
+    macs = model_counts(form.model)[1]
     return None if macs is None else float(macs)
