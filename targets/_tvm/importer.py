@@ -152,6 +152,10 @@ class Importer:
         """All axes but the last as one."""
         return self._reshaped(expression, [_product(expression.ty.shape[:-1]), expression.ty.shape[-1]])
 
+    def flat(self, image: Any) -> Any:
+        """[n, 1, 1, c] without its middle axes."""
+        return self._reshaped(image, [image.ty.shape[0], image.ty.shape[3]])
+
     def unrows(self, result: Any, like: Any) -> Any:
         """The axes of `like` but the last, and the result's last."""
         return self._reshaped(result, [*like.ty.shape[:-1], result.ty.shape[-1]])

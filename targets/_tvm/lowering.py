@@ -26,7 +26,7 @@ from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.schedules import Schedules
-from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool
+from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool, PoolKind, Workload
 
 
 @dataclass(frozen=True)
@@ -132,70 +132,44 @@ class _Lowering:
 
     def _kernel(self, item: Fused) -> None:
         """Call a kernel of ours."""
-        workload = item.workload
+        workload, make = item.workload, self.importer
         template = template_of(workload)
         schedule = self.schedules.schedule(workload, self.machine)
         symbol = self._symbol(item)
         function = template.build(workload, schedule, self.machine, symbol)
         images = isinstance(workload, Conv | Depthwise | Pool)
-        data = self._read(item.data, images)
+        if images:
+            shaped = _same
+        else:
+            shaped = make.stacked if isinstance(workload, BatchedProduct) else make.rows
+        original = self._read(item.data, images)
+        data = shaped(original)
         if not isinstance(workload, Pool | BatchedProduct) and item.dtype != workload.data:
-            data = self.importer.flip_sign(data, workload.data)
+            data = make.flip_sign(data, workload.data)
         arguments = [data]
         if item.weights is not None:
             packed = template.pack(workload, schedule, self.machine, item.weights)
-            arguments.extend(self.importer.constant(array) for array in packed)
-        if isinstance(workload, BatchedProduct):
-            assert item.second is not None
-            arguments.append(self.importer.stacked(self._plain(item.second)))
+            arguments.extend(make.constant(array) for array in packed)
+        if item.second is not None:
+            arguments.append(make.stacked(self._plain(item.second)))
         for argument in item.arguments:
             if isinstance(argument, ir.Value):
-                arguments.append(self._read(argument, images))
+                arguments.append(shaped(self._read(argument, images)))
             else:
-                arguments.append(self.importer.constant(argument))
-        dtype = workload.epilogue.dtype
-        match workload:
-            case Conv() | Depthwise() | Pool():
-                channels = workload.channels[1] if isinstance(workload, Conv) else workload.channels
-                if isinstance(workload, Pool) and workload.kind.value == "max":
-                    dtype = workload.data
-                shape = [self.importer.batch(data), *workload.window.output, channels]
-                result = self.importer.call(function, symbol, arguments, shape, dtype)
-                if is_op(item.nodes[0], "ReduceMean") and not item.nodes[0].attributes.get_int("keepdims", 1):
-                    self.values.define(item.output, self.importer.rows(result))
-                else:
-                    self.values.define_image(item.output, result)
-            case Dense():
-                original = self._plain(item.data)
-                arguments[0] = self.importer.rows(arguments[0])
-                arguments[1:] = [
-                    self.importer.rows(argument) if index in self._tensors(item) else argument
-                    for index, argument in enumerate(arguments[1:])
-                ]
-                shape = [self.importer.batch(arguments[0]), workload.channels[1]]
-                result = self.importer.call(function, symbol, arguments, shape, dtype)
-                self.values.define(item.output, self.importer.unrows(result, original))
-            case BatchedProduct():
-                original = arguments[0]
-                arguments[0] = self.importer.stacked(original)
-                arguments[2:] = [
-                    self.importer.stacked(argument) if index in self._tensors(item) else argument
-                    for index, argument in enumerate(arguments[2:])
-                ]
-                m, _, n = workload.shape
-                shape = [self.importer.batch(arguments[0]), m, n]
-                result = self.importer.call(function, symbol, arguments, shape, dtype)
-                self.values.define(item.output, self.importer.unstacked(result, original))
+                arguments.append(make.constant(argument))
+        shape = [make.batch(data), *_output_shape(workload)]
+        result = make.call(function, symbol, arguments, shape, _output_dtype(workload))
+        if isinstance(workload, Dense):
+            self.values.define(item.output, make.unrows(result, original))
+        elif isinstance(workload, BatchedProduct):
+            self.values.define(item.output, make.unstacked(result, original))
+        elif item.output.shape is not None and item.output.shape.rank() == 2:
+            # A mean over rows and columns that drops them.
+            self.values.define(item.output, make.flat(result))
+        else:
+            self.values.define_image(item.output, result)
         arithmetic = Arithmetic.INT8 if item.integers else Arithmetic.FLOAT
         self.kernels[symbol] = Label(str(item.nodes[0].name), item.nodes[0].op_type, arithmetic)
-
-    @staticmethod
-    def _tensors(item: Fused) -> set[int]:
-        """Which arguments behind weights are tensors of the output's shape."""
-        packed = 0 if isinstance(item.workload, BatchedProduct) else 1
-        return {
-            packed + index for index, argument in enumerate(item.arguments) if isinstance(argument, ir.Value)
-        }
 
     def _symbol(self, item: Fused) -> str:
         name = re.sub(r"\W+", "_", str(item.nodes[0].name)).strip("_")[:40]
@@ -297,6 +271,28 @@ class _Lowering:
         for value, result in zip(outputs, self.importer.convert(node, inputs, changes), strict=False):
             self.values.define_image(value, result)
         return True
+
+
+def _same(expression: Any) -> Any:
+    return expression
+
+
+def _output_shape(workload: Workload) -> tuple[int, ...]:
+    """The shape of what a kernel stores, behind the batch."""
+    match workload:
+        case Conv():
+            return (*workload.window.output, workload.channels[1])
+        case Dense():
+            return (workload.channels[1],)
+        case BatchedProduct():
+            return workload.shape[0], workload.shape[2]
+    return (*workload.window.output, workload.channels)
+
+
+def _output_dtype(workload: Workload) -> str:
+    if isinstance(workload, Pool) and workload.kind is PoolKind.MAX:
+        return workload.data
+    return workload.epilogue.dtype
 
 
 # What TVM computes in loops that nobody schedules, and that take most of a network's time.
