@@ -16,7 +16,7 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.targets._tvm.kernels.blocks import Block, Blocks, blocks_of, pack_blocks
-from greencc.targets._tvm.kernels.conv_schedule import TASK, conv_space
+from greencc.targets._tvm.kernels.conv_schedule import LINE, TASK, conv_space, crowded, item_bytes
 from greencc.targets._tvm.kernels.copy import copy_row
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.epilogue import EpilogueCode
@@ -106,12 +106,20 @@ class _Plan:
     @property
     def copied(self) -> bool:
         """The input rows of a band are copied."""
-        return any(self.workload.window.pads)
+        return any(self.workload.window.pads) or self._crowded(self.workload.channels[0])
 
-    @property
+    @cached_property
     def pixel(self) -> int:
         """From one input pixel to the next, where tiles read."""
-        return self.inputs if self.copied else self.workload.channels[0]
+        if not self.copied:
+            return self.workload.channels[0]
+        crowded = self._crowded(self.inputs)
+        return self.inputs + (LINE // item_bytes(self.workload.data) if crowded else 0)
+
+    def _crowded(self, pixel: int) -> bool:
+        pixels = self.schedule.rows * self.schedule.columns
+        distance = pixel * item_bytes(self.workload.data) * self.workload.window.strides[1]
+        return crowded(distance, pixels, self.machine)
 
     @property
     def width(self) -> int:
@@ -155,8 +163,15 @@ class _Plan:
     def chunks(self) -> int:
         """Tasks that share a band's output channels, where there are fewer bands than cores."""
         shared = self.workload.groups if self.workload.groups > 1 else self.blocks.count
-        worth = self.workload.window.output[1] * self.band * self.all_steps * self.outputs // TASK
+        worth = self.work // self.bands // TASK
         return max(1, min(shared, worth, -(-self.machine.cores // self.bands)))
+
+    @property
+    def work(self) -> int:
+        """Operations of vectors for a sample."""
+        rows, columns = self.workload.window.output
+        vectors = -(-self.outputs // self.products.lanes) * self.workload.groups
+        return rows * columns * vectors * self.all_steps
 
     def input_rows(self, rows: Index) -> Index:
         """Input rows that `rows` output rows read."""
@@ -166,7 +181,7 @@ class _Plan:
     @property
     def scratch(self) -> Index:
         """Elements of a band's copy; behind the last run, a step may read up to its depth."""
-        return self.input_rows(self.band) * self.width * self.inputs + self.products.depth - 1
+        return self.input_rows(self.band) * self.width * self.pixel + self.products.depth - 1
 
 
 class _Code:
@@ -189,15 +204,14 @@ class _Code:
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, workload.epilogue.dtype)
             tasks = plan.bands * plan.chunks
-            with emit.loop(samples * tasks, parallel=True) as task:
-                self.sample = task // tasks
-                self.band = task // plan.chunks % plan.bands
-                self.chunk = task % plan.chunks
-                self.source = emit.scratch(workload.data, plan.scratch) if plan.copied else None
-                self._task()
+            emit.tasks(samples * tasks, plan.work // tasks, self._task)
 
-    def _task(self) -> None:
+    def _task(self, task: Expr) -> None:
         plan, emit = self.plan, self.emit
+        self.sample = task // (plan.bands * plan.chunks)
+        self.band = task // plan.chunks % plan.bands
+        self.chunk = task % plan.chunks
+        self.source = emit.scratch(plan.workload.data, plan.scratch) if plan.copied else None
         groups, blocks, chunks = plan.workload.groups, plan.blocks, plan.chunks
         if groups > 1:
             with emit.share(groups, self.chunk, chunks) as group:
@@ -240,7 +254,7 @@ class _Code:
         columns = max(0, min(window.width, plan.width - left))
         left = min(left, plan.width)
         with emit.loop(plan.input_rows(self._rows())) as row:
-            line = row * (plan.width * plan.inputs)
+            line = row * (plan.width * plan.pixel)
             y = self.band * (plan.band * window.strides[0]) + row - top
             copy_row(
                 emit,
@@ -251,6 +265,7 @@ class _Code:
                 inside=emit.T.And(y >= 0, y < window.height) if any(window.pads[::2]) else None,
                 borders=(left, plan.width - left - columns),
                 shape=(columns, plan.inputs),
+                pixel=plan.pixel,
                 channels=workload.channels[0],
                 fill=workload.zero_point,
                 dtype=workload.data,

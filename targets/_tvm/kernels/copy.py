@@ -19,6 +19,7 @@ def copy_row(
     inside: Expr | None,
     borders: tuple[int, int],
     shape: tuple[int, int],
+    pixel: int,
     channels: int,
     fill: int,
     dtype: str,
@@ -34,13 +35,14 @@ def copy_row(
         inside: The row is one of the image; else all of it is filled. None: it always is.
         borders: Pixels before and behind, which are filled.
         shape: Pixels, and channels of each, to copy.
+        pixel: From one pixel to the next in the target.
         channels: Of the data.
         fill: Of borders.
         dtype: Of both.
     """
     sample, row, channel = source
     (before, behind), (columns, taken) = borders, shape
-    body = at + before * taken
+    body = at + before * pixel
 
     def filled(begin: Index, size: int) -> None:
         _pieces(
@@ -51,7 +53,7 @@ def copy_row(
         )
 
     def copied() -> None:
-        if taken == channels:
+        if taken == channels == pixel:
             _pieces(
                 emit,
                 columns * taken,
@@ -68,14 +70,14 @@ def copy_row(
                 dtype,
                 lambda offset, lanes: emit.store(
                     target,
-                    [body + column * taken + offset],
+                    [body + column * pixel + offset],
                     emit.load(data, [sample, row, column, channel + offset], lanes),
                     lanes,
                 ),
             )
 
-    filled(at, before * taken)
-    filled(body + columns * taken, behind * taken)
+    filled(at, before * pixel)
+    filled(body + columns * pixel, behind * pixel)
     if inside is None:
         copied()
         return
@@ -83,7 +85,7 @@ def copy_row(
         with emit.T.Then():
             copied()
         with emit.T.Else():
-            filled(body, columns * taken)
+            filled(body, columns * pixel)
 
 
 def _pieces(emit: Emit, size: int, dtype: str, piece: Callable[[Index, int], None]) -> None:

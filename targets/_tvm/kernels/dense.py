@@ -16,7 +16,7 @@ import numpy as np
 from greencc.core.data import Array
 from greencc.targets._tvm.kernels.blocks import Block, Blocks, blocks_of, pack_blocks
 from greencc.targets._tvm.kernels.conv_schedule import LATENCY, TASK, step_cost
-from greencc.targets._tvm.kernels.emit import Emit, Index
+from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.epilogue import EpilogueCode
 from greencc.targets._tvm.kernels.products import Products, check_pairs, products_of
 from greencc.targets._tvm.kernels.template import Schedule
@@ -109,9 +109,14 @@ class _Plan:
     def chunks(self) -> int:
         """Tasks that share a band's output channels, where fewer bands than cores are expected."""
         bands = -(-self.workload.rows // self.schedule.band)
-        rows = min(self.workload.rows, self.schedule.band)
-        worth = rows * self.steps * self.workload.channels[1] // TASK
+        worth = self.work // TASK
         return max(1, min(self.blocks.count, worth, -(-self.machine.cores // bands)))
+
+    @property
+    def work(self) -> int:
+        """Operations of vectors for a band, if there are as many rows as expected."""
+        rows = min(self.workload.rows, self.schedule.band)
+        return rows * self.steps * -(-self.workload.channels[1] // self.products.lanes)
 
 
 class _Code:
@@ -133,10 +138,13 @@ class _Code:
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, workload.epilogue.dtype)
             band = plan.schedule.band
-            with emit.loop((rows + (band - 1)) // band * plan.chunks, parallel=True) as task:
-                begin = task // plan.chunks * band
-                chunk = task % plan.chunks
-                self._task(begin, emit.T.min(emit.index(band), rows - begin), chunk)
+
+            def task(number: Expr) -> None:
+                begin = number // plan.chunks * band
+                self._task(begin, emit.T.min(emit.index(band), rows - begin), number % plan.chunks)
+
+            bands = (rows + (band - 1)) // band
+            emit.tasks(bands * plan.chunks, plan.work // plan.chunks, task)
 
     def _task(self, begin: Index, rows: Index, chunk: Index) -> None:
         plan, emit = self.plan, self.emit
@@ -192,6 +200,8 @@ def _cost(workload: Dense, products: Products, machine: Machine, rows: int, vect
     for count, repeats in ((vectors, blocks.count), (rest, 1)):
         if count:
             full, left = divmod(workload.rows, rows)
-            total += repeats * (full * step_cost(rows, count) + left * step_cost(1, count))
+            total += repeats * (
+                full * step_cost(rows, count, products.depth) + left * step_cost(1, count, products.depth)
+            )
     weights = workload.channels[0] * vectors * products.lanes * (4 if workload.data == "float32" else 1)
     return total * (1.0 if weights <= machine.l2_bytes // 2 else 1.2)

@@ -5,7 +5,7 @@ Expressions are TVM's; a vector is one expression of several lanes. Indices are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,9 @@ Expr = Any
 """An expression, a variable or a buffer of TVM."""
 Index = Any
 """An int or an INT64 expression."""
+
+_WORTH = 1 << 14
+"""Operations of vectors in the time that it takes to wake threads."""
 
 # 1.5 * 2^23: adding it leaves the nearest integer, halves to even, in the low bits of a float32 below 2^22.
 _ROUNDER = 12582912.0
@@ -119,6 +122,25 @@ class Emit:
         begin, end = self.index(start), self.index(stop)
         with (self.T.parallel if parallel else self.T.serial)(begin, end) as variable:
             yield variable
+
+    def tasks(self, count: Expr, work: int, body: Callable[[Expr], None]) -> None:
+        """A parallel loop; so few tasks that threads would cost more than they save are done one after the other.
+
+        Args:
+            count: Tasks, a symbolic number.
+            work: Operations of vectors that one takes.
+            body: Writes a task. Where tasks are small it is called twice.
+        """
+        few = _WORTH // max(work, 1)
+        if few < 1:
+            with self.loop(count, parallel=True) as task:
+                body(task)
+            return
+        with self.T.If(count <= few):
+            with self.T.Then(), self.loop(count) as task:
+                body(task)
+            with self.T.Else(), self.loop(count, parallel=True) as task:
+                body(task)
 
     def share(self, count: int, chunk: Index, chunks: int) -> AbstractContextManager[Expr]:
         """The loop over the part of `count` that one of `chunks` tasks has."""

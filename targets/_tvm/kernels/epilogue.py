@@ -75,7 +75,10 @@ class EpilogueCode:
             value = emit.rounded(value * emit.load(self._constants["multiplier"], [channel], lanes))
         if self.epilogue.offset:
             value = value + emit.load(self._constants["offset"], [channel], lanes)
+        bounds = self._last_clip()
         for step, buffer in zip(self.epilogue.steps, self._steps, strict=True):
+            if step is bounds:
+                break
             match step:
                 case AddTensor():
                     value = value + self._added(step, emit.load(buffer, at, lanes), lanes)
@@ -87,16 +90,30 @@ class EpilogueCode:
                     value = emit.rounded(value * emit.load(buffer, [channel], lanes))
                 case AddChannels():
                     value = value + emit.load(buffer, [channel], lanes)
-        return value if self.epilogue.quantize is None else self.quantized(value, self.epilogue.quantize)
+        return (
+            value
+            if self.epilogue.quantize is None
+            else self._quantized(value, self.epilogue.quantize, bounds)
+        )
 
-    def quantized(self, value: Expr, quantize: Quantize) -> Expr:
-        """Clamped to the output's range, rounded (halves to even), and narrowed."""
+    def _last_clip(self) -> Clip | None:
+        """A Clip at the end, in steps of the output: it is the same clamp as that of the output's range."""
+        quantize, steps = self.epilogue.quantize, self.epilogue.steps
+        if quantize is None or quantize.scale != 1.0 or not steps or not isinstance(steps[-1], Clip):
+            return None
+        return steps[-1]
+
+    def _quantized(self, value: Expr, quantize: Quantize, clip: Clip | None) -> Expr:
+        """Clamped to the output's range (and `clip`), rounded (halves to even), and narrowed."""
         emit, lanes = self._emit, self._emit.lanes(value)
         if quantize.scale != 1.0:
             value = value / emit.splat("float32", quantize.scale, lanes)
         limits = np.iinfo(quantize.dtype)
         zero_point = quantize.zero_point
-        value = emit.clip(value, float(limits.min - zero_point), float(limits.max - zero_point))
+        low, high = float(limits.min - zero_point), float(limits.max - zero_point)
+        if clip is not None:
+            low, high = (min(max(bound, low), high) for bound in (clip.low, clip.high))
+        value = emit.clip(value, low, high)
         integers = emit.nearest(value) + emit.splat("int32", zero_point, lanes)
         return emit.cast(integers, quantize.dtype)
 
