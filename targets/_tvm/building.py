@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from greencc.core.data import TensorSpec
+from greencc.core.describe import value_spec
 from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.versions import load
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+_TYPES = frozenset(
+    ir.DataType[name]
+    for name in (
+        *("FLOAT", "DOUBLE", "FLOAT16", "BOOL"),
+        *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    )
+)
 
 
 def build_library(model: ir.Model, folder: Path, machine: Machine) -> Path:
@@ -65,14 +72,9 @@ def _spec(value: ir.Value, role: str) -> TensorSpec:
             "which the tvm targets need to generate code",
             hint="compile for cpu, or export the model with the shapes of its inputs",
         )
-    try:
-        dtype = value.dtype.numpy()
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.kind not in "biuf" or value.dtype.name in ("BFLOAT16",):
+    if value.dtype not in _TYPES:
         raise InputError(
             f"{role} {name!r} has type {value.dtype.name}, which the tvm targets do not take",
             hint="compile for cpu, or export the model with float32 inputs and outputs",
         )
-    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    return TensorSpec(name, dtype, tuple(dims))
+    return value_spec(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from greencc.core import machine
@@ -123,8 +125,6 @@ def host_machine(threads: int, root: Path = machine.ROOT) -> Machine:
     Raises:
         UnavailableError: TVM cannot be imported.
     """
-    from dataclasses import replace
-
     from greencc.targets._tvm.versions import load
 
     load()
@@ -137,6 +137,11 @@ def host_machine(threads: int, root: Path = machine.ROOT) -> Machine:
         return plain
     target = Target({"kind": "llvm", "mtriple": plain.triple, "mcpu": name})
     return replace(plain, cpu=name) if fits(codegen.llvm_get_cpu_features(target), plain) else plain
+
+
+def machine_text(machine: Machine) -> str:
+    """All that is known of a processor, in a fixed order: equal for equal ones, in every process."""
+    return json.dumps(asdict(machine) | {"features": sorted(machine.features)}, sort_keys=True)
 
 
 def fits(implied: Iterable[str], plain: Machine) -> bool:

@@ -1,4 +1,4 @@
-"""The openvino target: what it claims of its kernels, what it compiles with, messages, backends."""
+"""The openvino target: what it claims of its kernels, what it compiles with, messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from onnx import TensorProto, helper
 from greencc.core.capabilities import ElementType
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.machine import parse_cpuinfo
-from greencc.targets import CpuTarget, OpenVinoTarget, format_spec, make_target
+from greencc.targets import OpenVinoTarget, format_spec, make_target
 from greencc.targets._cpu_capabilities import int8_support as cpu_support
 from greencc.targets._openvino_capabilities import INPUT_OPS, MOVE_OPS, int8_support, openvino_capabilities
 from greencc.targets._openvino_errors import translate
 from greencc.targets._openvino_facts import PluginFacts
-from greencc.targets._ort import Optimization
 from greencc.targets._ort_facts import RuntimeFacts
-from greencc.targets.backends import backends
 
 MakeModel = Callable[..., onnx.ModelProto]
 X86 = parse_cpuinfo(
@@ -54,19 +52,6 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
             use()
     with pytest.raises(UnavailableError, match="is not installed"):
         OpenVinoTarget().open(Path("model.onnx"))
-
-
-def test_backends_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: "it is not installed")
-    assert backends(CpuTarget(threads=2)) == (CpuTarget(threads=2),)
-
-
-def test_backends_with_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: None)
-    assert backends(CpuTarget(threads=2)) == (CpuTarget(threads=2), OpenVinoTarget(threads=2))
-    assert backends(OpenVinoTarget(threads=2)) == (OpenVinoTarget(threads=2),)
-    told = CpuTarget(optimization=Optimization.BASIC)
-    assert backends(told) == (told,)
 
 
 def test_int8_quantizes_inputs_with_the_bits_of_the_cpu() -> None:
