@@ -24,7 +24,6 @@ from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
     from greencc.targets._tvm.engine import TvmEngine
 
 _MODEL = ".onnx"
@@ -135,7 +134,7 @@ class TvmCpuTarget(HostTarget):
             engine.close()
 
     def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
-        """As for other targets on this machine. What has to be compiled is compiled here, not in the process measured."""
+        """As for other targets on this machine; what has to be compiled is, before and in this process."""
         return super().memory_command(self._library(artifact), feeds, runs)
 
     def _load(self, artifact: Path) -> TvmEngine:
@@ -146,7 +145,9 @@ class TvmCpuTarget(HostTarget):
     def _library(self, artifact: Path) -> Path:
         """The description of the library that an artifact is, or is compiled to."""
         if not artifact.is_file():
-            raise InputError(f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json")
+            raise InputError(
+                f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json"
+            )
         if artifact.suffix != _MODEL:
             return artifact
         from greencc.core.loading import load_model
@@ -160,5 +161,7 @@ class TvmCpuTarget(HostTarget):
         host = host_machine(self.used_threads())
         parts = (digest(model), machine_text(host), versions.tvm_version() or "", __version__)
         return compiled(
-            parts, lambda folder: build_library(self.lower(model), folder, host), label=f"code of {artifact.name}"
+            parts,
+            lambda folder: build_library(self.lower(model), folder, host),
+            label=f"code of {artifact.name}",
         )

@@ -108,5 +108,6 @@ def _is_private(folder: Path) -> bool:
         return False
     writable = stat.S_IWGRP | stat.S_IWOTH
     return all(
-        stat.S_ISDIR(fact.st_mode) and fact.st_uid == os.getuid() and not fact.st_mode & writable for fact in facts
+        stat.S_ISDIR(fact.st_mode) and fact.st_uid == os.getuid() and not fact.st_mode & writable
+        for fact in facts
     )

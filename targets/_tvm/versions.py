@@ -25,9 +25,7 @@ _PARTS = {
     "tvm.relax": "relax/__init__.py",
     "tvm.relax.frontend.onnx": "relax/frontend/onnx/__init__.py",
 }
-_DIFFERENCES = (
-    "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) and no TIRx builder to write kernels with"
-)
+_DIFFERENCES = "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) and no TIRx builder to write kernels with"
 
 
 def tvm_version() -> str | None:
@@ -52,9 +50,7 @@ def missing_tvm() -> str | None:
         return f"{PACKAGE} {version} is too old: {_DIFFERENCES}; pip install '{PACKAGE}>={needed}'"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     absent = [
-        module
-        for module, path in _PARTS.items()
-        if not any((folder / path).is_file() for folder in folders)
+        module for module, path in _PARTS.items() if not any((folder / path).is_file() for folder in folders)
     ]
     if absent:
         tried = ".".join(map(str, TRIED_VERSION))

@@ -52,7 +52,12 @@ def test_the_machine_of_a_cpu(
     cpu: CpuInfo, name: str, dot: Dot, bits: int, activation: str, tmp_path: Path
 ) -> None:
     machine = machine_of(cpu, 2, tmp_path)
-    assert (machine.cpu, machine.dot, machine.vector_bits, machine.activation) == (name, dot, bits, activation)
+    assert (machine.cpu, machine.dot, machine.vector_bits, machine.activation) == (
+        name,
+        dot,
+        bits,
+        activation,
+    )
     assert machine.triple == f"{cpu.architecture}-linux-gnu"
     assert (machine.cores, machine.l1_bytes, machine.l2_bytes) == (2, 32 << 10, 512 << 10)
 
@@ -67,7 +72,9 @@ def test_sizes_of_caches_are_read(tmp_path: Path) -> None:
     import os
 
     cpu = sorted(os.sched_getaffinity(0))[0]
-    for index, (level, kind, size) in enumerate([(1, "Data", "48K"), (1, "Instruction", "64K"), (2, "Unified", "2M")]):
+    for index, (level, kind, size) in enumerate(
+        [(1, "Data", "48K"), (1, "Instruction", "64K"), (2, "Unified", "2M")]
+    ):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
         folder.mkdir(parents=True)
         for name, text in (("level", str(level)), ("type", kind), ("size", size), ("shared_cpu_list", "0")):

@@ -29,7 +29,9 @@ def forgotten() -> Iterator[None]:
     load.cache_clear()
 
 
-def install(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str | None, parts: tuple[str, ...]) -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, version: str | None, parts: tuple[str, ...]
+) -> None:
     """Make the package look as if `version` with `parts` were installed in `folder`."""
     for part in parts:
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -55,13 +57,15 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
             UnavailableError, match=r"the tvm-cpu target cannot run here: apache-tvm is not installed: pip"
         ):
             use()
-    with pytest.raises(UnavailableError, match="^TVM cannot be used here: apache-tvm is not installed"):
+    with pytest.raises(UnavailableError, match=r"^TVM cannot be used here: apache-tvm is not installed"):
         load()
 
 
 def test_something_else_called_tvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, None, ())
-    assert missing_tvm() == f"there is a module tvm that apache-tvm did not install: remove it, then {INSTALL}"
+    assert (
+        missing_tvm() == f"there is a module tvm that apache-tvm did not install: remove it, then {INSTALL}"
+    )
     assert note() == "apache-tvm is not installed"
 
 
@@ -110,7 +114,8 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     # What an import finds for a module that it must not load.
     monkeypatch.setitem(sys.modules, "tvm", None)
     with pytest.raises(
-        UnavailableError, match=r"^TVM cannot be imported: .*tvm.*\(pip install --force-reinstall apache-tvm\)$"
+        UnavailableError,
+        match=r"^TVM cannot be imported: .*tvm.*\(pip install --force-reinstall apache-tvm\)$",
     ):
         load()
 
@@ -118,7 +123,10 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("llvm", "message"),
     [
-        (None, r"^apache-tvm \S+ has no tvm.target.codegen.llvm_version_major \(pip install 'apache-tvm==0.27"),
+        (
+            None,
+            r"^apache-tvm \S+ has no tvm.target.codegen.llvm_version_major \(pip install 'apache-tvm==0.27",
+        ),
         (0, "^this build of TVM has no LLVM, which generates the code"),
     ],
 )
