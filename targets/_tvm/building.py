@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -14,6 +15,9 @@ from greencc.core.files import translated_os_errors
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.versions import load
 
+if TYPE_CHECKING:
+    from greencc.targets._tvm.schedules import Schedules
+
 _TYPES = frozenset(
     ir.DataType[name]
     for name in (
@@ -23,13 +27,16 @@ _TYPES = frozenset(
 )
 
 
-def build_library(model: ir.Model, folder: Path, machine: Machine) -> Path:
+def build_library(
+    model: ir.Model, folder: Path, machine: Machine, schedules: Schedules | None = None
+) -> Path:
     """Write the library of a model; the same model and machine give the same bytes.
 
     Args:
         model: As `Target.lower` left it.
         folder: Where the files go; made where it does not exist.
         machine: What code is generated for.
+        schedules: How each kernel is written; default: without tuning.
 
     Returns:
         The path of ``model.json``, which names the other files with their hashes.
@@ -41,9 +48,10 @@ def build_library(model: ir.Model, folder: Path, machine: Machine) -> Path:
     load()
     from greencc.targets._tvm.library import write_library
     from greencc.targets._tvm.lowering import lower_model
+    from greencc.targets._tvm.schedules import DefaultSchedules
 
     inputs, outputs = tensor_specs(model.graph.inputs, "input"), tensor_specs(model.graph.outputs, "output")
-    lowered = lower_model(model, machine)
+    lowered = lower_model(model, machine, schedules or DefaultSchedules())
     with translated_os_errors(folder / "model.json"):
         folder.mkdir(parents=True, exist_ok=True)
         return write_library(
