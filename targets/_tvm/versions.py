@@ -25,7 +25,10 @@ _PARTS = {
     "tvm.relax": "relax/__init__.py",
     "tvm.relax.frontend.onnx": "relax/frontend/onnx/__init__.py",
 }
-_DIFFERENCES = "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) and no TIRx builder to write kernels with"
+_DIFFERENCES = (
+    "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) "
+    "and no TIRx builder to write kernels with"
+)
 
 
 def tvm_version() -> str | None:
