@@ -5,8 +5,8 @@ Expressions are TVM's; a vector is one expression of several lanes. Indices are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from greencc.targets._tvm.machine import Machine
@@ -15,6 +15,9 @@ Expr = Any
 """An expression, a variable or a buffer of TVM."""
 Index = Any
 """An int or an INT64 expression."""
+
+_WORTH = 1 << 14
+"""Operations of vectors in the time that it takes to wake threads."""
 
 # 1.5 * 2^23: adding it leaves the nearest integer, halves to even, in the low bits of a float32 below 2^22.
 _ROUNDER = 12582912.0
@@ -27,15 +30,26 @@ class Emit:
     Attributes:
         machine: What is written for.
         T: TVM's IRBuilder functions.
+        llvm_major: Version of the LLVM inside TVM.
     """
 
     def __init__(self, machine: Machine) -> None:
         from tvm import tirx
         from tvm.script.ir_builder import tirx as script
+        from tvm.target import codegen
 
         self.machine = machine
         self.T = script
+        self.llvm_major = int(codegen.llvm_version_major())
         self._tirx = tirx
+
+    @contextmanager
+    def function(self, name: str) -> Iterator[None]:
+        """The function that is open; its arguments come first."""
+        with self.T.prim_func(s_tir=True):
+            self.T.func_name(name)
+            self.T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            yield
 
     # Values
 
@@ -70,6 +84,11 @@ class Emit:
 
     # Memory
 
+    def argument(self, name: str, shape: Sequence[Index], dtype: str) -> Expr:
+        """The next argument of the function: a buffer."""
+        handle = self.T.arg(f"{name}_handle", self.T.handle())
+        return self.T.match_buffer(handle, tuple(shape), dtype)
+
     def ramp(self, base: Index, lanes: int) -> Expr:
         """Indices of neighbours."""
         base = self.index(base)
@@ -95,14 +114,39 @@ class Emit:
     # Control
 
     @contextmanager
-    def loop(self, extent: Index, *, parallel: bool = False) -> Iterator[Expr]:
-        """A loop variable from 0; a single serial iteration is written without a loop."""
-        if isinstance(extent, int) and extent == 1 and not parallel:
+    def loop(self, stop: Index, *, start: Index = 0, parallel: bool = False) -> Iterator[Expr]:
+        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop."""
+        if stop == 1 and start == 0 and not parallel:
             yield self.const("int64", 0)
             return
-        start, stop = self.const("int64", 0), self.index(extent)
-        with (self.T.parallel if parallel else self.T.serial)(start, stop) as variable:
+        begin, end = self.index(start), self.index(stop)
+        with (self.T.parallel if parallel else self.T.serial)(begin, end) as variable:
             yield variable
+
+    def tasks(self, count: Expr, work: int, body: Callable[[Expr], None]) -> None:
+        """A parallel loop; so few tasks that threads would cost more than they save are done one after the other.
+
+        Args:
+            count: Tasks, a symbolic number.
+            work: Operations of vectors that one takes.
+            body: Writes a task. Where tasks are small it is called twice.
+        """
+        few = _WORTH // max(work, 1)
+        if few < 1:
+            with self.loop(count, parallel=True) as task:
+                body(task)
+            return
+        with self.T.If(count <= few):
+            with self.T.Then(), self.loop(count) as task:
+                body(task)
+            with self.T.Else(), self.loop(count, parallel=True) as task:
+                body(task)
+
+    def share(self, count: int, chunk: Index, chunks: int) -> AbstractContextManager[Expr]:
+        """The loop over the part of `count` that one of `chunks` tasks has."""
+        if chunks == 1:
+            return self.loop(count)
+        return self.loop((chunk + 1) * count // chunks, start=chunk * count // chunks)
 
     @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
