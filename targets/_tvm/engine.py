@@ -128,10 +128,10 @@ class TvmEngine(CheckedEngine):
                     self._input_pointers[index] = array.__array_interface__["data"][0]
                 else:
                     np.copyto(own, feeds[name])
-            results = list(self._own_outputs)
+            large = {}
             for index in self._large_outputs:
                 shape, dtype = self._output_shapes[index], self._dtypes[index]
-                results[index], self._output_pointers[index] = _aligned(shape, dtype)
+                large[index], self._output_pointers[index] = _aligned(shape, dtype)
             status = self._library.greencc_run(
                 handle,
                 self._input_pointers,
@@ -146,8 +146,8 @@ class TvmEngine(CheckedEngine):
             found = {}
             for name in outputs:
                 index = self._positions[name]
-                result = results[index]
-                found[name] = result.copy() if result is self._own_outputs[index] else result
+                own = self._own_outputs[index]
+                found[name] = large[index] if own is None else own.copy()
             return found
 
     def _prepare(self, handle: ctypes.c_void_p, key: tuple[tuple[int, ...], ...]) -> None:

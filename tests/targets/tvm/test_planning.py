@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from greencc.core.data import TensorSpec
 from greencc.core.errors import InputError
 from greencc.targets._tvm import dims
-from greencc.targets._tvm.dims import Op, constant, symbol
+from greencc.targets._tvm.dims import constant, symbol
 from greencc.targets._tvm.engine import TvmEngine
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.pipeline import lower_to_kernels
@@ -144,15 +144,14 @@ def test_kernels_that_take_sizes(write: Write, tmp_path: Path) -> None:
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            T.func_name("fill")
-            T.func_attr({"global_symbol": "fill", "tirx.noalias": True, "tirx.is_scheduled": True})
-            size = T.arg("size", T.int64())
-            handle = T.arg("o", T.handle())
-            output = T.match_buffer(handle, (3,), "int64")
-            with T.serial(0, 3) as i:
-                T.buffer_store(output, size + i, [i])
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        T.func_name("fill")
+        T.func_attr({"global_symbol": "fill", "tirx.noalias": True, "tirx.is_scheduled": True})
+        size = T.arg("size", T.int64())
+        handle = T.arg("o", T.handle())
+        output = T.match_buffer(handle, (3,), "int64")
+        with T.serial(0, 3) as i:
+            T.buffer_store(output, size + i, [i])
     builder = relax.BlockBuilder()
     n = tirx.Var("n", "int64")
     x = relax.Var("x", relax.TensorType((n, 4), "float32"))
@@ -221,23 +220,6 @@ def test_conditions(machine: Machine) -> None:
     specs = (TensorSpec("x", FLOAT, (2,)), TensorSpec("flag", np.dtype(bool), ()))
     with pytest.raises(InputError, match=r"If|condition"):
         _plan(Case(builder.get(), specs, (TensorSpec("y", FLOAT, None),), {}), machine)
-
-
-@st.composite
-def _expressions(draw: st.DrawFn) -> dims.Dim:
-    leaves = st.one_of(
-        st.integers(-9, 9).map(constant),
-        st.integers(0, 1).map(symbol),
-    )
-    return draw(
-        st.recursive(
-            leaves,
-            lambda inner: st.builds(
-                dims.apply, st.sampled_from([op for op in Op if op >= Op.ADD]), inner, inner
-            ),
-            max_leaves=8,
-        )
-    )
 
 
 @given(
