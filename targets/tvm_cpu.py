@@ -16,7 +16,7 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError
+from greencc.core.errors import InputError, UsageError
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.host import host_machine, machine_of, machine_text
@@ -124,8 +124,8 @@ class TvmCpuTarget(HostTarget):
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per kernel over `runs` runs.
 
-        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
-        product or pool, and has ``:int8`` behind its type where it computes on integers.
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its
+        convolution, product or pool, and has ``:int8`` behind its type where it computes on integers.
         """
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
@@ -163,9 +163,12 @@ class TvmCpuTarget(HostTarget):
         self._require()
         model = load_model(artifact)
         host = host_machine(self.used_threads())
+
+        def build(folder: Path) -> Path:
+            try:
+                return build_library(self.lower(model), folder, host)
+            except InputError as error:
+                raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
+
         parts = (digest(model), machine_text(host), versions.tvm_version() or "", __version__)
-        return compiled(
-            parts,
-            lambda folder: build_library(self.lower(model), folder, host),
-            label=f"code of {artifact.name}",
-        )
+        return compiled(parts, build, label=f"code of {artifact.name}")
