@@ -1,0 +1,81 @@
+"""Where the lowering gets its schedules from: what was tuned, else the templates' defaults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from greencc.targets._tvm.database import Database, default_path
+from greencc.targets._tvm.kernels.template import Schedule, Template
+from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.records import place_of
+from greencc.targets._tvm.workload import Workload, key_of
+
+TemplateOf = Callable[[Workload], Template]
+"""The template of a workload's kind."""
+
+
+class ScheduleSource(Protocol):
+    """Asked once for every node that becomes a kernel."""
+
+    def schedule(self, workload: Workload, machine: Machine) -> Schedule: ...
+
+
+@dataclass
+class DefaultSchedules:
+    """The templates' defaults; `asked` has the workloads of all nodes, in their order."""
+
+    template_of: TemplateOf
+    asked: list[Workload] = field(default_factory=list)
+
+    def schedule(self, workload: Workload, machine: Machine) -> Schedule:
+        """What is good without tuning."""
+        self.asked.append(workload)
+        return self.template_of(workload).default(workload, machine)
+
+
+@dataclass
+class TunedSchedules:
+    """The database's best schedules, and defaults for the rest.
+
+    A schedule that is not in the template's space is not used: the file may come from elsewhere.
+
+    Attributes:
+        template_of: The templates.
+        database: What was tuned.
+        threads: That the kernels will run with.
+        tuned: How many nodes have each workload that was tuned, by `key_of`.
+        untuned: Likewise, without.
+    """
+
+    template_of: TemplateOf
+    database: Database
+    threads: int
+    tuned: Counter[str] = field(default_factory=Counter)
+    untuned: Counter[str] = field(default_factory=Counter)
+
+    def schedule(self, workload: Workload, machine: Machine) -> Schedule:
+        """The best that is known."""
+        template, key = self.template_of(workload), key_of(workload)
+        record = self.database.get(key, place_of(machine, self.threads))
+        if record is not None and record.best in template.space(workload, machine):
+            self.tuned[key] += 1
+            return record.best
+        self.untuned[key] += 1
+        return template.default(workload, machine)
+
+    def findings(self) -> tuple[str, ...]:
+        """What was tuned and what was not."""
+        if not self.tuned:
+            return ()
+        found = [f"{self.tuned.total()} kernels have schedules that were tuned"]
+        if self.untuned:
+            found.append(f"{self.untuned.total()} kernels were not tuned")
+        return tuple(found)
+
+
+def tuned_schedules(template_of: TemplateOf, threads: int, warn: Callable[[str], None]) -> TunedSchedules:
+    """Those of this user; `warn` is told where the database cannot be used."""
+    return TunedSchedules(template_of, Database(default_path(), warn), threads)
