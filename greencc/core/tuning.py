@@ -27,6 +27,7 @@ class TuningReport:
         default_us: What all kernels take in one inference with the schedules that they have without tuning.
         tuned_us: The same with the best ones.
         failed: Schedules that could not be built, crashed or computed something else, with the reason.
+        warnings: What is wrong with where the schedules are kept.
     """
 
     seconds: float
@@ -37,6 +38,7 @@ class TuningReport:
     default_us: float
     tuned_us: float
     failed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def gain(self) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from greencc.core.cache import default_folder
+from greencc.core.cache import cache_key, default_folder
 from greencc.core.errors import InputError
 from greencc.core.files import atomic_file, translated_os_errors
 from greencc.targets._tvm.records import HEADER, DamagedRecordError, Place, Record, from_line, merged, to_line
@@ -77,6 +77,11 @@ class Database:
     def records(self) -> list[Record]:
         """All of them, by place and label."""
         return sorted(self._records.values(), key=lambda item: (item.place.text, item.label, item.workload))
+
+    def digest(self, place: Place) -> str:
+        """SHA-256 of the best schedules there: with a model and a machine, it decides what code is built."""
+        chosen = {key: asdict(each.best) for (key, at), each in self._records.items() if at == place}
+        return cache_key(chosen)
 
     def put(self, records: Iterable[Record]) -> None:
         """Keep records, merged with what is there by now."""

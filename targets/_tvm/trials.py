@@ -19,7 +19,7 @@ from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.workload import Workload
 
-TEMPLATES = "greencc.targets._tvm.kernels:template_of"
+TEMPLATES = "greencc.targets._tvm.kernels.select:template_of"
 _LONGEST_SECONDS = 60.0
 _FIRST_SECONDS = 120.0
 _ENDING_SECONDS = 10.0

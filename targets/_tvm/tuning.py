@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from greencc.core.errors import UsageError
@@ -131,7 +131,6 @@ def tune_model(
     threads: int,
     seconds: float,
     progress: Progress,
-    warn: Callable[[str], None],
 ) -> TuningReport:
     """Tune the kernels that a model is lowered to, into the database of this user.
 
@@ -142,7 +141,6 @@ def tune_model(
         threads: Of the kernels.
         seconds: To spend.
         progress: Shows how far it is.
-        warn: Is told where the database cannot be used.
 
     Raises:
         UsageError: There is no place to keep what is found.
@@ -158,11 +156,11 @@ def tune_model(
     counts: dict[Workload, int] = {}
     for workload in asked.asked:
         counts[workload] = counts.get(workload, 0) + 1
+    warnings: list[str] = []
     bench = TrialProcess(machine, threads)
     try:
-        return Tuner(template_of, machine, threads, Database(path, warn), bench).tune(
-            counts, seconds, progress
-        )
+        tuner = Tuner(template_of, machine, threads, Database(path, warnings.append), bench)
+        return replace(tuner.tune(counts, seconds, progress), warnings=tuple(warnings))
     finally:
         bench.close()
 

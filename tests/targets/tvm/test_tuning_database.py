@@ -71,6 +71,20 @@ def test_what_was_kept_is_found_again(tmp_path):
     assert again.get("c", PLACE) is None
 
 
+def test_the_digest_is_that_of_the_best_schedules():
+    database = Database(None, nothing_to_warn_of())
+    empty = database.digest(PLACE)
+    database.put([record("a"), record("b")])
+    first = database.digest(PLACE)
+    assert first != empty
+    # More trials, the same best; and another place.
+    database.put([record("a", out={schedule(1): "slower", schedule(3): "slower"}, created=9.0)])
+    database.put([record("a", best=4, place=replace(PLACE, threads=2))])
+    assert database.digest(PLACE) == first
+    database.put([record("a", best=3, gain=2.0)])
+    assert database.digest(PLACE) not in (first, empty)
+
+
 def test_of_two_findings_the_larger_gain_stays_and_all_trials_count():
     first = record(best=2, gain=1.5, out={schedule(1): "slower"})
     second = record(best=3, gain=1.7, out={schedule(1): "slower", schedule(4): "it crashed"})
@@ -224,7 +238,7 @@ def test_two_processes_that_write_at_once_lose_nothing(tmp_path):
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "schedules"
     _open(path).put([record("first")])
-    moments = random.Random(7)  # noqa: S311 - no secret
+    moments = random.Random(7)
     for _ in range(4):
         process = _writer(path, "a", 0)
         _go(process)

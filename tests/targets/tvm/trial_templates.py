@@ -50,22 +50,21 @@ class ProductTemplate:
             time.sleep(60.0)
         inputs, outputs = workload.channels
         more = 1 if schedule.vectors == STRAYS else 0
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name(name)
-                T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-                handles = [T.arg(letter, T.handle()) for letter in ("a", "b", "c")]
-                rows = T.int64()
-                data = T.match_buffer(handles[0], (rows, inputs), "float32")
-                weights = T.match_buffer(handles[1], (inputs, outputs), "float32")
-                output = T.match_buffer(handles[2], (rows, outputs), "float32")
-                with T.serial(0, rows) as row, T.serial(0, schedule.rows):
-                    with T.serial(0, outputs + more) as column:
-                        wrong = 1.0 if schedule.vectors == WRONG else 0.0
-                        T.buffer_store(output, T.float32(wrong), [row, column])
-                    with T.serial(0, inputs) as i, T.serial(0, outputs) as column:
-                        product = data[row, i] * weights[i, column]
-                        T.buffer_store(output, output[row, column] + product, [row, column])
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            handles = [T.arg(letter, T.handle()) for letter in ("a", "b", "c")]
+            rows = T.int64()
+            data = T.match_buffer(handles[0], (rows, inputs), "float32")
+            weights = T.match_buffer(handles[1], (inputs, outputs), "float32")
+            output = T.match_buffer(handles[2], (rows, outputs), "float32")
+            with T.serial(0, rows) as row, T.serial(0, schedule.rows):
+                with T.serial(0, outputs + more) as column:
+                    wrong = 1.0 if schedule.vectors == WRONG else 0.0
+                    T.buffer_store(output, T.float32(wrong), [row, column])
+                with T.serial(0, inputs) as i, T.serial(0, outputs) as column:
+                    product = data[row, i] * weights[i, column]
+                    T.buffer_store(output, output[row, column] + product, [row, column])
         return builder.get()
 
 
