@@ -1,4 +1,4 @@
-"""Where the lowering gets its schedules from: what was tuned, else the templates' defaults."""
+"""Where schedules of kernels come from: what was tuned, else the templates' own choice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from greencc.targets._tvm.database import Database, default_path
+from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule, Template
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.records import place_of
@@ -17,42 +18,42 @@ TemplateOf = Callable[[Workload], Template]
 """The template of a workload's kind."""
 
 
-class ScheduleSource(Protocol):
-    """Asked once for every node that becomes a kernel."""
+class Schedules(Protocol):
+    """Chooses how a kernel is written. Asked once for every node that becomes one."""
 
     def schedule(self, workload: Workload, machine: Machine) -> Schedule: ...
 
 
 @dataclass
 class DefaultSchedules:
-    """The templates' defaults; `asked` has the workloads of all nodes, in their order."""
+    """Those that are good without tuning; `asked` has the workloads of all nodes, in their order."""
 
-    template_of: TemplateOf
+    template_of: TemplateOf = template_of
     asked: list[Workload] = field(default_factory=list)
 
     def schedule(self, workload: Workload, machine: Machine) -> Schedule:
-        """What is good without tuning."""
+        """The template's own choice."""
         self.asked.append(workload)
         return self.template_of(workload).default(workload, machine)
 
 
 @dataclass
 class TunedSchedules:
-    """The database's best schedules, and defaults for the rest.
+    """The database's best schedules, and the templates' own choice for the rest.
 
     A schedule that is not in the template's space is not used: the file may come from elsewhere.
 
     Attributes:
-        template_of: The templates.
         database: What was tuned.
         threads: That the kernels will run with.
+        template_of: The templates.
         tuned: How many nodes have each workload that was tuned, by `key_of`.
         untuned: Likewise, without.
     """
 
-    template_of: TemplateOf
     database: Database
     threads: int
+    template_of: TemplateOf = template_of
     tuned: Counter[str] = field(default_factory=Counter)
     untuned: Counter[str] = field(default_factory=Counter)
 
@@ -75,7 +76,11 @@ class TunedSchedules:
             found.append(f"{self.untuned.total()} kernels were not tuned")
         return tuple(found)
 
+    def digest(self, machine: Machine) -> str:
+        """What they add to what decides the code of a model: changes when a better schedule is found."""
+        return self.database.digest(place_of(machine, self.threads))
 
-def tuned_schedules(template_of: TemplateOf, threads: int, warn: Callable[[str], None]) -> TunedSchedules:
+
+def tuned_schedules(threads: int, warn: Callable[[str], None]) -> TunedSchedules:
     """Those of this user; `warn` is told where the database cannot be used."""
-    return TunedSchedules(template_of, Database(default_path(), warn), threads)
+    return TunedSchedules(Database(default_path(), warn), threads)

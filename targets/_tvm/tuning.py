@@ -12,10 +12,11 @@ from greencc.core.progress import Progress
 from greencc.core.tuning import TuningReport
 from greencc.targets._tvm.contest import Contest, wall_clock
 from greencc.targets._tvm.database import Database, default_path
+from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.records import place_of
-from greencc.targets._tvm.schedules import DefaultSchedules, ScheduleSource, TemplateOf
+from greencc.targets._tvm.schedules import DefaultSchedules, Schedules, TemplateOf
 from greencc.targets._tvm.trials import Bench, TrialProcess
 from greencc.targets._tvm.workload import (
     BatchedProduct,
@@ -125,8 +126,7 @@ class Tuner:
 
 
 def tune_model(
-    lower: Callable[[ScheduleSource], Any],
-    template_of: TemplateOf,
+    lower: Callable[[Schedules], Any],
     machine: Machine,
     threads: int,
     seconds: float,
@@ -136,7 +136,6 @@ def tune_model(
 
     Args:
         lower: Lowers the model; asks for the schedule of every kernel once for each node.
-        template_of: The templates.
         machine: This one.
         threads: Of the kernels.
         seconds: To spend.
@@ -151,7 +150,7 @@ def tune_model(
             "tuned schedules have no place to be kept: $GREENCC_CACHE is set to nothing",
             hint="unset it, or name a folder",
         )
-    asked = DefaultSchedules(template_of)
+    asked = DefaultSchedules()
     lower(asked)
     counts: dict[Workload, int] = {}
     for workload in asked.asked:

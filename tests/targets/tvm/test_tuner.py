@@ -219,7 +219,7 @@ def test_the_lowering_gets_the_best_or_the_default():
     known, unknown, stale = workload(1), workload(2), workload(3)
     place = place_of(MACHINE, 1)
     database.put([record(key_of(known), best=17, place=place), record(key_of(stale), best=99, place=place)])
-    source = TunedSchedules(lambda workload: Space(SPACE), database, 1)  # type: ignore[arg-type,return-value]
+    source = TunedSchedules(database, 1, lambda workload: Space(SPACE))  # type: ignore[arg-type,return-value]
     assert source.schedule(known, MACHINE) == schedule(17)
     assert source.schedule(known, MACHINE) == schedule(17)
     assert source.schedule(unknown, MACHINE) == schedule(1)
@@ -231,7 +231,7 @@ def test_the_lowering_gets_the_best_or_the_default():
         "2 kernels have schedules that were tuned",
         "2 kernels were not tuned",
     )
-    other = TunedSchedules(lambda workload: Space(SPACE), database, 2)  # type: ignore[arg-type,return-value]
+    other = TunedSchedules(database, 2, lambda workload: Space(SPACE))  # type: ignore[arg-type,return-value]
     assert other.schedule(known, MACHINE) == schedule(1)
     assert other.findings() == ()
     plain = DefaultSchedules(lambda workload: Space(SPACE))  # type: ignore[arg-type,return-value]
