@@ -27,7 +27,7 @@ from greencc.compiler.planning.info import plan_info
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
-from greencc.compiler.tuning import check_tuning, tune
+from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device
@@ -101,6 +101,8 @@ def compile_model(
             execution=options.engine,
             workers=options.workers,
         )
+        for warning in kept_schedules(target):
+            session.warn(warning)
         try:
             _compile(session, model, work)
         except GreenccError as error:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from greencc.core.report import ModelTuning
-from greencc.core.tuning import tunable
+from greencc.core.tuning import Tunable, tunable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,6 +33,11 @@ def check_tuning(options: CompileOptions, target: Target) -> None:
     """
     if options.tune is not None:
         tunable(target)
+
+
+def kept_schedules(target: Target) -> tuple[str, ...]:
+    """What is wrong with the schedules that earlier runs have kept for a target."""
+    return target.check_schedules() if isinstance(target, Tunable) else ()
 
 
 def tune(session: Session, model: ir.Model, name: str) -> None:

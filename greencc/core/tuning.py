@@ -53,6 +53,9 @@ class Tunable(Protocol):
     def cannot_tune(self) -> str | None:
         """Why it cannot be tuned on this machine, or None when it can."""
 
+    def check_schedules(self) -> tuple[str, ...]:
+        """What is wrong with where schedules are kept; told once, because a damaged file is set aside."""
+
     def tune(self, model: ir.Model, seconds: float, progress: Progress) -> TuningReport:
         """Find faster schedules for the kernels of a model.
 

@@ -28,6 +28,7 @@ from greencc.core.data import Array
 from greencc.targets._tvm.codec import from_json
 from greencc.targets._tvm.kernels.template import Schedule, Template
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.pipeline import llvm_target
 from greencc.targets._tvm.trial_data import (
     Buffer,
     aligned,
@@ -136,13 +137,7 @@ class _Trials:
             (tuple(_size(size, batch) for size in buffer.shape), str(buffer.dtype))
             for buffer in function.params
         ]
-        options = {
-            "kind": "llvm",
-            "mtriple": self._machine.triple,
-            "mcpu": self._machine.cpu,
-            "mattr": [f"+{feature}" for feature in sorted(self._machine.features)],
-        }
-        module = tvm.compile(tvm.IRModule({_SYMBOL: function}), target=tvm.target.Target(options))
+        module = tvm.compile(tvm.IRModule({_SYMBOL: function}), target=llvm_target(self._machine))
         return module[_SYMBOL], specs
 
     def _prepare(

@@ -56,6 +56,9 @@ class TunableTarget(CpuTarget):
     def cannot_tune(self) -> str | None:
         return None
 
+    def check_schedules(self) -> tuple[str, ...]:
+        return ("the schedules are odd",)
+
     def tune(self, model: ir.Model, seconds: float, progress: Progress) -> TuningReport:
         for _ in progress(range(2), label="Tuning", total=2):
             pass
@@ -165,6 +168,7 @@ def test_a_compile_tunes_what_it_builds_and_says_so(digits, greencc, monkeypatch
     assert report.compile.tuning[0].trials == 7
     assert report.compile.phases["tuning"] >= 0.0
     assert any("conv: it crashed" in warning for warning in report.warnings)
+    assert "the schedules are odd" in report.warnings
     assert parse_report((path / "report.json").read_text(encoding="utf-8")) == report
     shown = greencc("report", "model.greencc", "--format", "md")
     assert "Tuning of original: 7 schedules tried" in shown.out

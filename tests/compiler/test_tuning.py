@@ -29,6 +29,9 @@ class NotingTarget(CpuTarget):
     def cannot_tune(self) -> str | None:
         return ASKED.reason
 
+    def check_schedules(self) -> tuple[str, ...]:
+        return ("the schedules are odd",)
+
     def tune(self, model: ir.Model, seconds: float, progress: Progress) -> TuningReport:
         ASKED.seconds.append(seconds)
         return ASKED.reports.pop(0)
