@@ -12,6 +12,7 @@ import onnx_ir as ir
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
+from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
@@ -100,7 +101,7 @@ def compile_model(
             workers=options.workers,
         )
         try:
-            _compile(session, model, work)
+            manifest = _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -109,7 +110,8 @@ def compile_model(
         finally:
             session.close()
             shutil.rmtree(scratch, ignore_errors=True)
-    return load(final)
+    # Code in it was made here, whether or not the user keeps a record of what is trusted.
+    return load(final, trust=manifest.sha256)
 
 
 def _check_output(final: Path, force: bool) -> None:
@@ -137,7 +139,7 @@ def _check_passes(options: CompileOptions) -> None:
         )
 
 
-def _compile(session: Session, path: Path, work: Path) -> None:
+def _compile(session: Session, path: Path, work: Path) -> Manifest:
     with session.phase("loading"):
         source = load_model(path)
         ensure_names(source)
@@ -174,7 +176,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
     report = _report(session, path, source, splits, choice, plan, final, layers, spent)
     shutil.rmtree(session.scratch)
-    write_bundle(
+    return write_bundle(
         work,
         report=report,
         recipe=dump_recipe(final.form.passes),
@@ -248,6 +250,7 @@ def _measure(
                     form.model,
                     size if form.artifact == path else folder_size(form.artifact.parent),
                     accuracy.artifact,
+                    form.target,
                 ),
                 feeds,
             )

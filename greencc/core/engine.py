@@ -81,6 +81,8 @@ class Target(ABC):
     summary: ClassVar[str]
     processor: ClassVar[str] = "cpu"
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
+    ships_code: ClassVar[bool] = False
+    """Whether opening an artifact runs machine code that is in it: only of a bundle that is trusted."""
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -39,6 +39,7 @@ COMMANDS = {
     "lab",
     "cache",
     "run",
+    "trust",
     "inspect",
     "targets",
     "passes",
