@@ -10,8 +10,9 @@ from greencc.targets.openvino import OpenVinoTarget
 def backends(target: Target) -> tuple[Target, ...]:
     """The run times of a target's device class that are installed here, `target` itself first.
 
-    `cpu` stands for the class: any run time will do. A run time asked for by name (``openvino``) is alone, and so is
-    ONNX Runtime with options that only it has. The others get the same number of threads.
+    `cpu` stands for the class: any run time will do. A run time asked for by name (``openvino``,
+    ``cpu:backend=onnxruntime``) is alone, and so is ONNX Runtime with options that only it has. The others get the same
+    number of threads.
 
     Args:
         target: It must be able to run here.

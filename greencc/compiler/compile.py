@@ -25,6 +25,7 @@ from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import PlanChoice, choose_plan
 from greencc.compiler.planning.info import plan_info
+from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
@@ -151,6 +152,7 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
     plan: PlanChoice | None = None
+    tried: list[Trial] = []
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
@@ -159,6 +161,7 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
+            tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
             choice.all = [*plan.ranked, *plan.discarded]
@@ -174,7 +177,7 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
     artifact = place(target, final.form, path, work / "artifact")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, plan, final, layers, spent)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)
     shutil.rmtree(session.scratch)
     return write_bundle(
         work,
@@ -298,6 +301,7 @@ def _report(
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
+    tried: list[Trial],
 ) -> Report:
     target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
@@ -331,6 +335,7 @@ def _report(
             layer_energy=layers.energy,
             carbon=measured.carbon(session.options.carbon),
             plan=planned,
+            backends=rows(tried, final.contender),
         )
     )
 
