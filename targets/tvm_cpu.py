@@ -40,7 +40,7 @@ class TvmCpuTarget(HostTarget):
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""

@@ -24,7 +24,9 @@ Loop = Any
 # Elements that are worth a second thread.
 _PARALLEL = 64 << 10
 # Functions of TVM that cost so much that nothing may compute them twice.
-_HEAVY = frozenset({"tirx.exp", "tirx.erf", "tirx.tanh", "tirx.sigmoid", "tirx.log", "tirx.pow", "tirx.rsqrt", "tirx.sqrt"})
+_HEAVY = frozenset(
+    {"tirx.exp", "tirx.erf", "tirx.tanh", "tirx.sigmoid", "tirx.log", "tirx.pow", "tirx.rsqrt", "tirx.sqrt"}
+)
 
 
 def schedule(module: IRModule, machine: Machine) -> IRModule:
@@ -149,7 +151,9 @@ class _Rules:
     def _is_product(self, block: Block) -> bool:
         """A sum of products of two tensors over one axis."""
         kinds = self._kinds(block)
-        return len(kinds) >= 3 and kinds.endswith("SR") and kinds.count("R") == 1 and len(self._read(block)) == 2
+        return (
+            len(kinds) >= 3 and kinds.endswith("SR") and kinds.count("R") == 1 and len(self._read(block)) == 2
+        )
 
     def _read(self, block: Block) -> list[Any]:
         """What a block reads, its own sums left out."""
