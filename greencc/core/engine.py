@@ -148,9 +148,21 @@ class Target(ABC):
         """
         return None
 
+    def estimated_on(self) -> str | None:
+        """The device profile that times and energy are estimated from, where engines do not run on the target's device.
+
+        Such engines run under emulation, or on another processor: what they compute counts, how long they take says
+        nothing. They are never timed, profiled, or measured in any other way. None: they run on the target's device.
+        """
+        return None
+
     @abstractmethod
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
-        """Per-node times of an artifact."""
+        """Per-node times of an artifact.
+
+        Raises:
+            UnavailableError: The target's times are estimated (`estimated_on`).
+        """
 
 
 class EngineBuilder(Protocol):
