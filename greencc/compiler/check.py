@@ -13,7 +13,7 @@ from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
 from greencc.compiler.placing import model_size
-from greencc.compiler.session import Session, available_target
+from greencc.compiler.session import Session, available_target, require_timed, timed_target
 from greencc.compiler.sources import source_of, unseen
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
@@ -101,7 +101,7 @@ def measure(
     effort = Effort.QUICK if plan.protocol.name == QUICK.name else Effort.STANDARD
     options = replace(CompileOptions(), effort=effort, confidence=confidence, target=target)
     with tempfile.TemporaryDirectory(prefix="greencc-measure-") as scratch:
-        session = Session(options, available_target(target), Path(scratch), progress)
+        session = Session(options, timed_target(target), Path(scratch), progress)
         candidate = _variant(session, subject)
         reference = _variant(session, baseline) if baseline is not None else candidate
         if baseline is None:
@@ -130,6 +130,7 @@ def measure(
 def _variant(session: Session, path: Path) -> Variant:
     if path.is_dir():
         bundle = load(path)
+        require_timed(bundle.target)
         artifact, engine = bundle.artifact, bundle.engine()
     else:
         artifact, engine = path, session.target.open(path)

@@ -1,10 +1,10 @@
 """Several graphs on a device that they cannot be timed on: how their estimated times and energies compare.
 
-Errors that the graphs share cancel in a ratio, others do not. What a float kernel reaches of its peak says little of what
-an integer kernel reaches of its own, so rates of different types vary independently, as do memory, overheads and the
-coefficients of energy; every ratio is taken with both graphs at the same corner of these ranges, and its interval has
-the smallest and the largest. A calibrated profile has no ranges: there the errors of the fit count, which two graphs do
-not share (as in `greencc.meters.calibrated`).
+Errors that the graphs share cancel in a ratio, others do not. What a float kernel reaches of its peak says little of
+what an integer kernel reaches of its own, so rates of different types vary independently, as do memory, overheads and
+the coefficients of energy; every ratio is taken with both graphs at the same corner of these ranges, and its interval
+has the smallest and the largest. A calibrated profile has no ranges: there the errors of the fit count, which two
+graphs do not share (as in `greencc.meters.calibrated`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from greencc.core.errors import InputError
 from greencc.core.kernels import Kernels
-from greencc.core.report import Interval
+from greencc.core.report import Interval, Latency
 from greencc.meters.device import DeviceProfile, PowerMode
 from greencc.meters.model import Range
 from greencc.meters.roofline import Demand, Estimate, Point, central_seconds, demands, estimate, point_of
@@ -72,6 +72,14 @@ def side_by_side(
             )
             for index in others
         ),
+    )
+
+
+def latency_of(found: Estimate) -> Latency:
+    """An estimate as a report has it."""
+    interval = found.latency_ms
+    return Latency(
+        interval.value, None, None, 0, low=interval.low, high=interval.high, method=found.latency_method
     )
 
 
