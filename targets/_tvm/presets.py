@@ -95,7 +95,10 @@ MACHINES = {
         "neoverse-n1",
     ),
     ArmPreset.GENERIC: ArmMachine(
-        "any 64-bit ARM processor (NEON, no dot products)", _machine("generic"), "generic-aarch64", "cortex-a53"
+        "any 64-bit ARM processor (NEON, no dot products)",
+        _machine("generic"),
+        "generic-aarch64",
+        "cortex-a53",
     ),
 }
 
