@@ -251,7 +251,9 @@ def _eligible(item: Contender, options: CompileOptions) -> bool:
     return True
 
 
-def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval], *, estimated: bool) -> list[Contender]:
+def _ranked(
+    eligible: Sequence[Contender], ratios: Sequence[Interval], *, estimated: bool = False
+) -> list[Contender]:
     """The form to ship, then the safer ones to fall back to, each no slower than the ones after it.
 
     The cleaned-up model computes the same function as the original, so it only must not be slower. Every other form
