@@ -86,6 +86,13 @@ class Target(ABC):
     def missing(self) -> str | None:
         """Why this target cannot run here and how to get it, or None when it can."""
 
+    def missing_to_open(self) -> str | None:
+        """Why what was built for this target cannot be opened here, or None. Default: the same as `missing`.
+
+        Compiled artifacts need less than what compiles them.
+        """
+        return self.missing()
+
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What the target's kernels can do, read from the machine."""
