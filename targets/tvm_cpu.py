@@ -81,14 +81,10 @@ class TvmCpuTarget(HostTarget):
         Raises:
             InputError: The model's opset is newer and cannot be converted.
         """
-        from greencc.targets._lower import within_versions
-        from greencc.targets._ort_facts import runtime_facts
-        from greencc.targets._tvm.capabilities import MAX_OPSET
+        from greencc.targets._tvm.building import within_importer
 
         self._require()
-        facts = runtime_facts()
-        newest = "onnxruntime" if facts.max_opset < MAX_OPSET else versions.PACKAGE
-        return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
+        return within_importer(model)
 
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json`` and the files it names; the same model gives the same bytes.

@@ -346,7 +346,11 @@ def _report(
             target=format_spec(target),
             device={"name": device.name, "fingerprint": device.fingerprint, **device.facts},
             conditions=measured.conditions,
-            versions={"greencc": __version__, **target.versions()},
+            versions={
+                "greencc": __version__,
+                **target.versions(),
+                **target.requirements(final.form.artifact),
+            },
             baseline=measured.baseline,
             artifact=measured.artifact,
             ratio=measured.ratio,

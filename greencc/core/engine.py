@@ -155,6 +155,10 @@ class Target(ABC):
         """
         return None
 
+    def requirements(self, artifact: Path) -> dict[str, str]:
+        """What a machine must have to run an artifact, besides this package; by default nothing to speak of."""
+        return {}
+
     def estimated_on(self) -> str | None:
         """The device profile that times and energy are estimated from, where engines do not run on the target's device.
 

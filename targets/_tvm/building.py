@@ -12,8 +12,9 @@ from greencc.core.data import TensorSpec
 from greencc.core.describe import value_spec
 from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
+from greencc.targets._tvm.capabilities import MAX_OPSET
 from greencc.targets._tvm.machine import Machine
-from greencc.targets._tvm.versions import load
+from greencc.targets._tvm.versions import PACKAGE, load
 
 if TYPE_CHECKING:
     from greencc.targets._tvm.schedules import Schedules
@@ -57,6 +58,20 @@ def build_library(
         return write_library(
             lowered.module, folder, machine=machine, inputs=inputs, outputs=outputs, kernels=lowered.kernels
         )
+
+
+def within_importer(model: ir.Model) -> ir.Model:
+    """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
+
+    Raises:
+        InputError: The model's opset is newer and cannot be converted.
+    """
+    from greencc.targets._lower import within_versions
+    from greencc.targets._ort_facts import runtime_facts
+
+    facts = runtime_facts()
+    newest = "onnxruntime" if facts.max_opset < MAX_OPSET else PACKAGE
+    return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
 
 
 def tensor_specs(values: Sequence[ir.Value], role: str) -> tuple[TensorSpec, ...]:

@@ -10,7 +10,7 @@ sold with, and four cores.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from greencc.core.errors import UsageError
 from greencc.targets._tvm.machine import Machine
@@ -22,7 +22,7 @@ DOTPROD = "dotprod"
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
-class ArmPreset(Enum):
+class ArmPreset(StrEnum):
     """Names of machines, as on the command line."""
 
     RPI4 = "rpi4"
