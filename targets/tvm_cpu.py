@@ -36,12 +36,14 @@ class TvmCpuTarget(HostTarget):
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
+    ships_onnx: ClassVar[bool] = False
+
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""
-        from greencc.targets._tvm.link import Toolchain
-
         return (
-            versions.missing_tvm() or Toolchain.host().missing() or CpuTarget(threads=self.threads).missing()
+            versions.missing_tvm()
+            or versions.missing_compiler(machine_of(machine.read_cpuinfo(), 1).triple)
+            or CpuTarget(threads=self.threads).missing()
         )
 
     def missing_to_open(self) -> str | None:

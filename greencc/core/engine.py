@@ -81,6 +81,8 @@ class Target(ABC):
     summary: ClassVar[str]
     processor: ClassVar[str] = "cpu"
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
+    ships_onnx: ClassVar[bool] = True
+    """Artifacts are ONNX files, so that a model's own file is one already."""
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether TVM can be used here, told without importing it where that is possible: an import takes most of a second."""
+"""Whether TVM and a compiler can be used here, told without importing it where that is possible: an import takes most of a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import GreenccError, UnavailableError
 
 PACKAGE = "apache-tvm"
 MINIMUM_VERSION = (0, 27)
@@ -25,7 +25,10 @@ _PARTS = {
     "tvm.relax": "relax/__init__.py",
     "tvm.relax.frontend.onnx": "relax/frontend/onnx/__init__.py",
 }
-_DIFFERENCES = "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) and no TIRx builder to write kernels with"
+_DIFFERENCES = (
+    "it has no tvm.tirx and tvm.s_tir (0.27 split tvm.tir into them) "
+    "and no TIRx builder to write kernels with"
+)
 
 
 def tvm_version() -> str | None:
@@ -56,6 +59,17 @@ def missing_tvm() -> str | None:
         tried = ".".join(map(str, TRIED_VERSION))
         kind = "newer than what greencc was tried with, and has" if found > TRIED_VERSION else "incomplete:"
         return f"{PACKAGE} {version} is {kind} no {', '.join(absent)}: pip install '{PACKAGE}=={tried}.*'"
+    return None
+
+
+def missing_compiler(triple: str) -> str | None:
+    """Why libraries for a triple cannot be linked here, or None."""
+    from greencc.targets._tvm.link import find_toolchain
+
+    try:
+        find_toolchain(triple)
+    except GreenccError as error:
+        return str(error)
     return None
 
 

@@ -6,8 +6,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from greencc.compiler.layers import Origins
 from greencc.core.engine import Target
 from greencc.core.errors import InputError, UsageError
 from greencc.targets import TARGETS, make_target
+from greencc.targets._host import HostTarget
 
 from .networks import WEIGHTED, images, residual, static_int8
 
@@ -41,15 +43,30 @@ numpy.savez(sys.argv[4], **make_target(sys.argv[1]).open(Path(sys.argv[2])).run(
 
 
 def available(kind: type[Target]) -> Target:
-    target = make_target(f"{kind.name}:threads=1")
+    """The target of a kind, with one thread where that can be chosen."""
+    chosen = ":threads=1" if any(option.name == "threads" for option in fields(kind)) else ""
+    target = make_target(kind.name + chosen)
     if missing := target.missing():
         pytest.skip(missing)
     return target
 
 
-@pytest.fixture(params=TARGETS, ids=lambda kind: kind.name)
+def every(kinds: Sequence[type[Target]]) -> Callable[..., object]:
+    return pytest.fixture(params=kinds, ids=[kind.name for kind in kinds])
+
+
+@every(TARGETS)
 def target(request: pytest.FixtureRequest) -> Target:
+    """All of them: what they compute must be right wherever it is computed, under emulation as well."""
     return available(request.param)
+
+
+@every([kind for kind in TARGETS if issubclass(kind, HostTarget)])
+def local(request: pytest.FixtureRequest) -> HostTarget:
+    """Those that run in this process on this processor: threads, memory and times are those of a deployment."""
+    found = available(request.param)
+    assert isinstance(found, HostTarget)
+    return found
 
 
 def built(target: Target, model: ir.Model, folder: Path) -> Path:
@@ -109,24 +126,24 @@ def test_inputs_need_not_be_contiguous_or_writable(target: Target, tmp_path: Pat
     )
 
 
-def test_threads(target: Target, tmp_path: Path) -> None:
-    two = make_target(f"{target.name}:threads=2")
-    artifact = built(target, residual(), tmp_path)
+def test_threads(local: HostTarget, tmp_path: Path) -> None:
+    two = make_target(f"{local.name}:threads=2")
+    artifact = built(local, residual(), tmp_path)
     feeds = images(4)
     np.testing.assert_allclose(
         two.open(artifact).run(feeds)["scores"],
-        target.open(artifact).run(feeds)["scores"],
+        local.open(artifact).run(feeds)["scores"],
         rtol=1e-4,
         atol=1e-4,
     )
-    assert (target.device().facts["threads"], two.device().facts["threads"]) == ("1", "2")
-    assert target.device().fingerprint != two.device().fingerprint
-    with pytest.raises(UsageError, match=f"{target.name}:threads is -1"):
-        make_target(f"{target.name}:threads=-1")
+    assert (local.device().facts["threads"], two.device().facts["threads"]) == ("1", "2")
+    assert local.device().fingerprint != two.device().fingerprint
+    with pytest.raises(UsageError, match=f"{local.name}:threads is -1"):
+        make_target(f"{local.name}:threads=-1")
 
 
-def test_callers_in_several_threads_get_their_own_results(target: Target, tmp_path: Path) -> None:
-    engine = target.open(built(target, residual(), tmp_path))
+def test_callers_in_several_threads_get_their_own_results(local: HostTarget, tmp_path: Path) -> None:
+    engine = local.open(built(local, residual(), tmp_path))
     expected = [engine.run(images(1, seed))["scores"] for seed in range(16)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda seed: engine.run(images(1, seed))["scores"], range(16)))
@@ -204,14 +221,23 @@ def test_a_fresh_process_gives_the_same(target: Target, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", PROCESS, spec, str(artifact), str(feeds), str(answer)], check=True)
     with np.load(answer) as found:
         np.testing.assert_array_equal(found["scores"], target.open(artifact).run(images(2))["scores"])
-    command = target.memory_command(artifact, feeds, 2)
-    assert command is not None
-    memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0 < memory["baseline_bytes"] <= memory["peak_bytes"]
 
 
-def test_a_thousand_runs_leave_no_memory_behind(target: Target, mlp_file: Path) -> None:
-    engine = target.open(mlp_file)
+def test_the_memory_of_a_fresh_process(local: HostTarget, tmp_path: Path, mlp_file: Path) -> None:
+    """Of an artifact, and of a model that is opened as it came."""
+    np.savez(tmp_path / "image.npz", **images(2))
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 8), np.float32))
+    for artifact, feeds in (
+        (built(local, residual(), tmp_path / "artifact"), tmp_path / "image.npz"),
+        (mlp_file, tmp_path / "x.npz"),
+    ):
+        command = local.memory_command(artifact, feeds, 2)
+        memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert 0 < memory["baseline_bytes"] <= memory["peak_bytes"]
+
+
+def test_a_thousand_runs_leave_no_memory_behind(local: HostTarget, mlp_file: Path) -> None:
+    engine = local.open(mlp_file)
     feeds = [{"x": np.zeros((size, 8), np.float32)} for size in (1, 2, 3, 64)]
     for _ in range(100):
         for feed in feeds:
@@ -225,13 +251,13 @@ def test_a_thousand_runs_leave_no_memory_behind(target: Target, mlp_file: Path) 
     assert process.memory_info().rss - before < 800_000
 
 
-def test_opening_and_closing_leaves_no_memory_behind(target: Target, mlp_file: Path) -> None:
+def test_opening_and_closing_leaves_no_memory_behind(local: HostTarget, mlp_file: Path) -> None:
     process = psutil.Process()
     grown = []
     for _ in range(3):
         before = process.memory_info().rss
         for _ in range(15):
-            engine = target.open(mlp_file)
+            engine = local.open(mlp_file)
             engine.run({"x": np.zeros((1, 8), np.float32)})
             engine.close()
         grown.append(process.memory_info().rss - before)
@@ -240,20 +266,25 @@ def test_opening_and_closing_leaves_no_memory_behind(target: Target, mlp_file: P
 
 @pytest.fixture
 def quantized(target: Target) -> ir.Model:
-    """The network as static INT8, the way the target's capabilities ask for it."""
+    return as_int8(target)
+
+
+def as_int8(target: Target) -> ir.Model:
+    """The network as static INT8, the way a target's capabilities ask for it."""
     capabilities = target.capabilities()
     if capabilities.int8 is None:
         pytest.skip(f"{target.name} claims no integer kernels on this CPU")
     return static_int8(capabilities)
 
 
-def test_what_is_quantized_runs_on_integers(target: Target, quantized: ir.Model, tmp_path: Path) -> None:
+def test_what_is_quantized_runs_on_integers(local: HostTarget, tmp_path: Path) -> None:
     """The capabilities are true: every layer that they let quantize has an integer kernel in the profile."""
-    times = target.profile(built(target, quantized, tmp_path), images(1), runs=3)
+    quantized = as_int8(local)
+    times = local.profile(built(local, quantized, tmp_path), images(1), runs=3)
     origins = Origins(quantized)
     kernels = {origins.find(row.name): row.op_type for row in times}
     for layer in WEIGHTED:
-        assert INTEGER_KERNELS.get(target.name, MARKED_KERNEL).search(kernels[layer]), kernels
+        assert INTEGER_KERNELS.get(local.name, MARKED_KERNEL).search(kernels[layer]), kernels
     assert "QuantizeLinear" in {node.op_type for node in quantized.graph}
 
 
@@ -266,21 +297,21 @@ def test_integers_are_close_to_the_reference(target: Target, quantized: ir.Model
     assert np.abs(found - expected).mean() < 0.005 * np.abs(expected).max()
 
 
-def test_profiles_name_the_layers(target: Target, tmp_path: Path) -> None:
+def test_profiles_name_the_layers(local: HostTarget, tmp_path: Path) -> None:
     model = residual()
-    times = target.profile(built(target, model, tmp_path), images(2), runs=4)
+    times = local.profile(built(local, model, tmp_path), images(2), runs=4)
     origins = Origins(model)
     found = {origins.find(row.name) for row in times}
     assert set(WEIGHTED) <= found, times
     assert all(row.microseconds >= 0 for row in times)
     assert sum(row.microseconds for row in times) > 0
     with pytest.raises(UsageError, match="at least 1 run"):
-        target.profile(tmp_path / "model.onnx", images(1), runs=0)
+        local.profile(tmp_path / "model.onnx", images(1), runs=0)
 
 
-def test_a_profile_of_a_fixed_batch_runs_the_first_one(target: Target, tmp_path: Path) -> None:
+def test_a_profile_of_a_fixed_batch_runs_the_first_one(local: HostTarget, tmp_path: Path) -> None:
     model = residual(2)
-    times = target.profile(built(target, model, tmp_path), images(5), runs=2)
+    times = local.profile(built(local, model, tmp_path), images(5), runs=2)
     assert {Origins(model).find(row.name) for row in times} >= set(WEIGHTED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import types
@@ -165,6 +166,19 @@ def test_an_interface_that_changed(
         modules["tvm.target.codegen"].llvm_version_major = lambda: llvm  # type: ignore[attr-defined]
     with pytest.raises(UnavailableError, match=message):
         load()
+
+
+def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(versions, "missing_tvm", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert re.fullmatch(
+        r"no C compiler for \w+ \(cc, gcc, clang\) \(apt install gcc.*\)", TvmCpuTarget().missing() or ""
+    )
+    monkeypatch.setenv("CC", "no-such-cc -m64")
+    assert TvmCpuTarget().missing() == (
+        "CC is 'no-such-cc', which is not installed (unset CC, or name a C compiler)"
+    )
 
 
 @pytest.mark.skipif(missing_tvm() is not None, reason=str(missing_tvm()))

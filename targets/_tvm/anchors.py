@@ -1,0 +1,419 @@
+"""Which nodes of a graph one kernel computes: a weighted operator or pool and what follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.data import Array
+from greencc.core.graph import (
+    attribute_int,
+    attribute_ints,
+    constant_of,
+    consumers,
+    input_at,
+    is_op,
+    sole_consumer,
+)
+from greencc.targets._tvm.constants import Grid, dequantized, folded, grid_of, quantized
+from greencc.targets._tvm.epilogue import (
+    AddChannels,
+    AddTensor,
+    Apply,
+    Clip,
+    Epilogue,
+    Function,
+    Quantize,
+    ScaleChannels,
+    Step,
+)
+
+_SAME_SCALE = 1e-6
+
+
+@dataclass
+class Tail:
+    """What follows an anchor, as far as its kernel can compute it.
+
+    Attributes:
+        value: The last value, which the kernel stores.
+        nodes: Absorbed, in order.
+        steps: Of the epilogue.
+        arguments: What the steps read, in their order: arrays, or values that are added.
+        grid: Of a QuantizeLinear at the end.
+    """
+
+    value: ir.Value
+    nodes: list[ir.Node] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    arguments: list[Array | ir.Value] = field(default_factory=list)
+    grid: Grid | None = None
+
+
+def read_tail(value: ir.Value, channels: int, axis: int, taken: set[ir.Node]) -> Tail:
+    """Follow the value of an anchor through what a kernel can do to its sums.
+
+    Args:
+        value: The anchor's output.
+        channels: Of the output.
+        axis: Of the channels, from the end: -3 for images as ONNX has them, -1 for rows.
+        taken: Nodes that other kernels compute.
+    """
+    tail = Tail(value)
+    while True:
+        found = _pattern(tail.value, taken) or _next(tail.value, channels, axis, taken)
+        if found is None:
+            return tail
+        nodes, steps, arguments = found
+        grid = quantized(nodes[-1])
+        if grid is not None:
+            tail.grid = grid
+        tail.nodes.extend(nodes)
+        tail.steps.extend(steps)
+        tail.arguments.extend(arguments)
+        tail.value = nodes[-1].outputs[0]
+        if grid is not None:
+            return tail
+
+
+_Found = tuple[list[ir.Node], list[Step], list[Array | ir.Value]]
+
+
+def _next(value: ir.Value, channels: int, axis: int, taken: set[ir.Node]) -> _Found | None:
+    node = sole_consumer(value)
+    if node is None or node in taken:
+        return None
+    if is_op(node, "QuantizeLinear") and node.inputs[0] is value and quantized(node) is not None:
+        return [node], [], []
+    if is_op(node, "Relu"):
+        return [node], [Clip(0.0, np.inf)], []
+    if is_op(node, "Clip"):
+        bounds = _bounds(node)
+        return None if bounds is None else ([node], [Clip(*bounds)], [])
+    if is_op(node, *_FUNCTIONS):
+        step = _function(node)
+        return None if step is None else ([node], [step], [])
+    if is_op(node, "BatchNormalization") and axis == -3 and node.inputs[0] is value:
+        affine = batch_norm(node)
+        if affine is None:
+            return None
+        return [node], [ScaleChannels(), AddChannels()], [*affine]
+    if is_op(node, "Add", "Mul", "Sub", "Div"):
+        return _binary(node, value, channels, axis)
+    return None
+
+
+def _binary(node: ir.Node, value: ir.Value, channels: int, axis: int) -> _Found | None:
+    first = node.inputs[0] is value
+    other = node.inputs[1] if first else node.inputs[0]
+    if other is None or other is value or (node.op_type in ("Sub", "Div") and not first):
+        return None
+    constant = folded(other)
+    if constant is not None:
+        rank = value.shape.rank() if value.shape is not None else None
+        array = per_channel(constant, channels, axis, rank)
+        if array is None or array.dtype != np.float32:
+            return None
+        match node.op_type:
+            case "Add":
+                return [node], [AddChannels()], [array]
+            case "Sub":
+                return [node], [AddChannels()], [-array]
+            case "Mul":
+                return [node], [ScaleChannels()], [array]
+        return None
+    if node.op_type != "Add" or not _same_shape(value, other):
+        return None
+    source = dequantized(other)
+    if source is not None:
+        integers, grid = source
+        return [node], [AddTensor(grid.dtype, float(grid.step), grid.zero)], [integers]
+    if other.dtype is not ir.DataType.FLOAT:
+        return None
+    return [node], [AddTensor("float32")], [other]
+
+
+def _pattern(value: ir.Value, taken: set[ir.Node]) -> _Found | None:
+    """x * sigmoid(x) and x * hard_sigmoid(x): two readers of one value."""
+    readers = consumers(value)
+    if len(readers) != 2 or value.is_graph_output() or len(tuple(value.uses())) != 2:
+        return None
+    for gate, product in (readers, readers[::-1]):
+        if not is_op(product, "Mul") or not is_op(gate, "Sigmoid", "HardSigmoid"):
+            continue
+        if gate in taken or product in taken or sole_consumer(gate.outputs[0]) is not product:
+            continue
+        if gate.op_type == "Sigmoid":
+            return [gate, product], [Apply(Function.SILU)], []
+        if np.isclose(_number(gate, "alpha", 0.2), 1 / 6) and _number(gate, "beta", 0.5) == 0.5:
+            return [gate, product], [Apply(Function.HARD_SWISH)], []
+    return None
+
+
+_FUNCTIONS = ("HardSwish", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh", "Gelu")
+
+
+def _function(node: ir.Node) -> Step | None:
+    match node.op_type:
+        case "HardSwish":
+            return Apply(Function.HARD_SWISH)
+        case "HardSigmoid":
+            return Apply(Function.HARD_SIGMOID, _number(node, "alpha", 0.2), _number(node, "beta", 0.5))
+        case "LeakyRelu":
+            return Apply(Function.LEAKY_RELU, _number(node, "alpha", 0.01))
+        case "Sigmoid":
+            return Apply(Function.SIGMOID)
+        case "Tanh":
+            return Apply(Function.TANH)
+    attribute = node.attributes.get("approximate")
+    if attribute is not None and attribute.as_string() != "none":
+        return None
+    return Apply(Function.GELU)
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The bounds of a Clip when they are constant."""
+    bounds = []
+    for index, (name, missing) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
+        attribute, value = node.attributes.get(name), input_at(node, index)
+        if attribute is not None:
+            bounds.append(attribute.as_float())
+        elif value is None:
+            bounds.append(missing)
+        else:
+            constant = folded(value)
+            if constant is None or constant.size != 1:
+                return None
+            bounds.append(float(constant.reshape(())))
+    return bounds[0], bounds[1]
+
+
+def batch_norm(node: ir.Node) -> tuple[Array, Array] | None:
+    """The factor and the summand per channel of a BatchNormalization in inference."""
+    if attribute_int(node, "training_mode", 0) or len(node.inputs) != 5:
+        return None
+    parameters = [constant_of(value) for value in node.inputs[1:]]
+    if any(part is None or part.dtype != np.float32 for part in parameters):
+        return None
+    gamma, beta, mean, variance = (part.astype(np.float64) for part in parameters if part is not None)
+    factor = gamma / np.sqrt(variance + _number(node, "epsilon", 1e-5))
+    return factor.astype(np.float32), (beta - mean * factor).astype(np.float32)
+
+
+def per_channel(array: Array, channels: int, axis: int, rank: int | None) -> Array | None:
+    """A constant operand as one number per channel, or None where it varies along another axis."""
+    if array.size == 1:
+        # More axes than the other operand has would change the shape of the result.
+        return None if rank is None or array.ndim > rank else np.full(channels, array.reshape(()))
+    if rank is None or array.ndim > rank:
+        return None
+    padded = (1,) * (rank - array.ndim) + array.shape
+    expected = [1] * rank
+    expected[axis] = channels
+    return array.reshape(-1) if padded == tuple(expected) else None
+
+
+def _same_shape(first: ir.Value, second: ir.Value) -> bool:
+    if first.shape is None or second.shape is None or first.shape.rank() != second.shape.rank():
+        return False
+    for left, right in zip(first.shape, second.shape, strict=True):
+        if isinstance(left, int) or isinstance(right, int):
+            if left != right:
+                return False
+        elif left.value is None or left.value != right.value:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of a weighted operator, before the tail.
+
+    Attributes:
+        value: What it reads: integers where `grid` is set.
+        grid: Of the integers read; None: the sums are float.
+        weights: int8 or float32, in ONNX's order.
+        scale: float32 per output channel: what one INT32 step is worth; None for float sums.
+        bias: INT32 or float32 per output channel, of the sums' type.
+        offset: A float bias of INT32 sums.
+    """
+
+    value: ir.Value
+    grid: Grid | None
+    weights: Array
+    scale: Array | None
+    bias: Array | None
+    offset: Array | None
+
+
+def read_sums(node: ir.Node, axis: int, channels: int) -> Sums | None:
+    """The operands of a Conv, Gemm or MatMul with constant weights.
+
+    Args:
+        node: The operator.
+        axis: Of the output channels in the weights.
+        channels: Output channels.
+    """
+    data, operand, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
+    weights = folded(operand)
+    if data is None or operand is None or weights is None or weights.dtype != np.float32:
+        return None
+    if bias is not None and folded(bias) is None:
+        return None
+    real = None if bias is None else _spread(folded(bias), channels)
+    if bias is not None and (real is None or real.dtype != np.float32):
+        return None
+    integers = _integer_sums(data, operand, bias, axis, channels, real)
+    return integers or Sums(data, None, weights, None, real, None)
+
+
+def _integer_sums(
+    data: ir.Value, operand: ir.Value, bias: ir.Value | None, axis: int, channels: int, real: Array | None
+) -> Sums | None:
+    source, producer = dequantized(data), operand.producer()
+    if source is None or producer is None or not is_op(producer, "DequantizeLinear"):
+        return None
+    grid, stored = grid_of(producer), constant_of(producer.inputs[0])
+    if grid is None or stored is None or stored.dtype != np.int8 or np.any(grid.zero_point):
+        return None
+    if grid.axis not in (None, axis):
+        return None
+    value, read = source
+    scale = np.broadcast_to((read.step * grid.scale).astype(np.float32), (channels,))
+    if bias is None:
+        return Sums(value, read, stored, scale, None, None)
+    whole = _integer_bias(bias, scale, channels)
+    if whole is not None:
+        return Sums(value, read, stored, scale, whole, None)
+    return Sums(value, read, stored, scale, None, real)
+
+
+def _integer_bias(bias: ir.Value, scale: Array, channels: int) -> Array | None:
+    """An INT32 bias on the grid of the sums."""
+    node = bias.producer()
+    if node is None or not is_op(node, "DequantizeLinear"):
+        return None
+    grid, stored = grid_of(node), constant_of(node.inputs[0])
+    if grid is None or stored is None or stored.dtype != np.int32 or np.any(grid.zero_point):
+        return None
+    if not np.allclose(np.broadcast_to(grid.scale, scale.shape), scale, rtol=_SAME_SCALE, atol=0.0):
+        return None
+    return _spread(stored, channels)
+
+
+def _spread(array: Array | None, channels: int) -> Array | None:
+    """One number per channel from a bias."""
+    if array is None:
+        return None
+    if array.size == 1:
+        return np.full(channels, array.reshape(()))
+    return array.reshape(-1) if array.size == max(array.shape) == channels else None
+
+
+def finish(sums: Sums, tail: Tail, groups_axis: int) -> tuple[Epilogue, Array, list[Array | ir.Value]]:
+    """The epilogue, the weights and the epilogue's arguments of sums with their tail.
+
+    Channel factors and summands directly behind float sums go into the weights and the bias.
+
+    Args:
+        sums: From `read_sums`.
+        tail: From `read_tail`.
+        groups_axis: Axis of the output channels in the weights.
+    """
+    steps, arguments = list(tail.steps), list(tail.arguments)
+    weights, bias = sums.weights, sums.bias
+    if sums.scale is None:
+        while steps and isinstance(steps[0], ScaleChannels | AddChannels):
+            array = arguments.pop(0)
+            assert isinstance(array, np.ndarray)
+            if isinstance(steps.pop(0), ScaleChannels):
+                shape = [-1 if axis == groups_axis else 1 for axis in range(weights.ndim)]
+                weights = (weights * array.reshape(shape)).astype(np.float32)
+                bias = None if bias is None else bias * array
+            else:
+                bias = array if bias is None else bias + array
+        quantize = (
+            None if tail.grid is None else Quantize(tail.grid.dtype, float(tail.grid.step), tail.grid.zero)
+        )
+        head = [] if bias is None else [bias.astype(np.float32)]
+        return (
+            Epilogue(bias=bias is not None, steps=tuple(steps), quantize=quantize),
+            weights,
+            [*head, *arguments],
+        )
+    return _integer_finish(sums, tail, steps, arguments, groups_axis)
+
+
+def _integer_finish(
+    sums: Sums, tail: Tail, steps: list[Step], arguments: list[Array | ir.Value], axis: int
+) -> tuple[Epilogue, Array, list[Array | ir.Value]]:
+    assert sums.grid is not None
+    assert sums.scale is not None
+    multiplier, offset, quantize = sums.scale, sums.offset, None
+    if tail.grid is not None:
+        step = tail.grid.step
+        if all(isinstance(item, Clip) for item in steps):
+            # Everything in steps of the output, as the integer reference rounds it.
+            multiplier = multiplier / step
+            offset = None if offset is None else offset / step
+            steps = [
+                Clip(float(np.float32(item.low) / step), float(np.float32(item.high) / step))
+                for item in steps
+                if isinstance(item, Clip)
+            ]
+            quantize = Quantize(tail.grid.dtype, 1.0, tail.grid.zero)
+        else:
+            quantize = Quantize(tail.grid.dtype, float(step), tail.grid.zero)
+    head: list[Array | ir.Value] = [] if sums.bias is None else [sums.bias]
+    head.append(multiplier.astype(np.float32))
+    if offset is not None:
+        head.append(offset.astype(np.float32))
+    epilogue = Epilogue(
+        bias=sums.bias is not None,
+        multiplier=True,
+        offset=offset is not None,
+        steps=tuple(steps),
+        quantize=quantize,
+    )
+    return epilogue, sums.weights, [*head, *arguments]
+
+
+def window_pads(
+    node: ir.Node, size: tuple[int, int], kernel: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Top, left, bottom and right padding of a Conv or pool; None where the attribute is not known."""
+    mode = node.attributes.get("auto_pad")
+    kind = "NOTSET" if mode is None else mode.as_string()
+    if kind == "NOTSET":
+        pads = attribute_ints(node, "pads", (0, 0, 0, 0))
+        return (pads[0], pads[1], pads[2], pads[3]) if len(pads) == 4 else None
+    if kind == "VALID":
+        return (0, 0, 0, 0)
+    if kind not in ("SAME_UPPER", "SAME_LOWER"):
+        return None
+    strides, dilations = attribute_ints(node, "strides", (1, 1)), attribute_ints(node, "dilations", (1, 1))
+    before, after = [], []
+    for length, width, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
+        total = max((-(-length // stride) - 1) * stride + dilation * (width - 1) + 1 - length, 0)
+        small, large = total // 2, total - total // 2
+        before.append(small if kind == "SAME_UPPER" else large)
+        after.append(large if kind == "SAME_UPPER" else small)
+    return before[0], before[1], after[0], after[1]
+
+
+def image_size(value: ir.Value | None) -> tuple[int, int, int] | None:
+    """Channels, rows and columns of an image whose batch may be dynamic."""
+    if value is None or value.shape is None or value.shape.rank() != 4:
+        return None
+    sizes = list(value.shape)[1:]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    channels, rows, columns = (int(size) for size in sizes if isinstance(size, int))
+    return channels, rows, columns

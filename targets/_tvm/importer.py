@@ -1,0 +1,184 @@
+"""TVM's ONNX front end, one operator at a time, and the Relax expressions that calls of kernels are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from greencc.core.data import Array
+from greencc.core.errors import InputError
+from greencc.core.graph import label, opset_of
+
+_UNSUPPORTED = "compile for the target 'cpu', or change the model so that it does without this operator"
+
+
+class Importer:
+    """Makes Relax expressions.
+
+    Args:
+        model: Its opset decides which version of an operator is meant.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        from tvm.relax.frontend.onnx import onnx_frontend
+
+        self._frontend = onnx_frontend.ONNXGraphImporter({}, "float32")
+        self._operators = onnx_frontend._get_convert_map()
+        self._opset = opset_of(model)
+        self._symbols: dict[str, Any] = {}
+        self._names: set[str] = set()
+        self.builder = self._frontend.bb
+
+    def variable(self, value: ir.Value) -> Any:
+        """An input of the model; dimensions of the same name are one variable, nameless first axes are the batch.
+
+        Raises:
+            InputError: Its rank or type is not known.
+        """
+        from tvm import relax
+
+        if value.shape is None or value.dtype is None:
+            raise InputError(f"input {value.name!r} has no rank or type", hint="export the model with shapes")
+        shape = [
+            size if isinstance(size, int) else self._symbol(size.value, axis, str(value.name))
+            for axis, size in enumerate(value.shape)
+        ]
+        return relax.Var(self._fresh(str(value.name)), relax.TensorType(shape, value.dtype.numpy().name))
+
+    def _symbol(self, name: str | None, axis: int, owner: str) -> Any:
+        from tvm import tirx
+
+        key = name or ("batch" if axis == 0 else f"{owner} axis {axis}")
+        if key not in self._symbols:
+            plain = "".join(char if char.isalnum() else "_" for char in key)
+            self._symbols[key] = tirx.SizeVar(f"n{len(self._symbols)}_{plain}", "int64")
+        return self._symbols[key]
+
+    def _fresh(self, name: str) -> str:
+        base = "".join(char if char.isalnum() else "_" for char in name)
+        candidates = itertools.chain([f"in_{base}"], (f"in_{base}_{index}" for index in itertools.count(1)))
+        chosen = next(name for name in candidates if name not in self._names)
+        self._names.add(chosen)
+        return chosen
+
+    def constant(self, array: Array) -> Any:
+        from tvm import relax
+
+        return relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype))
+
+    def bundle(self, results: Sequence[Any]) -> Any:
+        """What `main` returns: tensors in the order of the outputs."""
+        from tvm import relax
+
+        tensors = [
+            relax.op.shape_to_tensor(item) if isinstance(item.ty, relax.ShapeType) else item
+            for item in results
+        ]
+        return tensors[0] if len(tensors) == 1 else relax.Tuple(tensors)
+
+    def convert(
+        self, node: ir.Node, inputs: Sequence[Any], changes: Mapping[str, int] | None = None
+    ) -> Sequence[Any]:
+        """An operator of TVM's own.
+
+        Args:
+            node: What to convert.
+            inputs: Its operands, None where absent.
+            changes: Attributes that differ from the node's.
+
+        Raises:
+            InputError: TVM has no such operator, or not with these operands.
+        """
+        from tvm import relax
+        from tvm.relax.frontend.onnx.onnx_frontend import onnx_input
+
+        if node.op_type not in self._operators:
+            raise InputError(f"{label(node)}: TVM has no operator {node.op_type}", hint=_UNSUPPORTED)
+        attributes = self._frontend._parse_attr(ir.to_proto(node).attribute)
+        attributes.update(changes or {})
+        attributes["tvm_custom"] = {"name": str(node.name), "num_outputs": len(node.outputs)}
+        operands = onnx_input()
+        operands.extend(inputs)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = self._frontend._convert_operator(node.op_type, operands, attributes, self._opset)
+        except Exception as error:  # the front end raises whatever it meets
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{label(node)}: TVM cannot import it: {reason}", hint=_UNSUPPORTED) from error
+        if isinstance(result, relax.Tuple):
+            return [self._emitted(field) for field in result.fields]
+        if isinstance(result.ty, relax.TupleType):
+            whole = self.builder.emit(result)
+            return [self.builder.emit(relax.TupleGetItem(whole, i)) for i in range(len(result.ty.fields))]
+        return [self._emitted(result)]
+
+    def _emitted(self, expression: Any) -> Any:
+        from tvm import relax
+
+        if isinstance(expression, relax.Var | relax.Constant | relax.ShapeExpr):
+            return expression
+        return self.builder.emit(expression)
+
+    def call(
+        self, function: Any, symbol: str, arguments: Sequence[Any], shape: Sequence[Any], dtype: str
+    ) -> Any:
+        """Call a kernel that stores one tensor."""
+        from tvm import relax
+
+        variable = self.builder.add_func(function, symbol)
+        return self.builder.emit(
+            relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), dtype))
+        )
+
+    def batch(self, expression: Any) -> Any:
+        """The size of the first axis."""
+        return expression.ty.shape[0]
+
+    def flip_sign(self, expression: Any, dtype: str) -> Any:
+        """uint8 as int8 or the other way round: the same steps, 128 apart."""
+        from tvm import relax
+
+        wide = relax.op.astype(expression, "int32")
+        moved = relax.op.add(wide, relax.const(-128 if dtype == "int8" else 128, "int32"))
+        return self.builder.emit(relax.op.astype(moved, dtype))
+
+    def rows(self, expression: Any) -> Any:
+        """All axes but the last as one."""
+        return self._reshaped(expression, [_product(expression.ty.shape[:-1]), expression.ty.shape[-1]])
+
+    def flat(self, image: Any) -> Any:
+        """[n, 1, 1, c] without its middle axes."""
+        return self._reshaped(image, [image.ty.shape[0], image.ty.shape[3]])
+
+    def unrows(self, result: Any, like: Any) -> Any:
+        """The axes of `like` but the last, and the result's last."""
+        return self._reshaped(result, [*like.ty.shape[:-1], result.ty.shape[-1]])
+
+    def stacked(self, expression: Any) -> Any:
+        """All axes but the last two as one."""
+        shape = expression.ty.shape
+        return self._reshaped(expression, [_product(shape[:-2]), shape[-2], shape[-1]])
+
+    def unstacked(self, result: Any, like: Any) -> Any:
+        """The axes of `like` but the last two, and the result's last two."""
+        return self._reshaped(result, [*like.ty.shape[:-2], *result.ty.shape[-2:]])
+
+    def _reshaped(self, expression: Any, shape: Sequence[Any]) -> Any:
+        from tvm import relax
+
+        if len(shape) == len(expression.ty.shape):
+            return expression
+        return self.builder.emit(relax.op.reshape(expression, relax.ShapeExpr(list(shape))))
+
+
+def _product(sizes: Sequence[Any]) -> Any:
+    product = sizes[0] if len(sizes) else 1
+    for size in list(sizes)[1:]:
+        product = product * size
+    return product
