@@ -22,10 +22,10 @@ from greencc.core.engine import Device, Engine, NodeTime
 from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
-from greencc.targets._tvm.cross import missing_compiler, native
 from greencc.targets._tvm.emulator import missing_emulator
 from greencc.targets._tvm.host import check_runs, machine_text
 from greencc.targets._tvm.presets import ArmMachine, ArmPreset, arm_machine
+from greencc.targets._tvm.runner import missing_compiler, native
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class TvmArmTarget(HostTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
+    ships_onnx: ClassVar[bool] = False
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:
@@ -138,13 +139,23 @@ class TvmArmTarget(HostTarget):
         Raises:
             InputError: An operator cannot be compiled.
         """
+        from greencc.targets._tvm.arm_engine import check_runtime
         from greencc.targets._tvm.building import build_library
-        from greencc.targets._tvm.cross import build_runner
+        from greencc.targets._tvm.runner import build_runner
 
         self._require()
-        main = build_library(model, folder, self.machine.machine)
-        build_runner(folder, self.machine.machine)
+        built = self.machine.machine
+        main = build_library(model, folder, built)
+        build_runner(folder, built)
+        check_runtime(folder, built.triple.partition("-")[0])
         return main
+
+    def requirements(self, artifact: Path) -> dict[str, str]:
+        """The oldest C library that an artifact runs with, on Linux for 64-bit ARM."""
+        from greencc.targets._tvm.arm_engine import check_runtime
+
+        architecture = self.machine.machine.triple.partition("-")[0]
+        return {"glibc": f"{check_runtime(artifact.parent, architecture)} or newer", "linux": architecture}
 
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.

@@ -131,7 +131,7 @@ class TvmCpuTarget(HostTarget):
         finally:
             engine.close()
 
-    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
+    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
         """As for other targets on this machine; what has to be compiled is, before and in this process."""
         return super().memory_command(self._library(artifact), feeds, runs)
 

@@ -17,12 +17,14 @@ LIBRARIES = Path("/usr/aarch64-linux-gnu")
 """Debian's folder of libraries for aarch64, a root for the emulated program."""
 PACKAGES = "apt-get install qemu-user-static libc6-dev-arm64-cross"
 
-# What QEMU's processors have beyond Armv8.0 that generated code may use, by LLVM's names.
+_BASE = frozenset({"fp-armv8", "neon", "crc"})
+_ARMV8_2 = _BASE | {DOTPROD, "fullfp16", "lse", "rcpc", "rdm"}
+# What QEMU's processors have (target/arm/cpu64.c), by LLVM's names.
 FEATURES = {
-    "cortex-a53": frozenset({"neon"}),
-    "cortex-a72": frozenset({"neon"}),
-    "cortex-a76": frozenset({"neon", DOTPROD}),
-    "neoverse-n1": frozenset({"neon", DOTPROD}),
+    "cortex-a53": _BASE,
+    "cortex-a72": _BASE,
+    "cortex-a76": _ARMV8_2,
+    "neoverse-n1": _ARMV8_2,
 }
 _LIST_SECONDS = 30.0
 
