@@ -48,7 +48,7 @@ def needs_of(path: Path) -> Needs:
         data = path.read_bytes()
     try:
         return _read(data)
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{path} is no program or library: {error}") from error
 
 

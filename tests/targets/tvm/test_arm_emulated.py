@@ -117,7 +117,6 @@ def test_an_emulator_that_was_killed_is_noticed(start: Start) -> None:
     assert engine.run(asking(1))["y"][0, 0] == 2
     (child,) = (child for child in psutil.Process().children() if "runner" in " ".join(child.cmdline()))
     child.kill()
-    child.wait()
     large = {"x": np.zeros((1_000_000, 4), np.float32)}
     with pytest.raises(UnavailableError, match="ended by SIGKILL"):
         engine.run(large)

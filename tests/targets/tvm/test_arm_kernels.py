@@ -34,6 +34,8 @@ WINDOWS = {
     "strides": Window(8, 11, (3, 3), (2, 2), pads=(0, 0, 1, 1)),
 }
 
+FULL = pytest.mark.full
+
 
 def patches(window: Window, data: Array, zero_point: int) -> list[tuple[int, int, Array]]:
     """What each tap of the kernel reads, borders filled in."""
@@ -80,7 +82,10 @@ def run(main: Path, arm: ArmMachine, data: Array) -> Array:
 
 
 @pytest.mark.parametrize("preset", ARMS)
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize(
+    "window",
+    [pytest.param(value, id=name, marks=() if name == "3x3" else FULL) for name, value in WINDOWS.items()],
+)
 def test_integer_convolutions_are_exact(preset: ArmPreset, window: Window, tmp_path: Path) -> None:
     arm = arm_machine(preset)
     weights, bias, multiplier = integers(20, 20, 12, *window.kernel)
@@ -96,7 +101,7 @@ def test_integer_convolutions_are_exact(preset: ArmPreset, window: Window, tmp_p
     np.testing.assert_array_equal(run(main, arm, data), quantized(sums, multiplier))
 
 
-@pytest.mark.parametrize("preset", ARMS)
+@pytest.mark.parametrize("preset", [pytest.param(preset, marks=FULL) for preset in ARMS])
 def test_integer_products_are_exact(preset: ArmPreset, tmp_path: Path) -> None:
     arm = arm_machine(preset)
     weights, bias, multiplier = integers(10, 70, 10)
@@ -124,7 +129,7 @@ def test_integer_depthwise_convolutions_are_exact(preset: ArmPreset, tmp_path: P
     np.testing.assert_array_equal(run(main, arm, data), quantized(sums, multiplier))
 
 
-@pytest.mark.parametrize("preset", [ArmPreset.RPI5, ArmPreset.GENERIC])
+@pytest.mark.parametrize("preset", [ArmPreset.RPI5, pytest.param(ArmPreset.GENERIC, marks=FULL)])
 def test_float_convolutions(preset: ArmPreset, tmp_path: Path) -> None:
     arm, window = arm_machine(preset), WINDOWS["3x3"]
     rng = np.random.default_rng(0)
@@ -201,10 +206,11 @@ def test_a_damaged_artifact_is_refused(dotted: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             emulated(folder / dotted.name, arm)
         (folder / name).unlink()
-        with pytest.raises(InputError, match="is missing|has no runner"):
+        with pytest.raises(InputError, match=r"is missing|has no runner"):
             emulated(folder / dotted.name, arm)
 
 
+@FULL
 def test_a_residual_sum_and_its_scale(tmp_path: Path) -> None:
     """An argument of the epilogue that is a constant of the whole batch's shape would not be one: batch 1."""
     arm, window = arm_machine(ArmPreset.RPI5), WINDOWS["1x1"]
