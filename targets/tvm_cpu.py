@@ -16,7 +16,7 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError, UsageError
+from greencc.core.errors import InputError
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.host import host_machine, machine_of, machine_text
@@ -24,6 +24,7 @@ from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
     from greencc.targets._tvm.engine import TvmEngine
 
 _MODEL = ".onnx"
@@ -117,17 +118,18 @@ class TvmCpuTarget(HostTarget):
         return CpuTarget(threads=self.threads).calibration_engine(model, outputs)
 
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
-        """Median microseconds per kernel over `runs` runs after a short warm-up.
+        """Median microseconds per kernel over `runs` runs.
 
-        For a model with a fixed batch only the first batch of the feeds is run.
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
+        product or pool, and has ``:int8`` behind its type where it computes on integers.
         """
-        from greencc.targets._tvm.profile import profile
-
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
         engine = self._load(artifact)
         try:
-            return profile(engine, feeds, runs)
+            sizes = {spec.name: spec.batch for spec in engine.inputs}
+            first = {name: array[: sizes.get(name)] for name, array in feeds.items()}
+            return engine.profile(first, runs)
         finally:
             engine.close()
 

@@ -33,6 +33,11 @@ class Label:
     op_type: str
     arithmetic: Arithmetic = Arithmetic.FLOAT
 
+    @property
+    def kind(self) -> str:
+        """The type as profiles call it: ``Conv:int8`` where it computes on integers."""
+        return self.op_type if self.arithmetic is Arithmetic.FLOAT else f"{self.op_type}:int8"
+
 
 @dataclass(frozen=True)
 class FileFacts:

@@ -17,6 +17,7 @@ import numpy as np
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import NodeTime
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
+from greencc.core.files import sha256_file
 from greencc.core.machine import CpuInfo
 from greencc.targets._engine import CheckedEngine
 from greencc.targets._tvm.description import FILE_NAME, LIBRARY, WEIGHTS, FileFacts, read_description
@@ -96,7 +97,7 @@ class TvmEngine(CheckedEngine):
         finally:
             self._library.greencc_profile(self._opened(), 0)
         return [
-            NodeTime(step.node, step.op_type, statistics.median(column) / 1000)
+            NodeTime(step.node, step.kind, statistics.median(column) / 1000)
             for step, column in zip(self._steps, zip(*times, strict=True), strict=True)
         ]
 
@@ -219,7 +220,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[A
 def _check_file(path: Path, facts: FileFacts) -> None:
     try:
         size = path.stat().st_size
-        digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest() if size == facts.size else None
+        digest = sha256_file(path) if size == facts.size else None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if digest != facts.sha256:

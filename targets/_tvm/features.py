@@ -114,6 +114,12 @@ _ARM = {
 _TABLES = {"x86_64": _X86, "aarch64": _AARCH64, "arm": _ARM}
 
 
+def features_of(cpu: CpuInfo) -> frozenset[str]:
+    """The instruction sets of a CPU, by LLVM's names."""
+    table = _X86 if cpu.x86 else _AARCH64 if cpu.arm64 else {}
+    return frozenset(name for name, flag in table.items() if cpu.has(flag))
+
+
 def needed_features(triple: str, asked: Iterable[str], implied: Iterable[str]) -> tuple[str, ...]:
     """What must be checked before code is loaded, sorted.
 

@@ -1,77 +1,17 @@
-"""The processor of this computer, as what code is generated for, and whether it can run code that exists."""
+"""The processor of this computer, as what code is generated for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from greencc.core import machine
-from greencc.core.errors import UnavailableError
 from greencc.core.machine import CpuInfo
+from greencc.targets._tvm.features import features_of, needed_features
 from greencc.targets._tvm.machine import Machine
 
-# Instruction sets that LLVM uses for ordinary code and our kernels for theirs, by LLVM's name, with what Linux calls
-# them in /proc/cpuinfo. Left out: those that only intrinsics of their own reach (AES, SHA, RDRAND).
-_X86_FLAGS: Mapping[str, str] = {
-    "sse3": "pni",
-    "ssse3": "ssse3",
-    "sse4.1": "sse4_1",
-    "sse4.2": "sse4_2",
-    "sse4a": "sse4a",
-    "popcnt": "popcnt",
-    "cx16": "cx16",
-    "sahf": "lahf_lm",
-    "lzcnt": "abm",
-    "movbe": "movbe",
-    "bmi": "bmi1",
-    "bmi2": "bmi2",
-    "adx": "adx",
-    "avx": "avx",
-    "avx2": "avx2",
-    "fma": "fma",
-    "fma4": "fma4",
-    "xop": "xop",
-    "tbm": "tbm",
-    "f16c": "f16c",
-    "gfni": "gfni",
-    "pclmul": "pclmulqdq",
-    "vpclmulqdq": "vpclmulqdq",
-    "avxvnni": "avx_vnni",
-    "avxvnniint8": "avx_vnni_int8",
-    "avxifma": "avx_ifma",
-    "avxneconvert": "avx_ne_convert",
-    "avx512f": "avx512f",
-    "avx512cd": "avx512cd",
-    "avx512bw": "avx512bw",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-    "avx512ifma": "avx512ifma",
-    "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2",
-    "avx512vnni": "avx512_vnni",
-    "avx512bitalg": "avx512_bitalg",
-    "avx512vpopcntdq": "avx512_vpopcntdq",
-    "avx512bf16": "avx512_bf16",
-    "avx512fp16": "avx512_fp16",
-}
-_ARM_FLAGS: Mapping[str, str] = {
-    "neon": "asimd",
-    "crc": "crc32",
-    "lse": "atomics",
-    "rdm": "asimdrdm",
-    "fullfp16": "asimdhp",
-    "fp16fml": "asimdfhm",
-    "dotprod": "asimddp",
-    "complxnum": "fcma",
-    "jsconv": "jscvt",
-    "rcpc": "lrcpc",
-    "i8mm": "i8mm",
-    "bf16": "bf16",
-    "sve": "sve",
-    "sve2": "sve2",
-}
 # The levels of the x86-64 psABI, for processors that LLVM takes for another one: hypervisors hide instruction sets.
 _LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
     (
@@ -83,12 +23,6 @@ _LEVELS: tuple[tuple[str, frozenset[str]], ...] = (
 )
 _L1_BYTES = 32 << 10
 _L2_BYTES = 512 << 10
-
-
-def features_of(cpu: CpuInfo) -> frozenset[str]:
-    """The instruction sets that code for a CPU may use, by LLVM's names."""
-    flags = _X86_FLAGS if cpu.x86 else _ARM_FLAGS if cpu.arm64 else {}
-    return frozenset(name for name, flag in flags.items() if flag in cpu.features)
 
 
 def machine_of(cpu: CpuInfo, cores: int, root: Path = machine.ROOT) -> Machine:
@@ -151,34 +85,7 @@ def fits(implied: Iterable[str], plain: Machine) -> bool:
         implied: What the name stands for; names of other things than instruction sets are passed over.
         plain: The processor.
     """
-    known = _X86_FLAGS if plain.x86 else _ARM_FLAGS
-    return plain.features.issuperset(name for name in map(str, implied) if name in known)
-
-
-def check_runs(architecture: str, features: Iterable[str], cpu: CpuInfo, name: str) -> None:
-    """Make sure that code runs on a CPU, before it is loaded: a missing instruction would end the process.
-
-    Args:
-        architecture: What the code is for: the triple, or its first part.
-        features: The instruction sets it may use, by LLVM's names.
-        cpu: What it would run on.
-        name: What messages call the code.
-
-    Raises:
-        UnavailableError: It does not.
-    """
-    wanted = architecture.partition("-")[0]
-    here = "x86_64" if cpu.x86 else "aarch64" if cpu.arm64 else cpu.architecture
-    if wanted != here:
-        raise UnavailableError(
-            f"{name} holds code for {wanted}, and this computer is {here}",
-            hint="compile the model for this computer",
-        )
-    if absent := sorted(set(features) - features_of(cpu)):
-        raise UnavailableError(
-            f"{name} holds code that uses {', '.join(absent)}, which this CPU ({cpu.model}) does not have",
-            hint="compile the model on this computer",
-        )
+    return plain.features.issuperset(needed_features(plain.triple, (), map(str, implied)))
 
 
 def _level(features: frozenset[str]) -> str:

@@ -1,4 +1,7 @@
-"""Whether TVM and a compiler can be used here, told without importing it where that is possible: an import takes most of a second."""
+"""Whether TVM and a compiler can be used here.
+
+That is told without importing TVM where that is possible: an import takes most of a second.
+"""
 
 from __future__ import annotations
 
