@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Device, Engine, NodeTime
-from greencc.core.errors import InputError, UnavailableError, UsageError
+from greencc.core.errors import GreenccError, UnavailableError, UsageError
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.emulator import missing_emulator
-from greencc.targets._tvm.host import check_runs, machine_text
+from greencc.targets._tvm.features import check_cpu, this_cpu
 from greencc.targets._tvm.presets import ArmMachine, ArmPreset, arm_machine
 from greencc.targets._tvm.runner import missing_compiler, native
 from greencc.targets.cpu import CpuTarget
@@ -31,7 +30,7 @@ from greencc.targets.cpu import CpuTarget
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_MODEL = ".onnx"
+    from greencc.targets._tvm.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -203,29 +202,20 @@ class TvmArmTarget(HostTarget):
             return False
         built = self.machine.machine
         try:
-            check_runs(built.triple, built.features, machine.read_cpuinfo(), self.name)
-        except UnavailableError:
+            check_cpu(self.name, built.triple, built.features, this_cpu())
+        except GreenccError:
             return False
         return True
 
     def _library(self, artifact: Path) -> Path:
         """The description of the library that an artifact is, or is compiled to."""
-        if not artifact.is_file():
-            raise InputError(
-                f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json"
-            )
-        if artifact.suffix != _MODEL:
-            return artifact
-        from greencc.core.loading import load_model
-        from greencc.core.model import digest
-        from greencc.core.version import __version__
-        from greencc.targets._tvm.compiled import compiled
+        from greencc.targets._tvm.building import library_of
 
+        return library_of(artifact, self.name, self._wanted, self._built)
+
+    def _wanted(self) -> Machine:
         self._require()
-        model = load_model(artifact)
-        parts = (digest(model), machine_text(self.machine.machine), versions.tvm_version() or "", __version__)
-        return compiled(
-            (self.name, *parts),
-            lambda folder: self.build(self.lower(model), folder),
-            label=f"code of {artifact.name}",
-        )
+        return self.machine.machine
+
+    def _built(self, model: ir.Model, folder: Path) -> Path:
+        return self.build(self.lower(model), folder)

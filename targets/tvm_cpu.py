@@ -16,18 +16,17 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError
+from greencc.core.errors import UsageError
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
-from greencc.targets._tvm.host import host_machine, machine_of, machine_text
+from greencc.targets._tvm.host import host_machine, machine_of
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from greencc.targets._tvm.engine import TvmEngine
-
-_MODEL = ".onnx"
+    from greencc.targets._tvm.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -144,24 +143,13 @@ class TvmCpuTarget(HostTarget):
 
     def _library(self, artifact: Path) -> Path:
         """The description of the library that an artifact is, or is compiled to."""
-        if not artifact.is_file():
-            raise InputError(
-                f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json"
-            )
-        if artifact.suffix != _MODEL:
-            return artifact
-        from greencc.core.loading import load_model
-        from greencc.core.model import digest
-        from greencc.core.version import __version__
-        from greencc.targets._tvm.building import build_library
-        from greencc.targets._tvm.compiled import compiled
+        from greencc.targets._tvm.building import library_of
 
+        return library_of(artifact, self.name, self._host, self._built)
+
+    def _host(self) -> Machine:
         self._require()
-        model = load_model(artifact)
-        host = host_machine(self.used_threads())
-        parts = (digest(model), machine_text(host), versions.tvm_version() or "", __version__)
-        return compiled(
-            parts,
-            lambda folder: build_library(self.lower(model), folder, host),
-            label=f"code of {artifact.name}",
-        )
+        return host_machine(self.used_threads())
+
+    def _built(self, model: ir.Model, folder: Path) -> Path:
+        return self.build(self.lower(model), folder)
