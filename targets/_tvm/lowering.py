@@ -130,10 +130,8 @@ class _Lowering:
         symbol = self._symbol(item)
         function = template.build(workload, schedule, self.machine, symbol)
         images = isinstance(workload, Conv | Depthwise | Pool)
-        if images:
-            shaped = _same
-        else:
-            shaped = make.stacked if isinstance(workload, BatchedProduct) else make.rows
+        rows = make.stacked if isinstance(workload, BatchedProduct) else make.rows
+        shaped = _same if images else rows
         original = self._read(item.data, images)
         data = shaped(original)
         if not isinstance(workload, Pool | BatchedProduct) and item.dtype != workload.data:
