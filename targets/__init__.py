@@ -6,8 +6,9 @@ from greencc.core.engine import Target
 from greencc.targets._spec import format_spec, parse_spec
 from greencc.targets.cpu import CpuTarget
 from greencc.targets.openvino import OpenVinoTarget
+from greencc.targets.tvm_cpu import TvmCpuTarget
 
-TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget)
+TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget, TvmCpuTarget)
 
 
 def make_target(spec: str) -> Target:
@@ -19,4 +20,4 @@ def make_target(spec: str) -> Target:
     return parse_spec(spec, TARGETS)
 
 
-__all__ = ["TARGETS", "CpuTarget", "OpenVinoTarget", "format_spec", "make_target"]
+__all__ = ["TARGETS", "CpuTarget", "OpenVinoTarget", "TvmCpuTarget", "format_spec", "make_target"]

@@ -122,7 +122,7 @@ class Bundle:
             InputError: The artifact is not one of its target, or was changed since the bundle was opened.
         """
         if self._engine is None:
-            if reason := self.target.missing():
+            if reason := self.target.missing_to_open():
                 raise UnavailableError(
                     f"the bundle {self.path} needs the target {self.target.name!r}: {reason}",
                     hint="see 'greencc doctor'",

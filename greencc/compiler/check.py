@@ -12,7 +12,7 @@ from greencc.compiler.campaign import MeasurePlan
 from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
-from greencc.compiler.placing import model_size
+from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.sources import source_of, unseen
 from greencc.core.data import DataSource
@@ -130,11 +130,14 @@ def measure(
 def _variant(session: Session, path: Path) -> Variant:
     if path.is_dir():
         bundle = load(path)
-        artifact, engine = bundle.artifact, bundle.engine()
+        target, artifact, engine = bundle.target, bundle.artifact, bundle.engine()
     else:
-        artifact, engine = path, session.target.open(path)
+        target, artifact, engine = session.target, path, session.target.open(path)
+    if artifact.suffix != ".onnx":
+        # Code has no graph to count operations in.
+        return Variant(artifact, engine, None, folder_size(artifact.parent), target=target)
     model = load_model(artifact)
-    return Variant(artifact, engine, model, model_size(artifact, model))
+    return Variant(artifact, engine, model, model_size(artifact, model), target=target)
 
 
 def _check_same_inputs(first: Engine, second: Engine, subject: Path) -> None:

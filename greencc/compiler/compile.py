@@ -248,6 +248,7 @@ def _measure(
                     form.model,
                     size if form.artifact == path else folder_size(form.artifact.parent),
                     accuracy.artifact,
+                    form.target,
                 ),
                 feeds,
             )

@@ -15,7 +15,7 @@ from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.describe import NodeCost, describe, nodes_cost
-from greencc.core.engine import Device, Engine
+from greencc.core.engine import Device, Engine, Target
 from greencc.core.errors import InputError
 from greencc.core.graph import attribute_int, constant_tensor
 from greencc.core.kernels import kernels_of
@@ -48,7 +48,8 @@ PLANS: dict[Effort, MeasurePlan] = {
 class Variant:
     """Something measurable: an artifact on disk, its open engine, and the graph it was built from.
 
-    `model` is None where the graph is not an ONNX graph we can count operations in.
+    `model` is None where the graph is not an ONNX graph we can count operations in, `target` where the artifact runs on
+    the session's.
     """
 
     artifact: Path
@@ -56,6 +57,7 @@ class Variant:
     model: ir.Model | None
     size_bytes: int
     accuracy: float | None = None
+    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def unchanged(measured: Measurement) -> Measurement:
 
 
 def _memory(session: Session, variant: Variant, feeds: Feeds) -> float | None:
-    found = peak_memory(session.target, variant.artifact, feeds)
+    found = peak_memory(variant.target or session.target, variant.artifact, feeds)
     if found.reason:
         session.warn(f"peak memory was not measured: {found.reason}")
     return found.megabytes

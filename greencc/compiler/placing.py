@@ -14,13 +14,14 @@ from greencc.core.engine import Target
 def place(target: Target, form: Form, source: Path, folder: Path) -> Path:
     """Put the artifact of `form` into the new `folder`.
 
-    The original model is copied as it is; one with external data is written anew, since its files may have any name.
+    The original model is copied as it is. It is built where that is no artifact of the target, and where it has
+    external data, whose files may have any name.
     """
     if form.artifact != source:
         shutil.copytree(form.artifact.parent, folder)
         return folder / form.artifact.name
     folder.mkdir()
-    if external_files(form.model):
+    if external_files(form.model) or not target.ships_onnx:
         return target.build(target.lower(form.model), folder)
     copy = folder / "model.onnx"
     shutil.copyfile(source, copy)

@@ -81,10 +81,19 @@ class Target(ABC):
     summary: ClassVar[str]
     processor: ClassVar[str] = "cpu"
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
+    ships_onnx: ClassVar[bool] = True
+    """Artifacts are ONNX files, so that a model's own file is one already."""
 
     @abstractmethod
     def missing(self) -> str | None:
         """Why this target cannot run here and how to get it, or None when it can."""
+
+    def missing_to_open(self) -> str | None:
+        """Why what was built for this target cannot be opened here, or None. Default: the same as `missing`.
+
+        Compiled artifacts need less than what compiles them.
+        """
+        return self.missing()
 
     @abstractmethod
     def capabilities(self) -> Capabilities:

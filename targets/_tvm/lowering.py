@@ -19,6 +19,7 @@ from greencc.core.errors import InputError
 from greencc.core.graph import ONNX_DOMAINS, constant_of, ensure_names, is_op, label
 from greencc.core.shapes import infer_shapes
 from greencc.targets._tvm.constants import folded, moved
+from greencc.targets._tvm.description import Label
 from greencc.targets._tvm.elementwise import image_attributes, image_operand
 from greencc.targets._tvm.fusion import Fused, fuse
 from greencc.targets._tvm.importer import Importer
@@ -27,15 +28,6 @@ from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.schedules import Schedules
 from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool, PoolKind, Workload
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a kernel computes, for profiles and reports: the anchor's name and type, and what it computes in."""
-
-    node: str
-    op_type: str
-    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True)
@@ -138,10 +130,8 @@ class _Lowering:
         symbol = self._symbol(item)
         function = template.build(workload, schedule, self.machine, symbol)
         images = isinstance(workload, Conv | Depthwise | Pool)
-        if images:
-            shaped = _same
-        else:
-            shaped = make.stacked if isinstance(workload, BatchedProduct) else make.rows
+        rows = make.stacked if isinstance(workload, BatchedProduct) else make.rows
+        shaped = _same if images else rows
         original = self._read(item.data, images)
         data = shaped(original)
         if not isinstance(workload, Pool | BatchedProduct) and item.dtype != workload.data:

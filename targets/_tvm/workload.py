@@ -54,6 +54,8 @@ class Conv:
         groups: Of channels.
         data: ``float32``, ``uint8`` or ``int8``. Weights are float32 or int8 accordingly.
         zero_point: Of quantized data; what the borders are filled with. Its share of the sums is in the bias.
+        pairs_fit: The quantized weights are such that two neighbouring products never overflow INT16, as
+            `kernels.products.pairs_fit` says: some instructions are faster then. False is always right.
         epilogue: On output channels.
     """
 
@@ -62,6 +64,7 @@ class Conv:
     groups: int = 1
     data: str = "float32"
     zero_point: int = 0
+    pairs_fit: bool = False
     epilogue: Epilogue = NOTHING
 
 
@@ -88,6 +91,7 @@ class Dense:
     rows: int = 1
     data: str = "float32"
     zero_point: int = 0
+    pairs_fit: bool = False
     epilogue: Epilogue = NOTHING
 
 

@@ -55,7 +55,7 @@ def test_wrong_specs(spec: str, message: str) -> None:
 
 
 def test_targets_are_available_and_named() -> None:
-    assert [kind.name for kind in TARGETS] == ["cpu", "openvino"]
+    assert [kind.name for kind in TARGETS] == ["cpu", "openvino", "tvm-cpu"]
     assert CpuTarget().missing() is None
 
 

@@ -1,4 +1,4 @@
-"""The openvino target: what it claims of its kernels, what it compiles with, messages, backends."""
+"""The openvino target: what it claims of its kernels, what it compiles with, messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from onnx import TensorProto, helper
 from greencc.core.capabilities import ElementType
 from greencc.core.errors import InputError, UnavailableError
 from greencc.core.machine import parse_cpuinfo
-from greencc.targets import CpuTarget, OpenVinoTarget, format_spec, make_target
+from greencc.targets import OpenVinoTarget, format_spec, make_target
 from greencc.targets._cpu_capabilities import int8_support as cpu_support
 from greencc.targets._openvino_capabilities import INPUT_OPS, MOVE_OPS, int8_support, openvino_capabilities
 from greencc.targets._openvino_errors import translate
 from greencc.targets._openvino_facts import PluginFacts
-from greencc.targets._ort import Optimization
 from greencc.targets._ort_facts import RuntimeFacts
-from greencc.targets.backends import backends
+
+from .networks import chain
 
 MakeModel = Callable[..., onnx.ModelProto]
 X86 = parse_cpuinfo(
@@ -54,19 +54,6 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
             use()
     with pytest.raises(UnavailableError, match="is not installed"):
         OpenVinoTarget().open(Path("model.onnx"))
-
-
-def test_backends_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: "it is not installed")
-    assert backends(CpuTarget(threads=2)) == (CpuTarget(threads=2),)
-
-
-def test_backends_with_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: None)
-    assert backends(CpuTarget(threads=2)) == (CpuTarget(threads=2), OpenVinoTarget(threads=2))
-    assert backends(OpenVinoTarget(threads=2)) == (OpenVinoTarget(threads=2),)
-    told = CpuTarget(optimization=Optimization.BASIC)
-    assert backends(told) == (told,)
 
 
 def test_int8_quantizes_inputs_with_the_bits_of_the_cpu() -> None:
@@ -133,80 +120,6 @@ def test_messages_of_the_runtime(text: str, kind: type[Exception], message: str)
 # with it
 
 
-def chain(op: str, make_model: MakeModel, **attributes: object) -> onnx.ModelProto:
-    """x -> DQ(Q) -> Conv -> Relu -> DQ(Q) -> op -> DQ(Q) -> Conv (1x1) -> y, as the quantizer places the pairs."""
-    rng = np.random.default_rng(0)
-    weights: dict[str, np.ndarray] = {
-        "s": np.array(0.02, np.float32),
-        "z": np.array(128, np.uint8),
-        "z0": np.array(0, np.uint8),
-        "zw": np.zeros(16, np.int8),
-        "sw": np.full(16, 0.01, np.float32),
-        "w": rng.integers(-127, 127, (16, 16, 3, 3)).astype(np.int8),
-    }
-    nodes: list[onnx.NodeProto] = []
-
-    def pair(name: str, zero: str) -> str:
-        nodes.append(helper.make_node("QuantizeLinear", [name, "s", zero], [f"{name}_q"], name=f"{name}_Q"))
-        nodes.append(
-            helper.make_node("DequantizeLinear", [f"{name}_q", "s", zero], [f"{name}_d"], name=f"{name}_D")
-        )
-        return f"{name}_d"
-
-    nodes.append(helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wd"], name="wD", axis=0))
-    nodes.append(helper.make_node("Conv", [pair("x", "z"), "wd"], ["c"], name="before", pads=[1] * 4))
-    nodes.append(helper.make_node("Relu", ["c"], ["r"], name="relu"))
-    inputs = [pair("r", "z0")]
-    shape: list[int] = []
-    channels, rank = 16, 4
-    match op:
-        case "Concat":
-            inputs, channels = inputs * 2, 32
-        case "Reshape":
-            shape, rank = [1, 16, -1], 3
-        case "Slice":
-            weights |= {"starts": np.array([1]), "ends": np.array([5]), "axes": np.array([2])}
-            inputs += ["starts", "ends", "axes"]
-        case "Squeeze" | "Unsqueeze":
-            weights["axes"] = np.array([0])
-            inputs.append("axes")
-            rank = 3 if op == "Squeeze" else 5
-        case "DepthToSpace" | "SpaceToDepth":
-            channels = 4 if op == "DepthToSpace" else 64
-        case "Flatten":
-            rank = 2
-        case "Resize":
-            weights["scales"] = np.array([1, 1, 2, 2], np.float32)
-            inputs += ["", "scales"]
-    if shape:
-        weights["shape"] = np.array(shape)
-        inputs.append("shape")
-    nodes.append(helper.make_node(op, inputs, ["o"], name="probe", **attributes))
-    read = pair("o", "z0")
-    if rank == 4:
-        weights["v"] = rng.integers(-127, 127, (16, channels, 1, 1)).astype(np.int8)
-        nodes.append(helper.make_node("DequantizeLinear", ["v", "sw", "zw"], ["vd"], name="vD", axis=0))
-        nodes.append(helper.make_node("Conv", [read, "vd"], ["y"], name="after"))
-    else:
-        nodes.append(helper.make_node("Identity", [read], ["y"], name="after"))
-    return make_model(
-        nodes,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        weights,
-    )
-
-
-ATTRIBUTES: dict[str, dict[str, object]] = {
-    "AveragePool": {"kernel_shape": [2, 2]},
-    "MaxPool": {"kernel_shape": [2, 2]},
-    "Concat": {"axis": 1},
-    "DepthToSpace": {"blocksize": 2},
-    "Transpose": {"perm": [0, 1, 3, 2]},
-    "Resize": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
-}
-
-
 def kernels(model: onnx.ModelProto, path: Path) -> dict[str, str]:
     """Operator types of the executed graph, which views are a part of, by the names of the ONNX nodes."""
     from greencc.targets._openvino import properties, read_model
@@ -218,8 +131,8 @@ def kernels(model: onnx.ModelProto, path: Path) -> dict[str, str]:
 
 @here
 @pytest.mark.parametrize("op", sorted(INPUT_OPS | MOVE_OPS))
-def test_every_claimed_operator_runs_on_integers(op: str, make_model: MakeModel, tmp_path: Path) -> None:
-    found = kernels(chain(op, make_model, **ATTRIBUTES.get(op, {})), tmp_path / "m.onnx")
+def test_every_claimed_operator_runs_on_integers(op: str, tmp_path: Path) -> None:
+    found = kernels(chain(op), tmp_path / "m.onnx")
     assert found["before"] == "Convolution:int8"
     assert found["probe"].endswith(":int8"), found
     assert found["after"].endswith(":int8"), found
@@ -227,17 +140,17 @@ def test_every_claimed_operator_runs_on_integers(op: str, make_model: MakeModel,
 
 @here
 @pytest.mark.parametrize("op", ["Softmax", "SpaceToDepth"])
-def test_what_is_not_claimed_runs_in_float(op: str, make_model: MakeModel, tmp_path: Path) -> None:
+def test_what_is_not_claimed_runs_in_float(op: str, tmp_path: Path) -> None:
     attributes = {"blocksize": 2} if op == "SpaceToDepth" else {"axis": -1}
-    found = kernels(chain(op, make_model, **attributes), tmp_path / "m.onnx")
+    found = kernels(chain(op, **attributes), tmp_path / "m.onnx")
     assert found["before"] == "Convolution:int8"
     assert op in found["probe"]
     assert not found["probe"].endswith(":int8"), found
 
 
 @here
-def test_a_residual_sum_is_a_part_of_the_convolution(tmp_path: Path, make_model: MakeModel) -> None:
-    model = chain("Transpose", make_model, **ATTRIBUTES["Transpose"])
+def test_a_residual_sum_is_a_part_of_the_convolution(tmp_path: Path) -> None:
+    model = chain("Transpose")
     nodes = {node.name: node for node in model.graph.node}
     nodes["after"].output[0] = "branch"
     # With a fixed batch the plugin may prefer a fused kernel of its own for the sum.

@@ -1,0 +1,289 @@
+"""Runs what `library` wrote. TVM is not needed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import statistics
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greencc.core.data import Array, Feeds
+from greencc.core.engine import NodeTime
+from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
+from greencc.core.files import sha256_file
+from greencc.core.machine import CpuInfo
+from greencc.targets._engine import CheckedEngine
+from greencc.targets._tvm.description import FILE_NAME, LIBRARY, WEIGHTS, FileFacts, read_description
+from greencc.targets._tvm.features import check_cpu, this_cpu
+
+_ABI = 1
+_NO_MEMORY = 2
+_ERROR_BYTES = 1024
+_ALIGNMENT = 64
+
+
+class TvmEngine(CheckedEngine):
+    """A compiled model; implements `greencc.core.engine.Engine`.
+
+    Args:
+        path: Its `model.json`; the files that it names lie beside it.
+        threads: That compute, the caller's among them.
+        cpu: This machine's processor, read when not given.
+
+    Raises:
+        InputError: A file is missing or not the one described, or the code is not for this machine: that is known
+            before any of it is loaded.
+        UnavailableError: Memory or threads cannot be had.
+    """
+
+    def __init__(self, path: Path, threads: int, *, cpu: CpuInfo | None = None) -> None:
+        description = read_description(path)
+        name = path.parent.name if path.name == FILE_NAME else path.name
+        super().__init__(name, description.inputs, description.outputs)
+        check_cpu(name, description.triple, description.features, this_cpu() if cpu is None else cpu)
+        self._steps = description.steps
+        self._inputs_of = [spec.name for spec in description.inputs]
+        self._dtypes = [spec.dtype for spec in description.outputs]
+        self._positions = {spec.name: index for index, spec in enumerate(description.outputs)}
+        # One call at a time: the arrays of pointers below are shared.
+        self._turn = threading.Lock()
+        self._error = ctypes.create_string_buffer(_ERROR_BYTES)
+        weights = path.parent / WEIGHTS
+        _check_file(weights, description.weights)
+        code = _checked_bytes(path.parent / LIBRARY, description.library)
+        self._library, handle, self._finalizer = self._open(code, path.parent / LIBRARY, weights, threads)
+        self._handle: ctypes.c_void_p | None = handle
+        self._key: tuple[tuple[int, ...], ...] | None = None
+        inputs, outputs = len(description.inputs), len(description.outputs)
+        self._input_pointers = (ctypes.c_void_p * max(1, inputs))()
+        self._output_pointers = (ctypes.c_void_p * max(1, outputs))()
+        self._output_bytes = (ctypes.c_uint64 * max(1, outputs))()
+        self._output_shapes: list[tuple[int, ...]] = []
+        self._check_counts()
+
+    def close(self) -> None:
+        """Free the model, its threads and its memory."""
+        with self._turn:
+            self._handle = None
+            self._finalizer()
+
+    def profile(self, feeds: Feeds, runs: int) -> list[NodeTime]:
+        """Microseconds per step, the median of `runs` runs of feeds that fit the model's batch.
+
+        Raises:
+            InputError: As `run`.
+        """
+        if runs < 1:
+            raise UsageError(f"profiling takes at least 1 run, not {runs}")
+        ready = self._checked(feeds)
+        wanted = [spec.name for spec in self.outputs]
+        self._run(ready, wanted)
+        times: list[list[int]] = []
+        buffer = (ctypes.c_uint64 * max(1, len(self._steps)))()
+        self._library.greencc_profile(self._opened(), 1)
+        try:
+            for _ in range(runs):
+                self._run(ready, wanted)
+                status = self._library.greencc_step_times(self._opened(), buffer, len(self._steps))
+                self._raise(status, "profiling")
+                times.append(list(buffer[: len(self._steps)]))
+        finally:
+            self._library.greencc_profile(self._opened(), 0)
+        return [
+            NodeTime(step.node, step.kind, statistics.median(column) / 1000)
+            for step, column in zip(self._steps, zip(*times, strict=True), strict=True)
+        ]
+
+    def _run(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
+        with self._turn:
+            handle = self._opened()
+            # A contiguous copy must outlive the call.
+            arrays = [np.ascontiguousarray(feeds[name]) for name in self._inputs_of]
+            key = tuple([feeds[name].shape for name in self._inputs_of])
+            if key != self._key:
+                self._prepare(handle, key)
+            for index, array in enumerate(arrays):
+                self._input_pointers[index] = array.__array_interface__["data"][0]
+            results = []
+            for index, (shape, dtype) in enumerate(zip(self._output_shapes, self._dtypes, strict=True)):
+                result, self._output_pointers[index] = _aligned(shape, dtype, self._output_bytes[index])
+                results.append(result)
+            status = self._library.greencc_run(
+                handle,
+                self._input_pointers,
+                self._shapes,
+                self._output_pointers,
+                self._output_bytes,
+                self._error,
+                _ERROR_BYTES,
+            )
+            if status:
+                self._raise(status, "running")
+            return {name: results[self._positions[name]] for name in outputs}
+
+    def _prepare(self, handle: ctypes.c_void_p, key: tuple[tuple[int, ...], ...]) -> None:
+        """Shapes of the inputs as the library takes them, and of the outputs."""
+        self._key = None
+        flat = [size for shape in key for size in shape]
+        self._shapes = (ctypes.c_int64 * max(1, len(flat)))(*flat)
+        ranks = [len(spec.shape or ()) for spec in self.outputs]
+        found = (ctypes.c_int64 * max(1, sum(ranks)))()
+        status = self._library.greencc_output_shapes(handle, self._shapes, found, self._error, _ERROR_BYTES)
+        self._raise(status, "running")
+        self._output_shapes = []
+        for index, (rank, dtype) in enumerate(zip(ranks, self._dtypes, strict=True)):
+            start = sum(ranks[:index])
+            shape = tuple(found[start : start + rank])
+            self._output_shapes.append(shape)
+            self._output_bytes[index] = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self._key = key
+
+    def _opened(self) -> ctypes.c_void_p:
+        if self._handle is None:
+            raise RuntimeError(f"the engine of {self._name} was closed")
+        return self._handle
+
+    def _raise(self, status: int, doing: str) -> None:
+        if status:
+            raise _error(status, f"{doing} {self._name}: {self._error.value.decode(errors='replace')}")
+
+    def _open(
+        self, code: bytes, path: Path, weights: Path, threads: int
+    ) -> tuple[Any, ctypes.c_void_p, Callable[[], Any]]:
+        """The library, a handle, and what frees both."""
+        file = _in_memory(code)
+        try:
+            library = ctypes.CDLL(f"/proc/self/fd/{file}")
+            _declare(library)
+            if library.greencc_abi() != _ABI:
+                raise InputError(f"{path} is of another version of greencc", hint="compile the model again")
+        except (OSError, AttributeError) as error:
+            os.close(file)
+            raise InputError(f"{path} cannot be loaded: {error}", hint="compile the model again") from error
+        except InputError:
+            _unload(library, file)
+            raise
+        handle = ctypes.c_void_p()
+        status = library.greencc_open(
+            os.fsencode(weights), threads, ctypes.byref(handle), self._error, _ERROR_BYTES
+        )
+        if status:
+            _unload(library, file)
+            self._raise(status, "loading")
+        return library, handle, weakref.finalize(self, _free, library, handle, file)
+
+    def _check_counts(self) -> None:
+        """The description must be that of the library: arrays are made by its ranks."""
+        counts = (ctypes.c_uint32 * 5)()
+        self._library.greencc_counts(self._handle, counts)
+        ranks = [sum(len(spec.shape or ()) for spec in specs) for specs in (self.inputs, self.outputs)]
+        if list(counts) != [len(self.inputs), len(self.outputs), *ranks, len(self._steps)]:
+            self.close()
+            raise InputError(
+                f"{self._name}: {FILE_NAME} does not describe {LIBRARY}", hint="compile the model again"
+            )
+        found, rank = ctypes.c_uint32(), ctypes.c_uint32()
+        for role, specs in enumerate((self.inputs, self.outputs)):
+            for index, spec in enumerate(specs):
+                self._library.greencc_tensor(
+                    self._handle, role, index, ctypes.byref(found), ctypes.byref(rank)
+                )
+                if (found.value, rank.value) != (spec.dtype.itemsize, len(spec.shape or ())):
+                    self.close()
+                    raise InputError(
+                        f"{self._name}: {FILE_NAME} does not describe {spec.name!r} of {LIBRARY}",
+                        hint="compile the model again",
+                    )
+
+
+def _error(status: int, message: str) -> GreenccError:
+    if status == _NO_MEMORY:
+        return UnavailableError(message, hint="use a smaller batch, or fewer threads")
+    return InputError(message)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array, int]:
+    """An array that starts at a multiple of 64 bytes, and its address."""
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    address = memory.__array_interface__["data"][0]
+    start = -address % _ALIGNMENT
+    return np.ndarray(shape, dtype, memory, start), address + start
+
+
+def _check_file(path: Path, facts: FileFacts) -> None:
+    try:
+        size = path.stat().st_size
+        digest = sha256_file(path) if size == facts.size else None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if digest != facts.sha256:
+        raise _changed(path)
+
+
+def _checked_bytes(path: Path, facts: FileFacts) -> bytes:
+    """The contents of a file that is as described: what is loaded is what was checked."""
+    try:
+        data = path.read_bytes() if path.stat().st_size == facts.size else b""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) != facts.size or hashlib.sha256(data).hexdigest() != facts.sha256:
+        raise _changed(path)
+    return data
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"{path} is not the file that {FILE_NAME} describes: it was changed or damaged",
+        hint="compile the model again, or copy the whole folder again",
+    )
+
+
+def _in_memory(code: bytes) -> int:
+    """A file without a name that holds the code.
+
+    The dynamic linker knows libraries by path and inode: a second model built at the path of one that is still open
+    would otherwise run the first one's code.
+    """
+    try:
+        file = os.memfd_create("model.so")
+    except OSError as error:
+        raise UnavailableError(f"cannot load a compiled model: {error.strerror or error}") from error
+    with open(file, "wb", closefd=False) as stream:
+        stream.write(code)
+    return file
+
+
+def _declare(library: Any) -> None:
+    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    library.greencc_abi.argtypes = []
+    library.greencc_open.argtypes = [text, ctypes.c_int, pointer, pointer, size]
+    library.greencc_counts.argtypes = [pointer, pointer]
+    library.greencc_counts.restype = None
+    library.greencc_tensor.argtypes = [pointer, ctypes.c_int, ctypes.c_uint32, pointer, pointer]
+    library.greencc_output_shapes.argtypes = [pointer, pointer, pointer, pointer, size]
+    library.greencc_run.argtypes = [pointer, pointer, pointer, pointer, pointer, pointer, size]
+    library.greencc_profile.argtypes = [pointer, ctypes.c_int]
+    library.greencc_profile.restype = None
+    library.greencc_step_times.argtypes = [pointer, pointer, ctypes.c_uint32]
+    library.greencc_close.argtypes = [pointer]
+    library.greencc_close.restype = None
+
+
+def _free(library: Any, handle: ctypes.c_void_p, file: int) -> None:
+    library.greencc_close(handle)
+    _unload(library, file)
+
+
+def _unload(library: Any, file: int) -> None:
+    """Unmap the code. The file is closed behind that, so that no other library gets its name before."""
+    unload = ctypes.CDLL(None).dlclose
+    unload.argtypes = [ctypes.c_void_p]
+    unload(library._handle)
+    os.close(file)

@@ -1,0 +1,196 @@
+"""Small words for TIR: constants, vectors, loops, and the float operations that processors have cheaply.
+
+Expressions are TVM's; a vector is one expression of several lanes. Indices are INT64 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from greencc.targets._tvm.machine import Machine
+
+Expr = Any
+"""An expression, a variable or a buffer of TVM."""
+Index = Any
+"""An int or an INT64 expression."""
+
+_WORTH = 1 << 14
+"""Operations of vectors in the time that it takes to wake threads."""
+
+# 1.5 * 2^23: adding it leaves the nearest integer, halves to even, in the low bits of a float32 below 2^22.
+_ROUNDER = 12582912.0
+_ROUNDER_BITS = 0x4B400000
+
+
+class Emit:
+    """Writes into the IRBuilder that is open.
+
+    Attributes:
+        machine: What is written for.
+        T: TVM's IRBuilder functions.
+        llvm_major: Version of the LLVM inside TVM.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        from tvm import tirx
+        from tvm.script.ir_builder import tirx as script
+        from tvm.target import codegen
+
+        self.machine = machine
+        self.T = script
+        self.llvm_major = int(codegen.llvm_version_major())
+        self._tirx = tirx
+
+    @contextmanager
+    def function(self, name: str) -> Iterator[None]:
+        """The function that is open; its arguments come first."""
+        with self.T.prim_func(s_tir=True):
+            self.T.func_name(name)
+            self.T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            yield
+
+    # Values
+
+    def const(self, dtype: str, value: float | int) -> Expr:
+        return self._tirx.const(value, dtype)
+
+    def index(self, value: Index) -> Expr:
+        """An INT64 expression."""
+        return self.const("int64", value) if isinstance(value, int) else value
+
+    def splat(self, dtype: str, value: float | int, lanes: int) -> Expr:
+        """A constant in every lane."""
+        return self.broadcast(self.const(dtype, value), lanes)
+
+    def broadcast(self, scalar: Expr, lanes: int) -> Expr:
+        return scalar if lanes == 1 else self.T.broadcast(scalar, lanes)
+
+    def lanes(self, value: Expr) -> int:
+        return int(value.expr_ty().dtype.lanes)
+
+    def cast(self, value: Expr, dtype: str) -> Expr:
+        """Converts every lane."""
+        return self.T.cast(value, typed(dtype, self.lanes(value)))
+
+    def bits(self, value: Expr, dtype: str, lanes: int) -> Expr:
+        """The same bits as another vector."""
+        return self.T.reinterpret(typed(dtype, lanes), value)
+
+    def llvm(self, dtype: str, lanes: int, name: str, *arguments: Expr) -> Expr:
+        """A call of an LLVM intrinsic without side effects."""
+        return self.T.call_llvm_pure_intrin(typed(dtype, lanes), name, *arguments)
+
+    # Memory
+
+    def argument(self, name: str, shape: Sequence[Index], dtype: str) -> Expr:
+        """The next argument of the function: a buffer."""
+        handle = self.T.arg(f"{name}_handle", self.T.handle())
+        return self.T.match_buffer(handle, tuple(shape), dtype)
+
+    def ramp(self, base: Index, lanes: int) -> Expr:
+        """Indices of neighbours."""
+        base = self.index(base)
+        return base if lanes == 1 else self.T.ramp(base, self.const("int64", 1), lanes)
+
+    def load(self, buffer: Expr, at: Sequence[Index], lanes: int) -> Expr:
+        """`lanes` neighbours; `at` may run over the end of the last dimension into the next row."""
+        *outer, last = at
+        return buffer[(*(self.index(each) for each in outer), self.ramp(last, lanes))]
+
+    def store(self, buffer: Expr, at: Sequence[Index], value: Expr, lanes: int) -> None:
+        *outer, last = at
+        self.T.buffer_store(buffer, value, [*(self.index(each) for each in outer), self.ramp(last, lanes)])
+
+    def scratch(self, dtype: str, size: int) -> Expr:
+        """Memory for the scope that is open."""
+        return self.T.alloc_buffer((size,), dtype, scope="global")
+
+    def registers(self, dtype: str, size: int) -> Expr:
+        """Values that LLVM keeps in registers: only constant indices may be used."""
+        return self.T.alloc_buffer((size,), dtype, scope="local")
+
+    # Control
+
+    @contextmanager
+    def loop(self, stop: Index, *, start: Index = 0, parallel: bool = False) -> Iterator[Expr]:
+        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop."""
+        if stop == 1 and start == 0 and not parallel:
+            yield self.const("int64", 0)
+            return
+        begin, end = self.index(start), self.index(stop)
+        with (self.T.parallel if parallel else self.T.serial)(begin, end) as variable:
+            yield variable
+
+    def tasks(self, count: Expr, work: int, body: Callable[[Expr], None]) -> None:
+        """A parallel loop; so few tasks that threads would cost more than they save are done one after the other.
+
+        Args:
+            count: Tasks, a symbolic number.
+            work: Operations of vectors that one takes.
+            body: Writes a task. Where tasks are small it is called twice.
+        """
+        few = _WORTH // max(work, 1)
+        if few < 1:
+            with self.loop(count, parallel=True) as task:
+                body(task)
+            return
+        with self.T.If(count <= few):
+            with self.T.Then(), self.loop(count) as task:
+                body(task)
+            with self.T.Else(), self.loop(count, parallel=True) as task:
+                body(task)
+
+    def share(self, count: int, chunk: Index, chunks: int) -> AbstractContextManager[Expr]:
+        """The loop over the part of `count` that one of `chunks` tasks has."""
+        if chunks == 1:
+            return self.loop(count)
+        return self.loop((chunk + 1) * count // chunks, start=chunk * count // chunks)
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        with self.T.If(condition), self.T.Then():
+            yield
+
+    # Float operations
+
+    def maximum(self, left: Expr, right: Expr) -> Expr:
+        """The greater one; that of two constants and a NaN is `right` on x86."""
+        return self._extreme("maxnum", self.T.max, left, right)
+
+    def minimum(self, left: Expr, right: Expr) -> Expr:
+        return self._extreme("minnum", self.T.min, left, right)
+
+    def _extreme(self, name: str, plain: Any, left: Expr, right: Expr) -> Expr:
+        lanes = self.lanes(left)
+        if self.machine.aarch64 and lanes > 1:
+            return self.llvm("float32", lanes, f"llvm.{name}", left, right)
+        return plain(left, right)
+
+    def clip(self, value: Expr, low: float, high: float) -> Expr:
+        """Infinite bounds cost nothing."""
+        lanes = self.lanes(value)
+        if high != float("inf"):
+            value = self.minimum(value, self.splat("float32", high, lanes))
+        if low != -float("inf"):
+            value = self.maximum(value, self.splat("float32", low, lanes))
+        return value
+
+    def rounded(self, value: Expr) -> Expr:
+        """A float32 as it is when rounded by itself: LLVM may not contract it with an addition to one operation."""
+        return self.llvm("float32", self.lanes(value), "llvm.arithmetic.fence", value)
+
+    def nearest(self, value: Expr) -> Expr:
+        """The nearest INT32, halves to even, of float32 below 2^22 in magnitude (and no bare product: see `rounded`).
+
+        In the default rounding mode the sum with 1.5 * 2^23 is nearbyint, in one operation on every processor.
+        """
+        lanes = self.lanes(value)
+        shifted = self.bits(value + self.splat("float32", _ROUNDER, lanes), "int32", lanes)
+        return shifted - self.splat("int32", _ROUNDER_BITS, lanes)
+
+
+def typed(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"

@@ -1,0 +1,85 @@
+"""Passes from a Relax module with our kernels and ordinary operators to one with kernel calls only."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.planning import VIEWS
+
+if TYPE_CHECKING:
+    from tvm.ir import IRModule
+
+
+def llvm_target(machine: Machine) -> Any:
+    """TVM's target for a machine."""
+    from tvm.target import Target
+
+    wanted: dict[str, Any] = {"kind": "llvm", "mtriple": machine.triple, "mcpu": machine.cpu}
+    if machine.features:
+        wanted["mattr"] = [f"+{name}" for name in sorted(machine.features)]
+    if machine.triple.startswith("arm"):
+        wanted["mfloat-abi"] = "hard"
+    return Target(wanted)
+
+
+def lower_to_kernels(module: IRModule, machine: Machine) -> IRModule:
+    """Turn every ordinary operator into a kernel, and fuse what is element-wise into its neighbours.
+
+    Functions that are scheduled already keep their names: their access pattern is opaque to the fusion. Reshapes stay
+    operators, which `planning` makes views of.
+
+    Args:
+        module: ``main`` and the functions that it calls.
+        machine: What code is generated for.
+    """
+    import tvm
+    from tvm import relax
+
+    transform = relax.transform
+    passes = tvm.transform.Sequential(
+        [
+            transform.DecomposeOpsForInference(),
+            transform.CanonicalizeBindings(),
+            transform.LegalizeOps(skip_ops=list(VIEWS)),
+            transform.AnnotateTIROpPattern(),
+            transform.FoldConstant(),
+            transform.FuseOps(),
+            transform.FuseTIR(),
+            transform.CanonicalizeBindings(),
+            transform.DeadCodeElimination(["main"]),
+            transform.AttachGlobalSymbol(),
+        ]
+    )
+    with llvm_target(machine):
+        return schedule(passes(module), machine)
+
+
+def schedule(module: IRModule, machine: Machine) -> IRModule:
+    """Give the functions that TVM's own legalization wrote a schedule, where this version has schedules for them."""
+    name = "greencc.targets._tvm.schedule_default"
+    if importlib.util.find_spec(name) is None:
+        return module
+    found: Any = importlib.import_module(name)
+    scheduled: IRModule = found.schedule(module, machine)
+    return scheduled
+
+
+def compile_object(module: IRModule, machine: Machine) -> bytes:
+    """The object file of a module's TIR functions. `main` is left out: the plan takes its place."""
+    import tempfile
+    from pathlib import Path
+
+    import tvm
+    from tvm import tirx
+
+    functions = {
+        name: function for name, function in module.functions.items() if isinstance(function, tirx.PrimFunc)
+    }
+    built = tirx.build(tvm.IRModule(functions), target=llvm_target(machine))
+    with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
+        path = Path(folder) / "kernels.o"
+        built.write_to_file(str(path), "o")
+        return path.read_bytes()

@@ -1,0 +1,462 @@
+/* Runs a plan: a fixed sequence of kernel calls on buffers whose sizes follow from the inputs' shapes.
+ *
+ * Buffers and arguments are made when shapes change, and kept: a further run of the same shapes only sets the
+ * addresses of inputs and outputs.
+ */
+#define _POSIX_C_SOURCE 200809L
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* An aligned copy of an input or output whose own buffer is not. */
+typedef struct {
+    void *memory;
+    uint64_t size;
+} bounce;
+
+struct greencc_handle {
+    plan plan;
+    pool pool;
+    pthread_mutex_t turn;
+    void *weights;
+    size_t weights_size;
+    int64_t *symbols;
+    int64_t *values;      /* of expressions */
+    int64_t *dims;        /* of tensors, one after the other */
+    int64_t *shapes;      /* of the inputs, that everything is prepared for */
+    dl_tensor *tensors;
+    uint64_t *bytes;      /* of tensors */
+    uint64_t *offsets;    /* of storages, and their end */
+    ffi_any *args;
+    bounce *copies;       /* of inputs, then outputs */
+    uint64_t *times;
+    uint32_t input_dims, output_dims;
+    char *arena;
+    uint64_t arena_size;
+    int prepared, profiled;
+};
+
+typedef struct {
+    char *text;
+    size_t size;
+} message;
+
+static int open_weights(greencc_handle *h, const char *path, const message *m) {
+    uint64_t wanted = h->plan.head.weights_bytes;
+    if (wanted == 0) return GREENCC_OK;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat facts;
+    if (file < 0 || fstat(file, &facts) != 0) {
+        report(m->text, m->size, "cannot read %s: %s", path, strerror(errno));
+        if (file >= 0) close(file);
+        return GREENCC_CORRUPT;
+    }
+    if (facts.st_size < 0 || (uint64_t)facts.st_size != wanted || wanted > SIZE_MAX) {
+        report(m->text, m->size, "%s has %lld bytes, the model needs %llu", path, (long long)facts.st_size,
+               (unsigned long long)wanted);
+        close(file);
+        return GREENCC_CORRUPT;
+    }
+    void *memory = mmap(NULL, (size_t)wanted, PROT_READ, MAP_PRIVATE, file, 0);
+    int reason = errno;
+    close(file);
+    if (memory == MAP_FAILED) {
+        report(m->text, m->size, "cannot map %s: %s", path, strerror(reason));
+        return GREENCC_NO_MEMORY;
+    }
+    h->weights = memory;
+    h->weights_size = (size_t)wanted;
+    return GREENCC_OK;
+}
+
+static void *zeros(uint64_t count, size_t size) { return calloc(count == 0 ? 1 : (size_t)count, size); }
+
+/* Everything whose size does not depend on shapes. */
+static int make_tables(greencc_handle *h) {
+    const plan *p = &h->plan;
+    const plan_header *head = &p->head;
+    uint64_t dims = 0;
+    for (uint32_t i = 0; i < head->tensors; i++) dims += p->tensors[i].ndim;
+    for (uint32_t i = 0; i < head->inputs; i++) h->input_dims += p->tensors[p->inputs[i].tensor].ndim;
+    for (uint32_t i = 0; i < head->outputs; i++) h->output_dims += p->tensors[p->outputs[i].tensor].ndim;
+    h->symbols = zeros(head->symbols, sizeof *h->symbols);
+    h->values = zeros(head->expressions, sizeof *h->values);
+    h->dims = zeros(dims, sizeof *h->dims);
+    h->shapes = zeros(h->input_dims, sizeof *h->shapes);
+    h->tensors = zeros(head->tensors, sizeof *h->tensors);
+    h->bytes = zeros(head->tensors, sizeof *h->bytes);
+    h->offsets = zeros((uint64_t)head->storages + 1, sizeof *h->offsets);
+    h->args = zeros(head->args, sizeof *h->args);
+    h->copies = zeros((uint64_t)head->inputs + head->outputs, sizeof *h->copies);
+    h->times = zeros(head->steps, sizeof *h->times);
+    if (!h->symbols || !h->values || !h->dims || !h->shapes || !h->tensors || !h->bytes || !h->offsets || !h->args ||
+        !h->copies || !h->times)
+        return GREENCC_NO_MEMORY;
+    int64_t *next = h->dims;
+    for (uint32_t i = 0; i < head->tensors; i++) {
+        const plan_tensor *from = &p->tensors[i];
+        dl_tensor *to = &h->tensors[i];
+        to->device.type = DEVICE_CPU;
+        to->ndim = (int32_t)from->ndim;
+        to->dtype.code = from->code;
+        to->dtype.bits = from->bits;
+        to->dtype.lanes = from->lanes;
+        to->shape = next;
+        next += from->ndim;
+    }
+    return GREENCC_OK;
+}
+
+static int open_handle(greencc_handle *h, const void *bytes, size_t size, const char *weights, int threads,
+                       const message *m) {
+    int status = plan_read(&h->plan, bytes, size, m->text, m->size);
+    if (status == GREENCC_OK) status = open_weights(h, weights, m);
+    if (status != GREENCC_OK) return status;
+    status = make_tables(h);
+    if (status == GREENCC_OK) status = pool_open(&h->pool, threads);
+    if (status != GREENCC_OK) report(m->text, m->size, "out of memory, or of threads: %d were asked for", threads);
+    return status;
+}
+
+GREENCC_EXPORT int greencc_abi(void) { return GREENCC_ABI; }
+
+GREENCC_EXPORT int greencc_open_plan(const void *bytes, size_t size, const char *weights_path, int threads,
+                                     greencc_handle **result, char *error, size_t error_size) {
+    *result = NULL;
+    if (threads < 1 || threads > MAX_THREADS) {
+        report(error, error_size, "%d threads: from 1 to %d are possible", threads, MAX_THREADS);
+        return GREENCC_BAD_SHAPE;
+    }
+    greencc_handle *h = calloc(1, sizeof *h);
+    if (h == NULL) {
+        report(error, error_size, "out of memory");
+        return GREENCC_NO_MEMORY;
+    }
+    pthread_mutex_init(&h->turn, NULL);
+    message m = {error, error_size};
+    int status = open_handle(h, bytes, size, weights_path, threads, &m);
+    if (status != GREENCC_OK) {
+        greencc_close(h);
+        return status;
+    }
+    *result = h;
+    return GREENCC_OK;
+}
+
+GREENCC_EXPORT int greencc_open(const char *weights_path, int threads, greencc_handle **result, char *error,
+                                size_t error_size) {
+    return greencc_open_plan(greencc_plan, greencc_plan_size, weights_path, threads, result, error, error_size);
+}
+
+GREENCC_EXPORT void greencc_close(greencc_handle *h) {
+    if (h == NULL) return;
+    pool_close(&h->pool);
+    if (h->weights != NULL) munmap(h->weights, h->weights_size);
+    for (uint32_t i = 0; h->copies != NULL && i < h->plan.head.inputs + h->plan.head.outputs; i++)
+        free(h->copies[i].memory);
+    free(h->symbols), free(h->values), free(h->dims), free(h->shapes), free(h->tensors), free(h->bytes);
+    free(h->offsets), free(h->args), free(h->copies), free(h->times), free(h->arena);
+    plan_free(&h->plan);
+    pthread_mutex_destroy(&h->turn);
+    free(h);
+}
+
+GREENCC_EXPORT void greencc_counts(const greencc_handle *h, uint32_t counts[5]) {
+    counts[0] = h->plan.head.inputs;
+    counts[1] = h->plan.head.outputs;
+    counts[2] = h->input_dims;
+    counts[3] = h->output_dims;
+    counts[4] = h->plan.head.steps;
+}
+
+GREENCC_EXPORT const char *greencc_input_name(const greencc_handle *h, uint32_t index) {
+    return index < h->plan.head.inputs ? h->plan.text + h->plan.inputs[index].name : NULL;
+}
+
+GREENCC_EXPORT const char *greencc_output_name(const greencc_handle *h, uint32_t index) {
+    return index < h->plan.head.outputs ? h->plan.text + h->plan.outputs[index].name : NULL;
+}
+
+GREENCC_EXPORT int greencc_tensor(const greencc_handle *h, int role, uint32_t index, uint32_t *bytes,
+                                  uint32_t *dims) {
+    const plan *p = &h->plan;
+    if (role < 0 || role > 1 || index >= (role == 0 ? p->head.inputs : p->head.outputs)) return GREENCC_BAD_SHAPE;
+    const plan_tensor *tensor = &p->tensors[(role == 0 ? p->inputs : p->outputs)[index].tensor];
+    *bytes = item_bytes(tensor);
+    *dims = tensor->ndim;
+    return GREENCC_OK;
+}
+
+/* Symbols from the shapes of the inputs; a symbol is the first dimension that it alone stands for. */
+static int bind_symbols(greencc_handle *h, const int64_t *shapes, const message *m) {
+    const plan *p = &h->plan;
+    for (uint32_t i = 0; i < p->head.symbols; i++) h->symbols[i] = -1;
+    const int64_t *given = shapes;
+    for (uint32_t i = 0; i < p->head.inputs; i++) {
+        const plan_tensor *t = &p->tensors[p->inputs[i].tensor];
+        for (uint32_t d = 0; d < t->ndim; d++, given++) {
+            int64_t symbol = plan_symbol(p, p->dims[t->first_dim + d]);
+            if (*given < 0) {
+                report(m->text, m->size, "input '%s' has %lld as dimension %u", greencc_input_name(h, i),
+                       (long long)*given, d);
+                return GREENCC_BAD_SHAPE;
+            }
+            if (symbol >= 0 && h->symbols[symbol] < 0) h->symbols[symbol] = *given;
+        }
+    }
+    given = shapes;
+    for (uint32_t i = 0; i < p->head.inputs; i++) {
+        const plan_tensor *t = &p->tensors[p->inputs[i].tensor];
+        for (uint32_t d = 0; d < t->ndim; d++, given++) {
+            int64_t expected = -1;
+            if (!plan_evaluate(p, p->dims[t->first_dim + d], h->symbols, &expected) || expected != *given) {
+                report(m->text, m->size, "input '%s' has %lld as dimension %u, the model takes %lld there",
+                       greencc_input_name(h, i), (long long)*given, d, (long long)expected);
+                return GREENCC_BAD_SHAPE;
+            }
+        }
+    }
+    return GREENCC_OK;
+}
+
+static int too_large(const message *m) {
+    report(m->text, m->size, "these shapes give tensors that are too large, or of negative size");
+    return GREENCC_BAD_SHAPE;
+}
+
+/* Dimensions and bytes of every tensor, offsets of storages. */
+static int measure(greencc_handle *h, const message *m) {
+    const plan *p = &h->plan;
+    for (uint32_t i = 0; i < p->head.expressions; i++)
+        if (!plan_evaluate(p, i, h->symbols, &h->values[i])) return too_large(m);
+    for (uint32_t i = 0; i < p->head.tensors; i++) {
+        const plan_tensor *t = &p->tensors[i];
+        uint64_t bytes = item_bytes(t);
+        for (uint32_t d = 0; d < t->ndim; d++) {
+            int64_t size = h->values[p->dims[t->first_dim + d]];
+            if (size < 0 || __builtin_mul_overflow(bytes, (uint64_t)size, &bytes) || bytes > SIZE_MAX / 4)
+                return too_large(m);
+            h->tensors[i].shape[d] = size;
+        }
+        h->bytes[i] = bytes;
+    }
+    uint64_t end = 0;
+    for (uint32_t i = 0; i < p->head.storages; i++) {
+        int64_t size = h->values[p->storages[i]];
+        if (size < 0 || (uint64_t)size > SIZE_MAX / 4) return too_large(m);
+        h->offsets[i] = end;
+        end += ((uint64_t)size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        if (end > SIZE_MAX / 2) return too_large(m);
+    }
+    h->offsets[p->head.storages] = end;
+    return GREENCC_OK;
+}
+
+/* A tensor must fit where it lies: a plan that is wrong must not reach memory of others. */
+static int check_places(const greencc_handle *h, const message *m) {
+    const plan *p = &h->plan;
+    for (uint32_t i = 0; i < p->head.tensors; i++) {
+        const plan_tensor *t = &p->tensors[i];
+        uint64_t room;
+        if (t->place == PLACE_CONSTANT) room = p->head.weights_bytes - t->offset;
+        else if (t->place == PLACE_STORAGE) room = h->offsets[t->index + 1] - h->offsets[t->index];
+        else room = h->bytes[(t->place == PLACE_INPUT ? p->inputs : p->outputs)[t->index].tensor];
+        if (h->bytes[i] > room) {
+            report(m->text, m->size, "the plan is corrupt: a tensor does not fit its place");
+            return GREENCC_CORRUPT;
+        }
+    }
+    for (uint32_t i = 0; i < p->head.steps; i++) {
+        const plan_step *s = &p->steps[i];
+        const uint32_t *args = p->args + s->first_arg;
+        if (s->kernel == COPY && h->bytes[args[0]] != h->bytes[args[1]]) {
+            report(m->text, m->size, "the plan is corrupt: a copy changes the size");
+            return GREENCC_CORRUPT;
+        }
+    }
+    return GREENCC_OK;
+}
+
+static char *place_of(greencc_handle *h, const plan_tensor *t) {
+    static char nothing[ALIGNMENT] __attribute__((aligned(ALIGNMENT)));
+    if (t->place == PLACE_STORAGE) return h->arena + h->offsets[t->index];
+    if (t->place == PLACE_CONSTANT && h->weights != NULL && t->offset < h->weights_size)
+        return (char *)h->weights + t->offset;
+    return nothing; /* without elements, or set for every run */
+}
+
+/* Everything that follows from the shapes of the inputs; nothing to do when they are the last ones. */
+static int prepare(greencc_handle *h, const int64_t *shapes, const message *m) {
+    const plan *p = &h->plan;
+    size_t bytes = h->input_dims * sizeof *shapes;
+    if (h->prepared && memcmp(shapes, h->shapes, bytes) == 0) return GREENCC_OK;
+    h->prepared = 0;
+    int status = bind_symbols(h, shapes, m);
+    if (status == GREENCC_OK) status = measure(h, m);
+    if (status == GREENCC_OK) status = check_places(h, m);
+    if (status != GREENCC_OK) return status;
+    uint64_t needed = h->offsets[p->head.storages];
+    if (h->arena == NULL || needed > h->arena_size) {
+        free(h->arena);
+        h->arena = aligned_memory(needed);
+        h->arena_size = h->arena == NULL ? 0 : needed;
+        if (h->arena == NULL) {
+            report(m->text, m->size, "out of memory: %llu bytes of buffers", (unsigned long long)needed);
+            return GREENCC_NO_MEMORY;
+        }
+    }
+    for (uint32_t i = 0; i < p->head.tensors; i++) h->tensors[i].data = place_of(h, &p->tensors[i]);
+    for (uint32_t i = 0; i < p->head.steps; i++) {
+        const plan_step *s = &p->steps[i];
+        uint32_t tensors = s->kernel == COPY ? 2 : greencc_kernels[s->kernel].reads + greencc_kernels[s->kernel].writes;
+        for (uint32_t a = s->first_arg; a < s->first_arg + s->args; a++) {
+            ffi_any *arg = &h->args[a];
+            arg->zero_padding = 0;
+            arg->value.bits = 0;
+            if (a - s->first_arg < tensors) {
+                arg->type_index = FFI_TENSOR;
+                arg->value.pointer = &h->tensors[p->args[a]];
+            } else {
+                arg->type_index = FFI_INT;
+                arg->value.integer = h->values[p->args[a]];
+            }
+        }
+    }
+    memcpy(h->shapes, shapes, bytes);
+    h->prepared = 1;
+    return GREENCC_OK;
+}
+
+GREENCC_EXPORT int greencc_output_shapes(greencc_handle *h, const int64_t *input_shapes, int64_t *output_shapes,
+                                         char *error, size_t error_size) {
+    message m = {error, error_size};
+    pthread_mutex_lock(&h->turn);
+    int status = prepare(h, input_shapes, &m);
+    for (uint32_t i = 0; status == GREENCC_OK && i < h->plan.head.outputs; i++) {
+        const dl_tensor *tensor = &h->tensors[h->plan.outputs[i].tensor];
+        for (int32_t d = 0; d < tensor->ndim; d++) *output_shapes++ = tensor->shape[d];
+    }
+    pthread_mutex_unlock(&h->turn);
+    return status;
+}
+
+static int misaligned(const void *data) { return (uintptr_t)data % ALIGNMENT != 0; }
+
+static void *room(bounce *b, uint64_t size, const message *m) {
+    if (b->memory == NULL || b->size < size) {
+        free(b->memory);
+        b->memory = aligned_memory(size);
+        b->size = b->memory == NULL ? 0 : size;
+        if (b->memory == NULL) report(m->text, m->size, "out of memory: %llu bytes", (unsigned long long)size);
+    }
+    return b->memory;
+}
+
+/* Addresses of inputs and outputs, and of the tensors that are views of them. */
+static int attach(greencc_handle *h, const void *const *inputs, void *const *outputs, const uint64_t *output_bytes,
+                  const message *m) {
+    const plan *p = &h->plan;
+    for (uint32_t i = 0; i < p->head.inputs; i++) {
+        dl_tensor *tensor = &h->tensors[p->inputs[i].tensor];
+        uint64_t bytes = h->bytes[p->inputs[i].tensor];
+        void *data = (void *)(uintptr_t)inputs[i];
+        if (bytes == 0) continue;
+        if (misaligned(data)) {
+            data = room(&h->copies[i], bytes, m);
+            if (data == NULL) return GREENCC_NO_MEMORY;
+            memcpy(data, inputs[i], (size_t)bytes);
+        }
+        tensor->data = data;
+    }
+    for (uint32_t i = 0; i < p->head.outputs; i++) {
+        dl_tensor *tensor = &h->tensors[p->outputs[i].tensor];
+        uint64_t bytes = h->bytes[p->outputs[i].tensor];
+        if (output_bytes[i] != bytes) {
+            report(m->text, m->size, "the buffer of output '%s' has %llu bytes, it needs %llu",
+                   greencc_output_name(h, i), (unsigned long long)output_bytes[i], (unsigned long long)bytes);
+            return GREENCC_BAD_SHAPE;
+        }
+        if (bytes == 0) continue;
+        tensor->data = misaligned(outputs[i]) ? room(&h->copies[p->head.inputs + i], bytes, m) : outputs[i];
+        if (tensor->data == NULL) return GREENCC_NO_MEMORY;
+    }
+    for (uint32_t i = 0; i < p->head.tensors; i++) {
+        const plan_tensor *t = &p->tensors[i];
+        if (t->place == PLACE_INPUT) h->tensors[i].data = h->tensors[p->inputs[t->index].tensor].data;
+        if (t->place == PLACE_OUTPUT) h->tensors[i].data = h->tensors[p->outputs[t->index].tensor].data;
+    }
+    return GREENCC_OK;
+}
+
+static uint64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static int run_steps(greencc_handle *h, const message *m) {
+    const plan *p = &h->plan;
+    uint64_t before = h->profiled ? now() : 0;
+    for (uint32_t i = 0; i < p->head.steps; i++) {
+        const plan_step *s = &p->steps[i];
+        const ffi_any *args = h->args + s->first_arg;
+        if (s->kernel == COPY) {
+            const uint32_t *ids = p->args + s->first_arg;
+            memcpy(h->tensors[ids[1]].data, h->tensors[ids[0]].data, (size_t)h->bytes[ids[1]]);
+        } else {
+            ffi_any result = {0, 0, {0}};
+            if (greencc_kernels[s->kernel].function(NULL, args, (int32_t)s->args, &result) != 0) {
+                report(m->text, m->size, "step %u (%s) failed: %s", i, p->text + s->name, pool_error(&h->pool));
+                return GREENCC_FAILED;
+            }
+        }
+        if (h->profiled) {
+            uint64_t after = now();
+            h->times[i] = after - before;
+            before = after;
+        }
+    }
+    return GREENCC_OK;
+}
+
+GREENCC_EXPORT int greencc_run(greencc_handle *h, const void *const *inputs, const int64_t *input_shapes,
+                               void *const *outputs, const uint64_t *output_bytes, char *error, size_t error_size) {
+    const plan *p = &h->plan;
+    message m = {error, error_size};
+    pthread_mutex_lock(&h->turn);
+    int status = prepare(h, input_shapes, &m);
+    if (status == GREENCC_OK) status = attach(h, inputs, outputs, output_bytes, &m);
+    if (status == GREENCC_OK) {
+        pool_enter(&h->pool);
+        status = run_steps(h, &m);
+        pool_leave(&h->pool);
+    }
+    for (uint32_t i = 0; status == GREENCC_OK && i < p->head.outputs; i++) {
+        const void *data = h->tensors[p->outputs[i].tensor].data;
+        if (output_bytes[i] != 0 && data != outputs[i]) memcpy(outputs[i], data, (size_t)output_bytes[i]);
+    }
+    pthread_mutex_unlock(&h->turn);
+    return status;
+}
+
+GREENCC_EXPORT void greencc_profile(greencc_handle *h, int on) {
+    pthread_mutex_lock(&h->turn);
+    h->profiled = on != 0;
+    pthread_mutex_unlock(&h->turn);
+}
+
+GREENCC_EXPORT int greencc_step_times(greencc_handle *h, uint64_t *nanoseconds, uint32_t count) {
+    if (count != h->plan.head.steps) return GREENCC_BAD_SHAPE;
+    pthread_mutex_lock(&h->turn);
+    memcpy(nanoseconds, h->times, count * sizeof *nanoseconds);
+    pthread_mutex_unlock(&h->turn);
+    return GREENCC_OK;
+}

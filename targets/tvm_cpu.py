@@ -1,0 +1,171 @@
+"""The `tvm-cpu` target: kernels that greencc generates through TVM for this machine's CPU.
+
+An artifact is a library of machine code (``model.so``), weights and a description (``model.json``): neither TVM nor a
+compiler is needed where it runs. What is opened as an ONNX file, as baselines are, is compiled then, once.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from greencc.core import machine
+from greencc.core.capabilities import Capabilities
+from greencc.core.data import Feeds
+from greencc.core.engine import Engine, NodeTime
+from greencc.core.errors import InputError
+from greencc.targets._host import HostTarget
+from greencc.targets._tvm import versions
+from greencc.targets._tvm.host import host_machine, machine_of, machine_text
+from greencc.targets.cpu import CpuTarget
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from greencc.targets._tvm.engine import TvmEngine
+
+_MODEL = ".onnx"
+
+
+@dataclass(frozen=True)
+class TvmCpuTarget(HostTarget):
+    """Generated code. What computes reference values is ONNX Runtime, as for the `cpu` target."""
+
+    name: ClassVar[str] = "tvm-cpu"
+    summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
+
+    ships_onnx: ClassVar[bool] = False
+
+    def missing(self) -> str | None:
+        """Why nothing can be compiled here, or None. TVM is not imported."""
+        return (
+            versions.missing_tvm()
+            or versions.missing_compiler(machine_of(machine.read_cpuinfo(), 1).triple)
+            or CpuTarget(threads=self.threads).missing()
+        )
+
+    def missing_to_open(self) -> str | None:
+        """Nothing is missing: libraries bring what they need, and are checked for this CPU when they are loaded."""
+        return None
+
+    def capabilities(self) -> Capabilities:
+        """What can be generated for this CPU."""
+        from greencc.targets._ort_facts import runtime_facts
+        from greencc.targets._tvm.capabilities import tvm_capabilities
+
+        self._require()
+        cpu = machine.read_cpuinfo()
+        notes = [versions.note()]
+        if cpu.notable:
+            notes.append(f"{cpu.model}: {' '.join(cpu.notable)}")
+        return tvm_capabilities(machine_of(cpu, self.used_threads()), runtime_facts(), notes)
+
+    def versions(self) -> dict[str, str]:
+        """Versions an artifact's behaviour depends on."""
+        self._require()
+        import numpy
+        import onnx
+        import onnxruntime
+
+        return {
+            "onnx": str(onnx.__version__),
+            "onnxruntime": str(onnxruntime.__version__),
+            versions.PACKAGE: versions.tvm_version() or "unknown",
+            "numpy": str(numpy.__version__),
+            "python": platform.python_version(),
+        }
+
+    def lower(self, model: ir.Model) -> ir.Model:
+        """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
+
+        Raises:
+            InputError: The model's opset is newer and cannot be converted.
+        """
+        from greencc.targets._lower import within_versions
+        from greencc.targets._ort_facts import runtime_facts
+        from greencc.targets._tvm.capabilities import MAX_OPSET
+
+        self._require()
+        facts = runtime_facts()
+        newest = "onnxruntime" if facts.max_opset < MAX_OPSET else versions.PACKAGE
+        return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
+
+    def build(self, model: ir.Model, folder: Path) -> Path:
+        """Write ``model.json`` and the files it names; the same model gives the same bytes.
+
+        Raises:
+            InputError: An operator cannot be compiled.
+        """
+        from greencc.targets._tvm.building import build_library
+
+        self._require()
+        return build_library(model, folder, host_machine(self.used_threads()))
+
+    def open(self, artifact: Path) -> Engine:
+        """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
+
+        Raises:
+            InputError: It is missing or damaged, or an operator cannot be compiled.
+            UnavailableError: Its code is for another processor.
+        """
+        return self._load(artifact)
+
+    def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
+        """Run a model node by node as written, on ONNX Runtime."""
+        return CpuTarget(threads=self.threads).reference(model, outputs)
+
+    def calibration_engine(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
+        """Like `reference`, with ONNX Runtime's optimisations: faster, and equal up to float rounding."""
+        return CpuTarget(threads=self.threads).calibration_engine(model, outputs)
+
+    def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
+        """Median microseconds per kernel over `runs` runs.
+
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
+        product or pool, and has ``:int8`` behind its type where it computes on integers.
+        """
+        if runs < 1:
+            raise UsageError(f"profiling takes at least 1 run, not {runs}")
+        engine = self._load(artifact)
+        try:
+            sizes = {spec.name: spec.batch for spec in engine.inputs}
+            first = {name: array[: sizes.get(name)] for name, array in feeds.items()}
+            return engine.profile(first, runs)
+        finally:
+            engine.close()
+
+    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
+        """As for other targets on this machine; what has to be compiled is, before and in this process."""
+        return super().memory_command(self._library(artifact), feeds, runs)
+
+    def _load(self, artifact: Path) -> TvmEngine:
+        from greencc.targets._tvm.engine import TvmEngine
+
+        return TvmEngine(self._library(artifact), self.used_threads())
+
+    def _library(self, artifact: Path) -> Path:
+        """The description of the library that an artifact is, or is compiled to."""
+        if not artifact.is_file():
+            raise InputError(
+                f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json"
+            )
+        if artifact.suffix != _MODEL:
+            return artifact
+        from greencc.core.loading import load_model
+        from greencc.core.model import digest
+        from greencc.core.version import __version__
+        from greencc.targets._tvm.building import build_library
+        from greencc.targets._tvm.compiled import compiled
+
+        self._require()
+        model = load_model(artifact)
+        host = host_machine(self.used_threads())
+        parts = (digest(model), machine_text(host), versions.tvm_version() or "", __version__)
+        return compiled(
+            parts,
+            lambda folder: build_library(self.lower(model), folder, host),
+            label=f"code of {artifact.name}",
+        )
