@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
@@ -32,7 +33,7 @@ Job = Callable[..., Result]
 
 
 def told(job: Job) -> Job:
-    """A job whose refusals (`GreenccError`) are results."""
+    """A job whose failures are results: a refusal in its words, anything else with the kind of the exception."""
 
     @wraps(job)
     def run(**arguments: Any) -> Result:
@@ -42,6 +43,10 @@ def told(job: Job) -> Job:
             return job(**arguments)
         except GreenccError as error:
             return {"error": str(error)}
+        except Exception as error:  # noqa: BLE001 - run times write after the traceback, which would be lost
+            traceback.print_exc()
+            lines = str(error).strip().splitlines() or [""]
+            return {"error": f"{type(error).__name__}: {lines[0]}"[:400]}
 
     return run
 
