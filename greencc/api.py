@@ -50,6 +50,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     time_budget: float = 600.0,
     engine: str = "local",
     workers: int = 0,
+    tune: float | None = None,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -85,6 +86,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         time_budget=time_budget,
         engine=engine,
         workers=workers,
+        tune=tune,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 

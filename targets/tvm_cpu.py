@@ -7,7 +7,7 @@ compiler is needed where it runs. What is opened as an ONNX file, as baselines a
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +16,9 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError
+from greencc.core.errors import InputError, UsageError
+from greencc.core.progress import Progress
+from greencc.core.tuning import TuningReport
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.host import host_machine, machine_of, machine_text
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from greencc.targets._tvm.engine import TvmEngine
+    from greencc.targets._tvm.schedules import TunedSchedules
 
 _MODEL = ".onnx"
 
@@ -94,7 +97,7 @@ class TvmCpuTarget(HostTarget):
         return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
 
     def build(self, model: ir.Model, folder: Path) -> Path:
-        """Write ``model.json`` and the files it names; the same model gives the same bytes.
+        """Write ``model.json`` and the files it names; the same model and tuned schedules give the same bytes.
 
         Raises:
             InputError: An operator cannot be compiled.
@@ -102,7 +105,29 @@ class TvmCpuTarget(HostTarget):
         from greencc.targets._tvm.building import build_library
 
         self._require()
-        return build_library(model, folder, host_machine(self.used_threads()))
+        return build_library(model, folder, host_machine(self.used_threads()), self._schedules())
+
+    def cannot_tune(self) -> str | None:
+        """What can be compiled here can be tuned here."""
+        return self.missing()
+
+    def tune(self, model: ir.Model, seconds: float, progress: Progress) -> TuningReport:
+        """Measure schedules of the kernels of a model; see `greencc.targets._tvm.tuning`."""
+        from greencc.targets._tvm.lowering import lower_model
+        from greencc.targets._tvm.tuning import tune_model
+
+        self._require()
+        lowered, threads = self.lower(model), self.used_threads()
+        host = host_machine(threads)
+        return tune_model(
+            lambda schedules: lower_model(lowered, host, schedules), host, threads, seconds, progress
+        )
+
+    def check_schedules(self) -> tuple[str, ...]:
+        """Open the database of tuned schedules."""
+        warnings: list[str] = []
+        self._schedules(warnings.append)
+        return tuple(warnings)
 
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
@@ -124,8 +149,8 @@ class TvmCpuTarget(HostTarget):
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per kernel over `runs` runs.
 
-        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
-        product or pool, and has ``:int8`` behind its type where it computes on integers.
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its
+        convolution, product or pool, and has ``:int8`` behind its type where it computes on integers.
         """
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
@@ -163,9 +188,19 @@ class TvmCpuTarget(HostTarget):
         self._require()
         model = load_model(artifact)
         host = host_machine(self.used_threads())
-        parts = (digest(model), machine_text(host), versions.tvm_version() or "", __version__)
-        return compiled(
-            parts,
-            lambda folder: build_library(self.lower(model), folder, host),
-            label=f"code of {artifact.name}",
-        )
+        schedules = self._schedules()
+
+        def build(folder: Path) -> Path:
+            try:
+                return build_library(self.lower(model), folder, host, schedules)
+            except InputError as error:
+                raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
+
+        code = (machine_text(host), schedules.digest(host), versions.tvm_version() or "", __version__)
+        return compiled((digest(model), *code), build, label=f"code of {artifact.name}")
+
+    def _schedules(self, warn: Callable[[str], None] = lambda message: None) -> TunedSchedules:
+        """What was tuned; a damaged database has been warned of by `check_schedules`, or costs speed alone."""
+        from greencc.targets._tvm.schedules import tuned_schedules
+
+        return tuned_schedules(self.used_threads(), warn)

@@ -23,6 +23,7 @@ _COMMANDS = {
     "measure": "Measure latency and energy of a bundle or model, interleaved with a baseline.",
     "estimate": "Estimate latency, energy and power on a device that is not at hand.",
     "lab": "The energy laboratory: test campaigns, calibration of this machine, device profiles.",
+    "tune": "Find faster kernels for a model, and keep them for its compiles; list, export, import them.",
     "cache": "List, verify and prune what compiles keep for later ones.",
     "run": "Run a bundle on inputs from an .npz file.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",

@@ -27,6 +27,7 @@ from greencc.compiler.planning.info import plan_info
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
+from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device
@@ -87,6 +88,7 @@ def compile_model(
     check_engine(options.engine, options.workers)
     _check_passes(options)
     target = available_target(options.target)
+    check_tuning(options, target)
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
         scratch.mkdir()
@@ -99,6 +101,8 @@ def compile_model(
             execution=options.engine,
             workers=options.workers,
         )
+        for warning in kept_schedules(target):
+            session.warn(warning)
         try:
             _compile(session, model, work)
         except GreenccError as error:
@@ -146,6 +150,8 @@ def _compile(session: Session, path: Path, work: Path) -> None:
         splits = open_splits(session, inputs)
     batch = inputs[0].batch if inputs else None
     original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
+    # Before anything is built: the original is to be measured with kernels as good as the others'.
+    tune(session, source, original.name)
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
     plan: PlanChoice | None = None

@@ -12,6 +12,7 @@ from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.compiler.shards import WorkerShards
+from greencc.compiler.tuning import tune
 from greencc.core.data import Feeds
 from greencc.core.engine import Target, Timing
 from greencc.core.errors import InputError
@@ -313,6 +314,8 @@ class FormBuilder:
     ) -> Form:
         with self._session.phase(f"building {name}"):
             model, records = Pipeline(self.context).run(start, steps)
+        tune(self._session, model, name)
+        with self._session.phase(f"building {name}"):
             self._folders += 1
             folder = self._session.scratch / f"{self._folders:03d}-{name}"
             folder.mkdir()

@@ -329,14 +329,36 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
+class ModelTuning:
+    """How the kernels of one model were tuned, in this run.
+
+    `complete` of its `kernels` have no schedule left to try, `faster` have one that is faster than without tuning, from
+    this run or an earlier one. `default_us` and `tuned_us` are the sums of the kernels' times, measured alone.
+    """
+
+    name: str
+    seconds: float
+    kernels: int
+    trials: int
+    complete: int
+    faster: int
+    default_us: float
+    tuned_us: float
+
+
+@dataclass(frozen=True)
 class CompileInfo:
-    """What the compile took. `energy_j` is in joules, gross, of this run alone: what a cache brought is not in it."""
+    """What the compile took. `energy_j` is in joules, gross, of this run alone: what a cache brought is not in it.
+
+    `tuning` has the models whose kernels were tuned, in the order that they were built.
+    """
 
     seconds: float
     peak_rss_mb: float | None
     phases: dict[str, float] = field(default_factory=dict)
     energy_j: Energy | None = None
     break_even: BreakEven | None = None
+    tuning: tuple[ModelTuning, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
 from greencc.report.plan_page import plan_page, plan_script, script_source
 from greencc.report.svg import bars, latency_plot, sqnr_plot
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _TOP_LAYERS = 12
@@ -82,6 +83,7 @@ def render_html(report: Report) -> str:
         carbon=None if report.carbon is None else energy.carbon_row(report.carbon),
         compile_energy=energy.compile_energy(report.compile),
         break_even=energy.break_even(report.compile),
+        tuning=[tuning_text(each) for each in report.compile.tuning],
         grade_text=energy.grade_text,
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],

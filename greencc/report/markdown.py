@@ -22,6 +22,7 @@ from greencc.report.figures import (
     share,
     time_ms,
 )
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
@@ -272,6 +273,7 @@ def _provenance(report: Report) -> str:
             if report.compile.peak_rss_mb is None
             else f", peak {bytes_text(report.compile.peak_rss_mb * 1e6)}"
         ),
+        *(tuning_text(each) for each in report.compile.tuning),
         f"greencc {report.greencc}, {report.created}",
     ]
     return bullets(lines)

@@ -38,6 +38,7 @@ COMMANDS = {
     "estimate",
     "lab",
     "cache",
+    "tune",
     "run",
     "inspect",
     "targets",
