@@ -8,17 +8,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache, default_folder
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress, silent
-from greencc.core.report import CompileInfo
+from greencc.core.report import CompileInfo, ModelTuning
 from greencc.execution import Executor, make_executor, runs_here
 from greencc.meters.window import Window
 from greencc.targets import make_target
+
+if TYPE_CHECKING:
+    from greencc.compiler.untimed import Estimator
 
 
 @dataclass
@@ -43,7 +48,7 @@ class Session:
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
     wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated
-    (`greencc.execution.make_executor`).
+    (`greencc.execution.make_executor`). `tuning` is what was tuned so far (`greencc.compiler.tuning`).
     """
 
     options: CompileOptions
@@ -59,6 +64,7 @@ class Session:
     source: str = ""
     execution: str = "local"
     workers: int = 1
+    tuning: list[ModelTuning] = field(default_factory=list)
     _executor: Executor | None = field(default=None, init=False, repr=False)
 
     @property
@@ -67,6 +73,13 @@ class Session:
         if self._executor is None:
             self._executor = make_executor(self.execution, self.workers)
         return self._executor
+
+    @cached_property
+    def estimator(self) -> Estimator | None:
+        """What estimates times where the target's cannot be measured here; None: they are measured."""
+        from greencc.compiler.untimed import Estimator
+
+        return Estimator.of(self.target)
 
     @property
     def free_workers(self) -> int:
@@ -104,6 +117,29 @@ class Session:
             seconds=time.perf_counter() - self.started,
             peak_rss_mb=peak_rss_mb(),
             phases=dict(self.phases),
+            tuning=tuple(self.tuning),
+        )
+
+
+def timed_target(spec: str) -> Target:
+    """`available_target`, for what has to be timed.
+
+    Raises:
+        UsageError: There is no such target or option, or nothing is timed on it here.
+        UnavailableError: It cannot run on this machine.
+    """
+    target = available_target(spec)
+    require_timed(target)
+    return target
+
+
+def require_timed(target: Target) -> None:
+    """Raise `UsageError` for a target whose engines do not run on its device."""
+    profile = target.estimated_on()
+    if profile is not None:
+        raise UsageError(
+            f"nothing can be timed or measured for {target.name} here: it does not run on its device",
+            hint=f"estimate with 'greencc estimate BUNDLE --device {profile}', or measure on the device itself",
         )
 
 

@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
-from greencc.report import energy
+from greencc.report import energy, run_times
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
 from greencc.report.plan_page import plan_page, plan_script, script_source
 from greencc.report.svg import bars, latency_plot, sqnr_plot
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _TOP_LAYERS = 12
@@ -73,6 +74,7 @@ def render_html(report: Report) -> str:
         verdict=verdict,
         tiles=_tiles(report),
         rows=show.figure_rows(report),
+        estimated=show.latency_estimated(report.baseline, report.artifact),
         latency=latency_plot(report.baseline.latency_ms, report.artifact.latency_ms),
         layers=layers,
         others=others,
@@ -82,11 +84,13 @@ def render_html(report: Report) -> str:
         carbon=None if report.carbon is None else energy.carbon_row(report.carbon),
         compile_energy=energy.compile_energy(report.compile),
         break_even=energy.break_even(report.compile),
+        tuning=[tuning_text(each) for each in report.compile.tuning],
         grade_text=energy.grade_text,
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
+        run_times=run_times.rows(report),
         unfolded=_unfolded(report),
         missing=show.MISSING,
         plan=plan_page(report),
@@ -114,6 +118,9 @@ def _latency_tile(report: Report) -> Tile:
     ratio = report.ratio.latency
     old, new = report.baseline.latency_ms.median, report.artifact.latency_ms.median
     detail = f"median {show.time_ms(old)} → {show.time_ms(new)}, interval {show.interval_text(ratio)}"
+    guessed = show.latency_estimated(report.baseline, report.artifact)
+    if guessed:
+        detail = f"{show.time_ms(old)} → {show.time_ms(new)}, plausible {show.interval_text(ratio)}"
     if show.unchanged(ratio):
         value, unit, tone = "1.00×", "unchanged", "plain"
     elif not show.clean(report):
@@ -125,7 +132,9 @@ def _latency_tile(report: Report) -> Tile:
         value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
     else:
         value, unit, tone = f"{show.number(ratio.value)}×", "no speed-up shown", "plain"
-    return Tile("Latency", value, unit, detail, "measured", tone, sure=True)
+        unit = "faster or slower: not certain" if guessed else unit
+    badge = "estimated, not measured" if guessed else "measured"
+    return Tile("Latency", value, unit, detail, badge, tone, sure=not guessed)
 
 
 def _energy_tile(report: Report) -> list[Tile]:

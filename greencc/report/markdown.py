@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
 from greencc.core.report_plan import PlanInfo
-from greencc.report import energy, plan
+from greencc.report import energy, plan, run_times
 from greencc.report.figures import (
     MISSING,
     bytes_text,
     count_text,
     figure_rows,
     joules,
+    latency_estimated,
     number,
     percent,
     points,
@@ -22,6 +23,7 @@ from greencc.report.figures import (
     share,
     time_ms,
 )
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
@@ -44,6 +46,7 @@ def render_markdown(report: Report) -> str:
         *section("Outputs", _outputs(report)),
         *section("Layers kept in float", _kept(report)),
         *section("Forms considered", _candidates(report)),
+        *section("Run times", table(run_times.HEADER, run_times.rows(report), right=(2, 3, 4))),
         *section("Passes", _passes(report.passes)),
         *section("Slowest layers", _layers(report)),
         *section("Energy by layer, attributed by model", _energies(report)),
@@ -174,7 +177,8 @@ def _candidates(report: Report) -> str:
         )
         for item in report.candidates
     ]
-    return table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+    latency = "Latency, estimated" if latency_estimated(report.baseline, report.artifact) else "Latency"
+    return table(("Form", latency, "Drop", "", "Why"), rows, right=(1, 2))
 
 
 def _passes(passes: Sequence[PassRecord]) -> str:
@@ -272,6 +276,7 @@ def _provenance(report: Report) -> str:
             if report.compile.peak_rss_mb is None
             else f", peak {bytes_text(report.compile.peak_rss_mb * 1e6)}"
         ),
+        *(tuning_text(each) for each in report.compile.tuning),
         f"greencc {report.greencc}, {report.created}",
     ]
     return bullets(lines)

@@ -11,6 +11,7 @@ from greencc.core.data import Array
 from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op, sole_consumer
 from greencc.targets._tvm.anchors import Sums, finish, image_size, read_sums, read_tail, window_pads
 from greencc.targets._tvm.constants import dequantized, folded, quantized
+from greencc.targets._tvm.kernels.products import pairs_fit
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.workload import (
     BatchedProduct,
@@ -109,7 +110,7 @@ def _conv(node: ir.Node, machine: Machine, taken: set[ir.Node]) -> Fused | None:
     if depthwise:
         workload = Depthwise(window, channels, data, zero, epilogue)
     else:
-        workload = Conv(window, (channels, outputs), groups, data, zero, epilogue)
+        workload = Conv(window, (channels, outputs), groups, data, zero, _pairs(sums, machine), epilogue)
     return Fused(
         (node, *tail.nodes), workload, sums.value, _dtype(sums), weights, tuple(arguments), tail.value
     )
@@ -138,7 +139,7 @@ def _dense(node: ir.Node, machine: Machine, taken: set[ir.Node]) -> Fused | None
     epilogue, weights, arguments = finish(sums, tail, 1)
     data, zero = _data(sums, machine)
     rows = int(np.prod([size for size in list(node.inputs[0].shape)[1:-1] if isinstance(size, int)] or [1]))
-    workload = Dense((inputs, outputs), rows, data, zero, epilogue)
+    workload = Dense((inputs, outputs), rows, data, zero, _pairs(sums, machine), epilogue)
     return Fused(
         (node, *tail.nodes), workload, sums.value, _dtype(sums), weights, tuple(arguments), tail.value
     )
@@ -284,6 +285,10 @@ def _data(sums: Sums, machine: Machine) -> tuple[str, int]:
         return "float32", 0
     shift = {"uint8": 128, "int8": 0}
     return machine.activation, sums.grid.zero + shift[machine.activation] - shift[sums.grid.dtype]
+
+
+def _pairs(sums: Sums, machine: Machine) -> bool:
+    return sums.grid is not None and pairs_fit(sums.weights, machine)
 
 
 def _dtype(sums: Sums) -> str:

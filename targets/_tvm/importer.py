@@ -57,7 +57,7 @@ class Importer:
         key = name or ("batch" if axis == 0 else f"{owner} axis {axis}")
         if key not in self._symbols:
             plain = "".join(char if char.isalnum() else "_" for char in key)
-            self._symbols[key] = tirx.SizeVar(f"n{len(self._symbols)}_{plain}", "int64")
+            self._symbols[key] = tirx.Var(f"n{len(self._symbols)}_{plain}", "int64")
         return self._symbols[key]
 
     def _fresh(self, name: str) -> str:
@@ -120,21 +120,22 @@ class Importer:
 
     def _emitted(self, expression: Any) -> Any:
         from tvm import relax
+        from tvm.ir import GenericConst
 
-        if isinstance(expression, relax.Var | relax.Constant | relax.ShapeExpr):
+        if isinstance(expression, relax.Var | relax.ShapeExpr | GenericConst):
             return expression
         return self.builder.emit(expression)
 
-    def call(
-        self, function: Any, symbol: str, arguments: Sequence[Any], shape: Sequence[Any], dtype: str
-    ) -> Any:
+    def function(self, function: Any, symbol: str) -> Any:
+        """Make a kernel known by its symbol; what `call` takes."""
+        return self.builder.add_func(function, symbol)
+
+    def call(self, kernel: Any, arguments: Sequence[Any], shape: Sequence[Any], dtype: str) -> Any:
         """Call a kernel that stores one tensor."""
         from tvm import relax
 
-        variable = self.builder.add_func(function, symbol)
-        return self.builder.emit(
-            relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), dtype))
-        )
+        stored = relax.TensorType(list(shape), dtype)
+        return self.builder.emit(relax.call_tir(kernel, list(arguments), out_ty=stored))
 
     def batch(self, expression: Any) -> Any:
         """The size of the first axis."""
@@ -150,7 +151,8 @@ class Importer:
 
     def rows(self, expression: Any) -> Any:
         """All axes but the last as one."""
-        return self._reshaped(expression, [_product(expression.ty.shape[:-1]), expression.ty.shape[-1]])
+        shape = list(expression.ty.shape)
+        return self._reshaped(expression, [_product(shape[:-1]), shape[-1]])
 
     def flat(self, image: Any) -> Any:
         """[n, 1, 1, c] without its middle axes."""
@@ -158,16 +160,16 @@ class Importer:
 
     def unrows(self, result: Any, like: Any) -> Any:
         """The axes of `like` but the last, and the result's last."""
-        return self._reshaped(result, [*like.ty.shape[:-1], result.ty.shape[-1]])
+        return self._reshaped(result, [*list(like.ty.shape)[:-1], result.ty.shape[-1]])
 
     def stacked(self, expression: Any) -> Any:
         """All axes but the last two as one."""
-        shape = expression.ty.shape
+        shape = list(expression.ty.shape)
         return self._reshaped(expression, [_product(shape[:-2]), shape[-2], shape[-1]])
 
     def unstacked(self, result: Any, like: Any) -> Any:
         """The axes of `like` but the last two, and the result's last two."""
-        return self._reshaped(result, [*like.ty.shape[:-2], *result.ty.shape[-2:]])
+        return self._reshaped(result, [*list(like.ty.shape)[:-2], *list(result.ty.shape)[-2:]])
 
     def _reshaped(self, expression: Any, shape: Sequence[Any]) -> Any:
         from tvm import relax
