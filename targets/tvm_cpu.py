@@ -16,7 +16,7 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError
+from greencc.core.errors import InputError, UsageError
 from greencc.core.progress import Progress
 from greencc.core.tuning import TuningReport
 from greencc.targets._host import HostTarget
@@ -40,7 +40,7 @@ class TvmCpuTarget(HostTarget):
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""
@@ -149,8 +149,8 @@ class TvmCpuTarget(HostTarget):
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per kernel over `runs` runs.
 
-        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
-        product or pool, and has ``:int8`` behind its type where it computes on integers.
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its
+        convolution, product or pool, and has ``:int8`` behind its type where it computes on integers.
         """
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
@@ -189,12 +189,15 @@ class TvmCpuTarget(HostTarget):
         model = load_model(artifact)
         host = host_machine(self.used_threads())
         schedules = self._schedules()
+
+        def build(folder: Path) -> Path:
+            try:
+                return build_library(self.lower(model), folder, host, schedules)
+            except InputError as error:
+                raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
+
         code = (machine_text(host), schedules.digest(host), versions.tvm_version() or "", __version__)
-        return compiled(
-            (digest(model), *code),
-            lambda folder: build_library(self.lower(model), folder, host, schedules),
-            label=f"code of {artifact.name}",
-        )
+        return compiled((digest(model), *code), build, label=f"code of {artifact.name}")
 
     def _schedules(self, warn: Callable[[str], None] = lambda message: None) -> TunedSchedules:
         """What was tuned; a damaged database has been warned of by `check_schedules`, or costs speed alone."""

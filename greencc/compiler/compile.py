@@ -12,6 +12,7 @@ import onnx_ir as ir
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
+from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
@@ -24,6 +25,7 @@ from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import PlanChoice, choose_plan
 from greencc.compiler.planning.info import plan_info
+from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
@@ -104,7 +106,7 @@ def compile_model(
         for warning in kept_schedules(target):
             session.warn(warning)
         try:
-            _compile(session, model, work)
+            manifest = _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -113,7 +115,8 @@ def compile_model(
         finally:
             session.close()
             shutil.rmtree(scratch, ignore_errors=True)
-    return load(final)
+    # Code in it was made here, whether or not the user keeps a record of what is trusted.
+    return load(final, trust=manifest.sha256)
 
 
 def _check_output(final: Path, force: bool) -> None:
@@ -141,7 +144,7 @@ def _check_passes(options: CompileOptions) -> None:
         )
 
 
-def _compile(session: Session, path: Path, work: Path) -> None:
+def _compile(session: Session, path: Path, work: Path) -> Manifest:
     with session.phase("loading"):
         source = load_model(path)
         ensure_names(source)
@@ -155,6 +158,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     baseline = MemoEngine(session.target.open(path))
     choice: Choice | None = None
     plan: PlanChoice | None = None
+    tried: list[Trial] = []
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
@@ -163,6 +167,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
+            tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
             choice.all = [*plan.ranked, *plan.discarded]
@@ -178,9 +183,9 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     artifact = place(target, final.form, path, work / "artifact")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, plan, final, layers, spent)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)
     shutil.rmtree(session.scratch)
-    write_bundle(
+    return write_bundle(
         work,
         report=report,
         recipe=dump_recipe(final.form.passes),
@@ -302,6 +307,7 @@ def _report(
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
+    tried: list[Trial],
 ) -> Report:
     target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
@@ -335,6 +341,7 @@ def _report(
             layer_energy=layers.energy,
             carbon=measured.carbon(session.options.carbon),
             plan=planned,
+            backends=rows(tried, final.contender),
         )
     )
 

@@ -214,6 +214,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class BackendTrial:
+    """A form on one of the run times that competed (`backend`: the spec), timed side by side with the others.
+
+    `ratio` is the latency of the first one, the best form on the compile's own target, divided by this one's, with its
+    interval; None, as `latency_ms` and `drop`: not known. `reason` says why it was chosen, or was not.
+    """
+
+    backend: str
+    form: str
+    latency_ms: float | None
+    ratio: Interval | None
+    drop: float | None
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class LayerTime:
     """Time of one layer before and after, matched by its origin in the source model; None where it is fused away."""
 
@@ -390,6 +407,7 @@ class Report:
     layer_energy: LayerEnergies | None = None
     carbon: Carbon | None = None
     plan: PlanInfo | None = None
+    backends: tuple[BackendTrial, ...] = ()
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

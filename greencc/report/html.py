@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
-from greencc.report import energy
+from greencc.report import energy, run_times
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
@@ -89,6 +89,7 @@ def render_html(report: Report) -> str:
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
+        run_times=run_times.rows(report),
         unfolded=_unfolded(report),
         missing=show.MISSING,
         plan=plan_page(report),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
 from greencc.core.report_plan import PlanInfo
-from greencc.report import energy, plan
+from greencc.report import energy, plan, run_times
 from greencc.report.figures import (
     MISSING,
     bytes_text,
@@ -45,6 +45,7 @@ def render_markdown(report: Report) -> str:
         *section("Outputs", _outputs(report)),
         *section("Layers kept in float", _kept(report)),
         *section("Forms considered", _candidates(report)),
+        *section("Run times", table(run_times.HEADER, run_times.rows(report), right=(2, 3, 4))),
         *section("Passes", _passes(report.passes)),
         *section("Slowest layers", _layers(report)),
         *section("Energy by layer, attributed by model", _energies(report)),

@@ -316,12 +316,12 @@ static int prepare(greencc_handle *h, const int64_t *shapes, const message *m) {
     for (uint32_t i = 0; i < p->head.tensors; i++) h->tensors[i].data = place_of(h, &p->tensors[i]);
     for (uint32_t i = 0; i < p->head.steps; i++) {
         const plan_step *s = &p->steps[i];
-        uint32_t tensors = s->kernel == COPY ? 2 : greencc_kernels[s->kernel].reads + greencc_kernels[s->kernel].writes;
+        const char *pattern = plan_kernel(s)->pattern;
         for (uint32_t a = s->first_arg; a < s->first_arg + s->args; a++) {
             ffi_any *arg = &h->args[a];
             arg->zero_padding = 0;
             arg->value.bits = 0;
-            if (a - s->first_arg < tensors) {
+            if (pattern[a - s->first_arg] != 'i') {
                 arg->type_index = FFI_TENSOR;
                 arg->value.pointer = &h->tensors[p->args[a]];
             } else {

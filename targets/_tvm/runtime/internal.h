@@ -49,10 +49,12 @@ enum { FFI_INT = 1, FFI_TENSOR = 7, DEVICE_CPU = 1 };
 
 typedef int (*kernel_function)(void *self, const ffi_any *args, int32_t count, ffi_any *result);
 
-/* Made for each model: what its plan's steps may call, and how. Integers come behind tensors. */
+/* Made for each model: what its plan's steps may call, and how. The pattern has a letter per argument: 'r' a tensor
+ * that is read, 'w' one that is written, 'i' an integer. */
 typedef struct {
     kernel_function function;
-    uint32_t reads, writes, integers;
+    uint32_t args;
+    const char *pattern;
 } kernel_entry;
 
 extern const kernel_entry greencc_kernels[];
@@ -110,6 +112,9 @@ typedef struct {
 /* Writes one line, shortened where it does not fit. */
 void report(char *error, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* What a step calls. */
+const kernel_entry *plan_kernel(const plan_step *step);
+
 /* Copies and checks a plan: afterwards every index in it is good. */
 int plan_read(plan *result, const void *bytes, size_t size, char *error, size_t error_size);
 void plan_free(plan *result);
@@ -152,6 +157,7 @@ typedef int (*parallel_function)(int task, parallel_env *env, void *data);
 struct pool {
     int threads;
     int started;
+    int spins; /* how often to look for work, or its end, before sleeping */
     pid_t process;
     lane *lanes;
     parallel_function function;
