@@ -14,7 +14,7 @@ from greencc.compiler.data import FEEDS, whole_batches
 from greencc.compiler.measurement import Measurement, Variant, measure_variants
 from greencc.compiler.options import CompileOptions, Effort
 from greencc.compiler.placing import folder_size, model_size
-from greencc.compiler.session import Session, available_target
+from greencc.compiler.session import Session, available_target, require_timed, timed_target
 from greencc.compiler.sources import source_of, unseen
 from greencc.core.data import DataSource
 from greencc.core.engine import Engine
@@ -104,7 +104,7 @@ def measure(
     effort = Effort.QUICK if plan.protocol.name == QUICK.name else Effort.STANDARD
     options = replace(CompileOptions(), effort=effort, confidence=confidence, target=target)
     with tempfile.TemporaryDirectory(prefix="greencc-measure-") as scratch:
-        session = Session(options, available_target(target), Path(scratch), progress)
+        session = Session(options, timed_target(target), Path(scratch), progress)
         with ExitStack() as opened:
             candidate = _variant(session, subject, trust, opened)
             reference = _variant(session, baseline, trust, opened) if baseline is not None else candidate
@@ -136,6 +136,7 @@ def _variant(session: Session, path: Path, trust: bool | str, opened: ExitStack)
         opened.callback(engine.close)
         return Variant(path, engine, model, model_size(path, model))
     bundle = opened.enter_context(load(path, trust=trust))
+    require_timed(bundle.target)
     engine, artifact = bundle.engine(), bundle.runnable()
     if artifact.suffix != ".onnx":
         return Variant(artifact, engine, None, folder_size(artifact.parent), target=bundle.target)

@@ -105,7 +105,8 @@ class FormBuilder:
             observe=session.target.calibration_engine,
             observe_shards=WorkerShards(session),
             cache=session.cache,
-            time=self._time,
+            # An estimate is no measurement: passes that want one say that they had none.
+            time=self._time if session.estimator is None else None,
             gradients=self._differentiate,
         )
         self._calibrated = splits.calibration is not None

@@ -98,13 +98,31 @@ class Carbon:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per inference; `samples` are the single runs, thinned for plotting."""
+    """Milliseconds per inference; `samples` are the single runs, thinned for plotting.
+
+    Nothing was run where there is a `method`: `median` is then an estimate, `low` and `high` its plausible range, and
+    percentiles are not known.
+    """
 
     median: float
-    p95: float
-    p99: float
+    p95: float | None
+    p99: float | None
     runs: int
     samples: tuple[float, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether nobody has measured it."""
+        return self.method is not None
+
+    @property
+    def percentiles(self) -> dict[int, float]:
+        """Milliseconds by percentile; of an estimate the median alone."""
+        found = {50: self.median, 95: self.p95, 99: self.p99}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def count_blocks(blocks: Sequence[Block]) -> Blocks:
 def _side(figures: SideFigures, load: LoadFigures | None) -> Side:
     latency = figures.latency_ms
     return Side(
-        times=Times(latency.median, latency.p95, latency.p99),
+        times=Times(latency.median, latency.percentiles[95], latency.percentiles[99]),
         size_bytes=figures.size_bytes,
         energy=figures.energy_mj,
         memory_mb=figures.peak_memory_mb,

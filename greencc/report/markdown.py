@@ -15,6 +15,7 @@ from greencc.report.figures import (
     count_text,
     figure_rows,
     joules,
+    latency_estimated,
     number,
     percent,
     points,
@@ -176,7 +177,8 @@ def _candidates(report: Report) -> str:
         )
         for item in report.candidates
     ]
-    return table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+    latency = "Latency, estimated" if latency_estimated(report.baseline, report.artifact) else "Latency"
+    return table(("Form", latency, "Drop", "", "Why"), rows, right=(1, 2))
 
 
 def _passes(passes: Sequence[PassRecord]) -> str:

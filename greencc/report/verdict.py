@@ -17,10 +17,11 @@ from greencc.report.figures import (
     NOT_CLAIMED,
     basis,
     capitalized,
-    change_text,
     clean,
     energy_change,
     energy_doubt,
+    latency_change,
+    latency_estimated,
     measured,
     number,
     points,
@@ -147,10 +148,11 @@ def _gains(report: Report, *, better: bool, exact_only: bool = False) -> list[st
     texts: list[str] = []
     latency, energy, size = report.ratio.latency, report.ratio.energy, report.ratio.size
     sure = clean(report) and not exact_only
+    guessed = " (estimated)" if latency_estimated(report.baseline, report.artifact) else ""
     if sure and better and latency.low > 1.0:
-        texts.append(f"{number(latency.value)}× faster")
+        texts.append(f"{number(latency.value)}× faster{guessed}")
     if sure and not better and latency.high < 1.0:
-        texts.append(f"{number(1 / latency.value)}× slower")
+        texts.append(f"{number(1 / latency.value)}× slower{guessed}")
     old, new = report.baseline.energy_mj, report.artifact.energy_mj
     if sure and not energy_doubt(report) and energy is not None and old is not None and new is not None:
         suffix = "" if basis(old, new) == "net" else " (gross)"
@@ -211,8 +213,10 @@ def _kept(report: Report) -> list[str]:
 def _latency(report: Report) -> str:
     if not clean(report) and not unchanged(report.ratio.latency):
         return f"Measured latency: {_NOT_CLAIMED}"
-    text = change_text(report.ratio.latency, "faster", "slower", "no speed-up shown")
-    return f"Measured latency: {text}"
+    if latency_estimated(report.baseline, report.artifact):
+        text = latency_change(report.ratio.latency, estimated=True).removesuffix(", estimated")
+        return f"Estimated latency ({printable(report.conditions.get('estimated_on', 'a model'))}): {text}"
+    return f"Measured latency: {latency_change(report.ratio.latency, estimated=False)}"
 
 
 def _energy(report: Report) -> str:

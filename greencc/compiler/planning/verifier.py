@@ -89,7 +89,7 @@ class Verifier:
         if self._reference is None:
             with self.session.phase("comparing forms"):
                 timing = measure_latency([self.baseline.engine], self.feeds, QUICK)
-            self._reference = percentiles_of(timing.latencies[0])
+            self._reference = timing.latencies[0].percentiles
         return self._reference
 
     def verify(
@@ -299,14 +299,9 @@ class Verifier:
         return central_millijoules(Workload(counts, milliseconds / 1e3), device_power(facts), load_of(facts))
 
 
-def percentiles_of(latency: Latency) -> dict[int, float]:
-    """Milliseconds by percentile."""
-    return {50: latency.median, 95: latency.p95, 99: latency.p99}
-
-
 def _relative(baseline_ms: float, ratio: Interval, latency: Latency) -> dict[int, float]:
     """Latency by percentile, as it is where the baseline takes so long: only the ratio and the tails are its own."""
-    own = percentiles_of(latency)
+    own = latency.percentiles
     median = baseline_ms / ratio.value
     return {key: median * value / own[50] for key, value in own.items()}
 
