@@ -74,7 +74,7 @@ def tunable(target: Target) -> Tunable:
     """
     if target.estimated_on() is not None:
         raise UnavailableError(
-            f"target {target.name!r} cannot be tuned here: its code runs on another machine, and is not timed on this one",
+            f"target {target.name!r} cannot be tuned here: its code runs on another machine, and is not timed here",
             hint="tune on the machine itself, with --target tvm-cpu",
         )
     if not isinstance(target, Tunable):
