@@ -33,6 +33,8 @@ _MOST_TEXT = 4096
 _MOST_DIMS, _MOST_BYTES = 64, 1 << 40
 _CHUNK = 1 << 20
 
+_CLOSED = "it was closed"
+
 
 class EmulatedEngine(CheckedEngine):
     """A runner behind two pipes.
@@ -89,11 +91,13 @@ class EmulatedEngine(CheckedEngine):
     def close(self) -> None:
         """End the process, and wait until it is gone."""
         with self._turn:
-            self._end("it was closed")
+            self._end(_CLOSED)
 
     def _run(self, feeds: dict[str, Array], outputs: list[str]) -> dict[str, Array]:  # type: ignore[override]
         with self._turn:
             if self._ended is not None:
+                if self._ended == _CLOSED:
+                    raise RuntimeError(f"the engine of {self._name} was closed")
                 raise UnavailableError(f"{self._name} cannot be run any more: {self._ended}")
             request = bytearray()
             for spec in self._inputs:
