@@ -6,18 +6,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXAMPLE := examples/fashion_mnist
 DEMO := demo-out
 
-.PHONY: demo test test-full test-finetune test-ray bench lint format clean
+.PHONY: demo test system-packages test-full test-finetune test-ray bench lint format clean
 
 demo: $(VENV)/.run
 	@$(BIN)/greencc compile $(EXAMPLE)/model.onnx --target cpu \
 		--calibration $(EXAMPLE)/calibration.npz --eval $(EXAMPLE)/eval.npz \
 		--max-drop 1% --confidence 95% -o $(DEMO)/fashion_mnist.greencc --force
 
-test: $(VENV)/.test
+test: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q -m "not full"
 
-test-full: $(VENV)/.test
+test-full: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q
+
+# Compilers and an emulator for the tests of the tvm targets, where they are missing and may be installed.
+system-packages:
+	@scripts/system-packages.sh
 
 # The tests of greencc[finetune] need PyTorch, in an environment of its own; TORCH chooses which, as below.
 test-finetune: $(VENV)/finetune/.ready

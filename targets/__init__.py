@@ -6,9 +6,10 @@ from greencc.core.engine import Target
 from greencc.targets._spec import format_spec, parse_spec
 from greencc.targets.cpu import CpuTarget
 from greencc.targets.openvino import OpenVinoTarget
+from greencc.targets.tvm_arm import TvmArmTarget
 from greencc.targets.tvm_cpu import TvmCpuTarget
 
-TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget, TvmCpuTarget)
+TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget, TvmCpuTarget, TvmArmTarget)
 
 
 def make_target(spec: str) -> Target:
@@ -20,4 +21,12 @@ def make_target(spec: str) -> Target:
     return parse_spec(spec, TARGETS)
 
 
-__all__ = ["TARGETS", "CpuTarget", "OpenVinoTarget", "TvmCpuTarget", "format_spec", "make_target"]
+__all__ = [
+    "TARGETS",
+    "CpuTarget",
+    "OpenVinoTarget",
+    "TvmArmTarget",
+    "TvmCpuTarget",
+    "format_spec",
+    "make_target",
+]

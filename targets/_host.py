@@ -68,7 +68,7 @@ class HostTarget(Target):
             save_model(model, artifact)
         return artifact
 
-    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
+    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
         """Command whose only output line is the JSON of `greencc.targets._child`."""
         return [
             sys.executable,

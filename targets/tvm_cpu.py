@@ -16,21 +16,20 @@ from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.core.errors import InputError, UsageError
+from greencc.core.errors import UsageError
 from greencc.core.progress import Progress
 from greencc.core.tuning import TuningReport
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
-from greencc.targets._tvm.host import host_machine, machine_of, machine_text
+from greencc.targets._tvm.host import host_machine, machine_of
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from greencc.targets._tvm.engine import TvmEngine
+    from greencc.targets._tvm.machine import Machine
     from greencc.targets._tvm.schedules import TunedSchedules
-
-_MODEL = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TvmCpuTarget(HostTarget):
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""
@@ -87,14 +86,10 @@ class TvmCpuTarget(HostTarget):
         Raises:
             InputError: The model's opset is newer and cannot be converted.
         """
-        from greencc.targets._lower import within_versions
-        from greencc.targets._ort_facts import runtime_facts
-        from greencc.targets._tvm.capabilities import MAX_OPSET
+        from greencc.targets._tvm.building import within_importer
 
         self._require()
-        facts = runtime_facts()
-        newest = "onnxruntime" if facts.max_opset < MAX_OPSET else versions.PACKAGE
-        return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
+        return within_importer(model)
 
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json`` and the files it names; the same model and tuned schedules give the same bytes.
@@ -162,7 +157,7 @@ class TvmCpuTarget(HostTarget):
         finally:
             engine.close()
 
-    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str]:
+    def memory_command(self, artifact: Path, feeds: Path, runs: int) -> Sequence[str] | None:
         """As for other targets on this machine; what has to be compiled is, before and in this process."""
         return super().memory_command(self._library(artifact), feeds, runs)
 
@@ -173,31 +168,18 @@ class TvmCpuTarget(HostTarget):
 
     def _library(self, artifact: Path) -> Path:
         """The description of the library that an artifact is, or is compiled to."""
-        if not artifact.is_file():
-            raise InputError(
-                f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json"
-            )
-        if artifact.suffix != _MODEL:
-            return artifact
-        from greencc.core.loading import load_model
-        from greencc.core.model import digest
-        from greencc.core.version import __version__
-        from greencc.targets._tvm.building import build_library
-        from greencc.targets._tvm.compiled import compiled
+        from greencc.targets._tvm.building import library_of
 
+        return library_of(
+            artifact, self.name, self._host, self._built, lambda host: self._schedules().digest(host)
+        )
+
+    def _host(self) -> Machine:
         self._require()
-        model = load_model(artifact)
-        host = host_machine(self.used_threads())
-        schedules = self._schedules()
+        return host_machine(self.used_threads())
 
-        def build(folder: Path) -> Path:
-            try:
-                return build_library(self.lower(model), folder, host, schedules)
-            except InputError as error:
-                raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
-
-        code = (machine_text(host), schedules.digest(host), versions.tvm_version() or "", __version__)
-        return compiled((digest(model), *code), build, label=f"code of {artifact.name}")
+    def _built(self, model: ir.Model, folder: Path) -> Path:
+        return self.build(self.lower(model), folder)
 
     def _schedules(self, warn: Callable[[str], None] = lambda message: None) -> TunedSchedules:
         """What was tuned; a damaged database has been warned of by `check_schedules`, or costs speed alone."""

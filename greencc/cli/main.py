@@ -26,6 +26,7 @@ _COMMANDS = {
     "tune": "Find faster kernels for a model, and keep them for its compiles; list, export, import them.",
     "cache": "List, verify and prune what compiles keep for later ones.",
     "run": "Run a bundle on inputs from an .npz file.",
+    "trust": "Let the compiled code of a bundle run here, list what may, or withdraw it.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",
     "targets": "List the targets and what their kernels can do here.",
     "passes": "List the passes and their options.",

@@ -12,25 +12,34 @@ import onnx_ir as ir
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
+from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
-from greencc.compiler.contender import Contender
+from greencc.compiler.contender import Contender, closed_on_error
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder, recipe_precision
 from greencc.compiler.layer_energy import layer_energies
 from greencc.compiler.layers import layer_times, quantization_errors
-from greencc.compiler.measurement import Measurement, Variant, measure_variants, operation_counts, unchanged
+from greencc.compiler.measurement import (
+    Measurement,
+    Variant,
+    measure_variants,
+    model_counts,
+    operation_counts,
+    unchanged,
+)
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import PlanChoice, choose_plan
 from greencc.compiler.planning.info import plan_info
+from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
 from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
-from greencc.core.engine import Device
+from greencc.core.engine import Device, Target
 from greencc.core.errors import GreenccError, InputError, LimitError, UsageError
 from greencc.core.files import atomic_folder, sha256_file
 from greencc.core.graph import ensure_names
@@ -89,6 +98,7 @@ def compile_model(
     _check_passes(options)
     target = available_target(options.target)
     check_tuning(options, target)
+    _check_plan(options, target)
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
         scratch.mkdir()
@@ -104,7 +114,7 @@ def compile_model(
         for warning in kept_schedules(target):
             session.warn(warning)
         try:
-            _compile(session, model, work)
+            manifest = _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -113,7 +123,8 @@ def compile_model(
         finally:
             session.close()
             shutil.rmtree(scratch, ignore_errors=True)
-    return load(final)
+    # Code in it was made here, whether or not the user keeps a record of what is trusted.
+    return load(final, trust=manifest.sha256)
 
 
 def _check_output(final: Path, force: bool) -> None:
@@ -141,20 +152,47 @@ def _check_passes(options: CompileOptions) -> None:
         )
 
 
-def _compile(session: Session, path: Path, work: Path) -> None:
+def _check_plan(options: CompileOptions, target: Target) -> None:
+    """Refuse to plan where nothing can be timed: a plan rests on what layers were measured to take."""
+    if options.plans and (profile := target.estimated_on()) is not None:
+        raise UsageError(
+            f"a plan (--budget, --minimize) rests on measured times, and nothing is timed for {target.name} here",
+            hint=f"leave it out: --precision auto chooses by what the device profile {profile} estimates",
+        )
+
+
+def _baseline(session: Session, source: ir.Model, path: Path) -> tuple[Form, MemoEngine]:
+    """The original as a form, and an engine that gives the outputs all others are compared with.
+
+    Where a target's engines are emulated, the original is compared with as ONNX Runtime runs it on this machine, which
+    is faster and owes nothing to what is to be verified; what is built of it is a form like any other.
+    """
+    target = session.target
+    if target.estimated_on() is None:
+        original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
+        # Before anything is built: the original is to be measured with kernels as good as the others'.
+        tune(session, source, original.name)
+        return original, MemoEngine(target.open(path))
+    engine = MemoEngine(target.calibration_engine(source))
+    with session.phase("building original"), closed_on_error(engine):
+        folder = session.scratch / "original"
+        folder.mkdir()
+        artifact = target.build(target.lower(source), folder)
+    return Form("original", Precision.FP32, ORIGINAL_RANK, source, artifact), engine
+
+
+def _compile(session: Session, path: Path, work: Path) -> Manifest:
     with session.phase("loading"):
         source = load_model(path)
         ensure_names(source)
         session.source = digest(source)
         inputs = input_specs(source)
-        splits = open_splits(session, inputs)
+        splits = open_splits(session, inputs, model_counts(source)[1])
     batch = inputs[0].batch if inputs else None
-    original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
-    # Before anything is built: the original is to be measured with kernels as good as the others'.
-    tune(session, source, original.name)
-    baseline = MemoEngine(session.target.open(path))
+    original, baseline = _baseline(session, source, path)
     choice: Choice | None = None
     plan: PlanChoice | None = None
+    tried: list[Trial] = []
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
@@ -163,6 +201,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
+            tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
             choice.all = [*plan.ranked, *plan.discarded]
@@ -178,9 +217,9 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     artifact = place(target, final.form, path, work / "artifact")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, plan, final, layers, spent)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)
     shutil.rmtree(session.scratch)
-    write_bundle(
+    return write_bundle(
         work,
         report=report,
         recipe=dump_recipe(final.form.passes),
@@ -288,6 +327,8 @@ def _warn_without_gain(session: Session, measured: Measurement) -> None:
     ratio = measured.ratio.latency
     if measured.conditions.get("clean") is False or ratio.low > 1.0:
         return
+    if session.estimator is not None and ratio.value > 1.0:
+        return
     found = change_text(ratio, "faster", "slower", "no speed-up shown")
     session.warn(f"the passes that were asked for did not make the model faster here: {found}")
 
@@ -302,11 +343,12 @@ def _report(
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
+    tried: list[Trial],
 ) -> Report:
     target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
     # The original meets any limit by definition; anything else must be shown to.
-    met = True if accuracy.certified or final.form.rank == ORIGINAL_RANK else None
+    met = True if accuracy.certified or final.form.artifact == path else None
     planned = None if plan is None else plan_info(plan, final.contender, measured)
     return with_verdict(
         Report(
@@ -318,7 +360,11 @@ def _report(
             target=format_spec(target),
             device={"name": device.name, "fingerprint": device.fingerprint, **device.facts},
             conditions=measured.conditions,
-            versions={"greencc": __version__, **target.versions()},
+            versions={
+                "greencc": __version__,
+                **target.versions(),
+                **target.requirements(final.form.artifact),
+            },
             baseline=measured.baseline,
             artifact=measured.artifact,
             ratio=measured.ratio,
@@ -335,6 +381,7 @@ def _report(
             layer_energy=layers.energy,
             carbon=measured.carbon(session.options.carbon),
             plan=planned,
+            backends=rows(tried, final.contender),
         )
     )
 
@@ -369,10 +416,13 @@ def _layers(
     errors: tuple[LayerError, ...] = ()
     with session.phase("profiling"):
         try:
-            before = session.target.profile(path, feeds, PROFILE_RUNS)
-            after = (form.target or session.target).profile(form.artifact, feeds, PROFILE_RUNS)
-            times = layer_times(source, before, after)
-            energy = layer_energies(source, times, (source, form.model), final.measured, feeds, final.device)
+            if session.estimator is None:
+                before = session.target.profile(path, feeds, PROFILE_RUNS)
+                after = (form.target or session.target).profile(form.artifact, feeds, PROFILE_RUNS)
+                times = layer_times(source, before, after)
+                energy = layer_energies(
+                    source, times, (source, form.model), final.measured, feeds, final.device
+                )
         except GreenccError as error:
             session.warn(f"the layers were not profiled: {error.message}")
         if form.float_model is not None:

@@ -61,6 +61,8 @@ class GroupCost:
 
     Attributes:
         saved: Millijoules that integers save, over the coefficients of the estimate, which both forms share.
+        boundary: What the millijoules cover.
+        estimated: The microseconds are estimates as well: nothing was timed.
     """
 
     float_us: float
@@ -68,6 +70,8 @@ class GroupCost:
     float_mj: float
     int8_mj: float
     saved: Interval | None = None
+    boundary: str = MODEL_BOUNDARY
+    estimated: bool = False
 
     @property
     def saved_us(self) -> float:
@@ -97,7 +101,7 @@ def layer_choice(group: Group, cost: GroupCost, kept: str, error: float | None) 
         low,
         high,
         Grade.D.name,
-        MODEL_BOUNDARY,
+        cost.boundary,
     )
 
 

@@ -33,6 +33,10 @@ GATE_SAMPLES = 2
 # Inputs that measurements cycle through.
 FEEDS = 32
 FEW_SAMPLES = 32
+# An emulated run of a split: about a minute where a core emulates 300 million multiply-accumulates a second.
+_EMULATED_MACS = 2e10
+_UNKNOWN_MACS = 10**9
+_FEWEST_EMULATED, _MOST_EMULATED = 16, 512
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,14 @@ def whole_batches(source: DataSource, size: int, most: int) -> list[Feeds]:
     return [piece.feeds for piece in islice((p for p in source.batches(size) if p.count == size), most)]
 
 
-def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
+def open_splits(session: Session, inputs: Sequence[TensorSpec], macs: int | None = None) -> Splits:
     """Open what the user gave and split it.
+
+    Args:
+        session: Its options say where the data are.
+        inputs: Of the model.
+        macs: Multiply-accumulates of one inference: where engines are emulated, how many samples they are run on
+            depends on it.
 
     Raises:
         InputError: The data is missing, corrupt or does not fit the model.
@@ -134,6 +144,8 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec]) -> Splits:
             f"{FEW_SAMPLES} or more give steadier INT8 ranges"
         )
     planning, certification = _plan_and_certify(evaluation, options.seed)
+    if session.estimator is not None:
+        planning, certification = _for_emulation(session, planning, certification, macs)
     for source in (used, evaluation):
         for note in source.notes if isinstance(source, Source) else ():
             session.warn(note)
@@ -206,6 +218,25 @@ def _distinct(session: Session, evaluation: DataSource) -> DataSource:
         return evaluation
     session.warn(f"{evaluation.count - len(first)} evaluation samples are copies of others and were left out")
     return Subset(evaluation.name, evaluation, np.array(sorted(first.values()), np.int64))
+
+
+def _for_emulation(
+    session: Session, planning: DataSource, certification: DataSource, macs: int | None
+) -> tuple[DataSource, DataSource]:
+    """As many samples as an emulator can be asked to run; the certificate is of those that were."""
+    possible = round(_EMULATED_MACS / max(macs or _UNKNOWN_MACS, 1))
+    certified = min(max(possible, _FEWEST_EMULATED), _MOST_EMULATED)
+    steered = max(_FEWEST_EMULATED, round(certified * PLANNING_SHARE))
+    kept = [
+        source if source.count <= most else take(source, most, seed=session.options.seed)
+        for source, most in ((planning, steered), (certification, certified))
+    ]
+    if kept[1].count < certification.count:
+        session.warn(
+            f"the artifact runs under emulation here, so its accuracy was checked on {kept[1].count} of "
+            f"{certification.count} samples ('greencc verify' on the device checks as many as you give it)"
+        )
+    return kept[0], kept[1]
 
 
 def _plan_and_certify(evaluation: DataSource, seed: int) -> tuple[DataSource, DataSource]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -33,7 +33,11 @@ from greencc.meters import available_meters, blind_to
 from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device_store import calibrated_profile
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
+from greencc.meters.side_by_side import latency_of
 from greencc.report.figures import partial
+
+if TYPE_CHECKING:
+    from greencc.compiler.untimed import Estimator
 
 PROFILES: dict[Effort, Profile] = {Effort.QUICK: QUICK, Effort.STANDARD: STANDARD, Effort.FULL: FULL}
 # A compile's own energy window is short; `greencc measure` runs the whole protocol.
@@ -48,8 +52,8 @@ PLANS: dict[Effort, MeasurePlan] = {
 class Variant:
     """Something measurable: an artifact on disk, its open engine, and the graph it was built from.
 
-    `model` is None where the graph is not an ONNX graph we can count operations in, `target` where the artifact runs on
-    the session's.
+    `model` is None where the graph is not an ONNX graph we can count operations in; `target` is what runs it, None:
+    that of the session.
     """
 
     artifact: Path
@@ -95,8 +99,13 @@ def measure_variants(
 ) -> Measurement:
     """Measure both variants in turns on the same inputs; what cannot be measured is None, with a warning.
 
+    Where the target is not timed here (`Target.estimated_on`) nothing is run: latency and energy are estimates of its
+    device profile, and memory is not known.
+
     `plan` says how energy is measured, and under which load; default: as the session's effort has it.
     """
+    if (estimator := session.estimator) is not None:
+        return _estimated_variants(session, estimator, device, (baseline, artifact), feeds[0])
     plan = plan or PLANS[session.options.effort]
     effort = session.options.effort
     confidence = session.options.confidence
@@ -149,6 +158,43 @@ def measure_variants(
         conditions=facts,
         campaign=campaign,
     )
+
+
+def _estimated_variants(
+    session: Session, estimator: Estimator, device: Device, pair: tuple[Variant, Variant], feeds: Feeds
+) -> Measurement:
+    """Both variants on a device that is not here."""
+    models = [variant.model for variant in pair if variant.model is not None]
+    if len(models) < len(pair):
+        raise InputError("a variant has no graph, so its latency cannot be estimated")
+    found = estimator.compare(models, feeds)
+    session.warn(
+        f"latency and energy are estimated, not measured: nothing ran on the device ({estimator.title}); "
+        "measure there before you rely on them"
+    )
+    for note in dict.fromkeys(note for each in found.each for note in each.notes):
+        session.warn(f"the estimate: {note}")
+    figures = [
+        Figures(
+            latency_of(each),
+            each.energy,
+            variant.size_bytes,
+            None,
+            variant.accuracy,
+            *model_counts(variant.model),
+        )
+        for each, variant in zip(found.each, pair, strict=True)
+    ]
+    smaller = pair[0].size_bytes / pair[1].size_bytes
+    conditions: dict[str, Any] = {
+        "estimated_on": estimator.title,
+        "threads": device.facts.get("threads", "1"),
+        "timed": "nothing",
+    }
+    if pair[0].artifact.resolve() == pair[1].artifact.resolve():
+        conditions["same_artifact"] = True
+    ratio = Ratio(found.latency[0], found.energy[0], Interval(smaller, smaller, smaller))
+    return Measurement(figures[0], figures[1], ratio, conditions)
 
 
 def unchanged(measured: Measurement) -> Measurement:

@@ -16,6 +16,7 @@ from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
 from greencc.compiler.static import static_int8
+from greencc.compiler.untimed import BY_ESTIMATE
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, LimitError, UnavailableError
@@ -24,6 +25,8 @@ from greencc.measure.latency import quick_compare
 
 # A smaller gain than this is not worth leaving a safer form for, whatever the interval says.
 _WORTH = 0.02
+# The same for what was only estimated.
+_WORTH_ESTIMATED = 0.1
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,11 @@ def _automatic(
     feeds: Sequence[Feeds],
 ) -> Choice:
     """Whatever measured best within the limit; the safer form wins where the difference is within the noise."""
-    start = Contender(original, baseline, reason="the model as it came")
+    start = Contender(original, baseline)
+    if session.estimator is not None:
+        # The baseline ran elsewhere: what is built of the original has to be judged as any other form.
+        start = contender(session, original, baseline, splits)
+    start.reason = "the model as it came"
     contenders = [start]
     cleaned = builder.cleaned()
     if cleaned.applied:
@@ -199,13 +206,25 @@ def _automatic(
         contenders.append(found.best)
         discarded, choices = found.others, found.choices
     eligible = [item for item in contenders if _eligible(item, session.options)]
-    with session.phase("comparing forms"):
-        verdict = quick_compare(
-            [item.timed for item in eligible], feeds, confidence=session.options.confidence
+    if start not in eligible:
+        raise LimitError(
+            f"the original, built for {session.target.name}, {start.reason}",
+            hint="this is an error of the target: please report it with the model",
         )
-    for item, milliseconds in zip(eligible, verdict.median_ms, strict=True):
-        item.latency_ms = milliseconds
-    return Choice(_ranked(eligible, verdict.ratios), [*contenders, *discarded], choices)
+    estimator = session.estimator
+    with session.phase("comparing forms"):
+        if estimator is not None:
+            sides = estimator.compare([item.form.qdq for item in eligible], feeds[0])
+            milliseconds, ratios = [each.latency_ms.value for each in sides.each], sides.latency
+        else:
+            verdict = quick_compare(
+                [item.timed for item in eligible], feeds, confidence=session.options.confidence
+            )
+            milliseconds, ratios = list(verdict.median_ms), verdict.ratios
+    for item, spent in zip(eligible, milliseconds, strict=True):
+        item.latency_ms = spent
+    ranked = _ranked(eligible, ratios, estimated=estimator is not None)
+    return Choice(ranked, [*contenders, *discarded], choices)
 
 
 def _dynamic(session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits) -> Contender:
@@ -232,7 +251,9 @@ def _eligible(item: Contender, options: CompileOptions) -> bool:
     return True
 
 
-def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[Contender]:
+def _ranked(
+    eligible: Sequence[Contender], ratios: Sequence[Interval], *, estimated: bool = False
+) -> list[Contender]:
     """The form to ship, then the safer ones to fall back to, each no slower than the ones after it.
 
     The cleaned-up model computes the same function as the original, so it only must not be slower. Every other form
@@ -241,7 +262,9 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
     Args:
         eligible: The original first, then from safe to aggressive.
         ratios: Latency of the original divided by that of each of the others.
+        estimated: The times are estimates, whose intervals are wide: then the central value decides, by a wider margin.
     """
+    margin, by_estimate = (_WORTH_ESTIMATED, f", {BY_ESTIMATE}") if estimated else (_WORTH, "")
     ladder = [eligible[0]]
     for item, ratio in zip(eligible[1:], ratios, strict=True):
         best = ladder[-1]
@@ -250,14 +273,15 @@ def _ranked(eligible: Sequence[Contender], ratios: Sequence[Interval]) -> list[C
         if item.form.rank == CLEANED_RANK:
             better = ratio.high >= 1.0 and item.latency_ms <= best.latency_ms * (1.0 + _WORTH)
         else:
-            better = ratio.low > 1.0 and item.latency_ms < best.latency_ms * (1.0 - _WORTH)
+            surely = estimated or ratio.low > 1.0
+            better = surely and item.latency_ms < best.latency_ms * (1.0 - margin)
         if better:
             ladder.append(item)
     best = ladder[-1]
     for item in eligible:
         if item is not best:
-            item.place = f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms"
-    best.place = "the fastest form within the limit"
+            item.place = f"not chosen: {item.latency_ms:.3g} ms against {best.latency_ms:.3g} ms{by_estimate}"
+    best.place = f"the fastest form within the limit{by_estimate}"
     return ladder[::-1]
 
 

@@ -8,17 +8,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache, default_folder
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo, ModelTuning
 from greencc.execution import Executor, make_executor, runs_here
 from greencc.meters.window import Window
 from greencc.targets import make_target
+
+if TYPE_CHECKING:
+    from greencc.compiler.untimed import Estimator
 
 
 @dataclass
@@ -69,6 +74,13 @@ class Session:
             self._executor = make_executor(self.execution, self.workers)
         return self._executor
 
+    @cached_property
+    def estimator(self) -> Estimator | None:
+        """What estimates times where the target's cannot be measured here; None: they are measured."""
+        from greencc.compiler.untimed import Estimator
+
+        return Estimator.of(self.target)
+
     @property
     def free_workers(self) -> int:
         """How many other processes there are for work now; none are started to tell that there are none."""
@@ -106,6 +118,28 @@ class Session:
             peak_rss_mb=peak_rss_mb(),
             phases=dict(self.phases),
             tuning=tuple(self.tuning),
+        )
+
+
+def timed_target(spec: str) -> Target:
+    """`available_target`, for what has to be timed.
+
+    Raises:
+        UsageError: There is no such target or option, or nothing is timed on it here.
+        UnavailableError: It cannot run on this machine.
+    """
+    target = available_target(spec)
+    require_timed(target)
+    return target
+
+
+def require_timed(target: Target) -> None:
+    """Raise `UsageError` for a target whose engines do not run on its device."""
+    profile = target.estimated_on()
+    if profile is not None:
+        raise UsageError(
+            f"nothing can be timed or measured for {target.name} here: it does not run on its device",
+            hint=f"estimate with 'greencc estimate BUNDLE --device {profile}', or measure on the device itself",
         )
 
 

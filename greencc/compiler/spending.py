@@ -11,6 +11,7 @@ from greencc.core.meter import Grade
 from greencc.core.report import BreakEven, CompileInfo, Energy, Interval
 from greencc.meters.busy import BusyTime, inferences_to_repay
 from greencc.meters.model import OperationCounts, Workload, device_power, load_of
+from greencc.targets import make_target
 
 _NOT_SHOWN = "no saving shown"
 
@@ -25,15 +26,16 @@ def account(
 
     Args:
         session: Its window was opened when the compile began; without one, nothing is said of energy.
-        device: What ran everything.
+        device: What runs the artifact; the compile ran on it as well, unless nothing is timed on it here.
         measured: Energy per inference, before and after.
         counts: What one inference executes, before and after; None where it could not be counted.
     """
     info = session.compile_info()
     if session.window is None:
         return info
-    power = device_power(device.facts)
-    spent, busy = session.window.close_busy(power, device.facts)
+    host = device if session.estimator is None else make_target("cpu").device()
+    power = device_power(host.facts)
+    spent, busy = session.window.close_busy(power, host.facts)
     energy = spent.energy
     if energy is not None and session.cache.hits:
         energy = replace(
@@ -41,8 +43,15 @@ def account(
             method=f"{energy.method}; this run alone: {session.cache.hits} results of earlier runs came from the cache",
         )
     repaid = _break_even(energy, measured)
-    if repaid.inferences is not None and busy is not None and counts[0] is not None and counts[1] is not None:
-        joint = _joint(busy, measured, (counts[0], counts[1]), device)
+    # What the two sides share cancels where one machine is behind both.
+    shared = busy if session.estimator is None else None
+    if (
+        repaid.inferences is not None
+        and shared is not None
+        and counts[0] is not None
+        and counts[1] is not None
+    ):
+        joint = _joint(shared, measured, (counts[0], counts[1]), device)
         repaid = repaid if joint is None else joint
     return replace(info, energy_j=energy, break_even=repaid)
 

@@ -302,31 +302,26 @@ class _Job:
         slower = [group for group in groups if costs[group.name].slower]
         if not slower:
             return found
+        how = "measured" if self.session.estimator is None else "estimated"
         if self.session.options.precision is Precision.INT8:
             self.session.warn(
-                f"{len(slower)} of {len(groups)} layers were measured slower as INT8 than in float; "
+                f"{len(slower)} of {len(groups)} layers were {how} slower as INT8 than in float; "
                 "--precision mixed or auto leaves such layers in float"
             )
             return found
         if len(slower) == len(groups):
             self.session.warn(
-                "every layer was measured slower as INT8 than in float: --precision auto keeps float"
+                f"every layer was {how} slower as INT8 than in float: --precision auto keeps float"
             )
             return found
         reasons = found.reasons | {name: _why(costs[group.name]) for group in slower for name in group.nodes}
         trimmed = self._partial(reasons)
-        with self.session.phase("comparing forms"):
-            verdict = quick_compare(
-                [start.timed, trimmed.timed], self.feeds, confidence=self.session.options.confidence
-            )
-        if verdict.ratios[0].low <= 1.0 or (trimmed.loss or 0.0) > max(
+        if not self._faster(start, trimmed) or (trimmed.loss or 0.0) > max(
             start.loss or 0.0, _AIMS[0] * self.session.options.max_drop
         ):
             trimmed.engine.close()
             return found
-        trimmed.reason = (
-            f"{start.reason}; {len(slower)} layers stay in float, where they were measured faster"
-        )
+        trimmed.reason = f"{start.reason}; {len(slower)} layers stay in float, where they were {how} faster"
         start.place = "not chosen: slower than with some layers in float"
         known = {choice.name: choice for choice in found.choices}
         extra = tuple(
@@ -340,6 +335,17 @@ class _Job:
         )
         kept = tuple(choice for choice in found.choices if choice.name not in {row.name for row in extra})
         return StaticResult(trimmed, [start, *found.others], kept + extra, reasons)
+
+    def _faster(self, start: Contender, other: Contender) -> bool:
+        """Whether the other is faster with its whole interval, or, where nothing is timed, by the central estimate."""
+        with self.session.phase("comparing forms"):
+            if (estimator := self.session.estimator) is not None:
+                models = [item.form.qdq for item in (start, other)]
+                return estimator.compare(models, self.feeds[0]).latency[0].value > 1.0
+            verdict = quick_compare(
+                [start.timed, other.timed], self.feeds, confidence=self.session.options.confidence
+            )
+        return verdict.ratios[0].low > 1.0
 
     def _errors(self, deadline: Deadline) -> list[GroupError] | None:
         """The error table of the variant."""
@@ -365,6 +371,8 @@ class _Job:
     def _costs(self, form: Form, groups: Sequence[Group]) -> dict[str, GroupCost]:
         cleaned = self.builder.cleaned()
         with self.session.phase("profiling"):
+            if (estimator := self.session.estimator) is not None:
+                return estimator.group_costs(groups, cleaned.model, form.qdq, self.feeds[0])
             return group_costs(
                 self.session,
                 groups,
@@ -384,7 +392,8 @@ class _Job:
 def _why(cost: GroupCost) -> str:
     """Why a group stays in float."""
     if cost.slower:
-        return f"measured slower as INT8 ({cost.int8_us:.3g} us) than in float ({cost.float_us:.3g} us)"
+        how = "estimated" if cost.estimated else "measured"
+        return f"{how} slower as INT8 ({cost.int8_us:.3g} us) than in float ({cost.float_us:.3g} us)"
     if cost.saved_mj <= 0:
         return "INT8 saves no energy here"
     return "it costs more accuracy than it saves energy"

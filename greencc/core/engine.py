@@ -81,8 +81,8 @@ class Target(ABC):
     summary: ClassVar[str]
     processor: ClassVar[str] = "cpu"
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
-    ships_onnx: ClassVar[bool] = True
-    """Artifacts are ONNX files, so that a model's own file is one already."""
+    ships_code: ClassVar[bool] = False
+    """Artifacts are machine code, not ONNX files: opening one runs what is in it, only of a bundle that is trusted."""
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -157,9 +157,25 @@ class Target(ABC):
         """
         return None
 
+    def requirements(self, artifact: Path) -> dict[str, str]:
+        """What a machine must have to run an artifact, besides this package; by default nothing to speak of."""
+        return {}
+
+    def estimated_on(self) -> str | None:
+        """The device profile that times and energy are estimated from, where engines do not run on the target's device.
+
+        Such engines run under emulation, or on another processor: what they compute counts, how long they take says
+        nothing. They are never timed, profiled, or measured in any other way. None: they run on the target's device.
+        """
+        return None
+
     @abstractmethod
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
-        """Per-node times of an artifact."""
+        """Per-node times of an artifact.
+
+        Raises:
+            UnavailableError: The target's times are estimated (`estimated_on`).
+        """
 
 
 class EngineBuilder(Protocol):

@@ -98,13 +98,31 @@ class Carbon:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per inference; `samples` are the single runs, thinned for plotting."""
+    """Milliseconds per inference; `samples` are the single runs, thinned for plotting.
+
+    Nothing was run where there is a `method`: `median` is then an estimate, `low` and `high` its plausible range, and
+    percentiles are not known.
+    """
 
     median: float
-    p95: float
-    p99: float
+    p95: float | None
+    p99: float | None
     runs: int
     samples: tuple[float, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    method: str | None = None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether nobody has measured it."""
+        return self.method is not None
+
+    @property
+    def percentiles(self) -> dict[int, float]:
+        """Milliseconds by percentile; of an estimate the median alone."""
+        found = {50: self.median, 95: self.p95, 99: self.p99}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,23 @@ class Candidate:
 
     name: str
     latency_ms: float | None
+    drop: float | None
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendTrial:
+    """A form on one of the run times that competed (`backend`: the spec), timed side by side with the others.
+
+    `ratio` is the latency of the first one, the best form on the compile's own target, divided by this one's, with its
+    interval; None, as `latency_ms` and `drop`: not known. `reason` says why it was chosen, or was not.
+    """
+
+    backend: str
+    form: str
+    latency_ms: float | None
+    ratio: Interval | None
     drop: float | None
     chosen: bool
     reason: str
@@ -390,6 +425,7 @@ class Report:
     layer_energy: LayerEnergies | None = None
     carbon: Carbon | None = None
     plan: PlanInfo | None = None
+    backends: tuple[BackendTrial, ...] = ()
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

@@ -72,6 +72,11 @@ def tunable(target: Target) -> Tunable:
     Raises:
         UnavailableError: It cannot.
     """
+    if target.estimated_on() is not None:
+        raise UnavailableError(
+            f"target {target.name!r} cannot be tuned here: its code runs on another machine, and is not timed here",
+            hint="tune on the machine itself, with --target tvm-cpu",
+        )
     if not isinstance(target, Tunable):
         raise UnavailableError(
             f"target {target.name!r} has nothing to tune: its run time has kernels of its own",

@@ -110,7 +110,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """One choice within all ranges: seconds, joules that do not flow with time, and watts that do."""
 
     seconds: float
@@ -122,10 +122,10 @@ class _Point:
     def joules(self) -> float:
         return self.dynamic + self.busy * self.seconds
 
-    def capped(self, watts: float | None) -> _Point:
+    def capped(self, watts: float | None) -> Point:
         if watts is None or self.joules <= watts * self.seconds:
             return self
-        return _Point(self.dynamic / (watts - self.busy), self.dynamic, self.busy, self.idle)
+        return Point(self.dynamic / (watts - self.busy), self.dynamic, self.busy, self.idle)
 
     def joules_at(self, rate: float) -> float:
         return self.joules + self.idle * max(0.0, 1.0 / rate - self.seconds)
@@ -244,6 +244,16 @@ def _seconds(device: DeviceProfile, asked: Sequence[Demand], *, fast: bool, slow
     )
 
 
+def central_seconds(device: DeviceProfile, asked: Sequence[Demand]) -> float:
+    """Seconds of one inference at the central rates."""
+    return _seconds(device, asked, fast=False, slow=False)
+
+
+def point_of(device: DeviceProfile, asked: Sequence[Demand], seconds: float) -> Point:
+    """One inference that takes so long, with the central coefficients of energy."""
+    return _point(device, asked, seconds, _central)
+
+
 def dynamic_joules(device: DeviceProfile, demand: Demand, pick: Pick) -> float:
     """Energy of a kernel's operations and bytes, without what flows with time."""
     operations = sum(
@@ -253,9 +263,9 @@ def dynamic_joules(device: DeviceProfile, demand: Demand, pick: Pick) -> float:
     return operations + moved
 
 
-def _point(device: DeviceProfile, asked: Sequence[Demand], seconds: float, pick: Pick) -> _Point:
+def _point(device: DeviceProfile, asked: Sequence[Demand], seconds: float, pick: Pick) -> Point:
     dynamic = sum(dynamic_joules(device, demand, pick) for demand in asked)
-    return _Point(seconds, dynamic, pick(device.busy_watts), pick(device.idle_watts))
+    return Point(seconds, dynamic, pick(device.busy_watts), pick(device.idle_watts))
 
 
 def _energy_factor(device: DeviceProfile) -> float:
@@ -311,7 +321,7 @@ def _layers(
     return tuple(rows)
 
 
-def _at_rate(device: DeviceProfile, central: _Point, points: Sequence[_Point], rate: float) -> AtRate:
+def _at_rate(device: DeviceProfile, central: Point, points: Sequence[Point], rate: float) -> AtRate:
     busy = [point.seconds * rate for point in points]
     reachable = "yes" if max(busy) <= 1.0 else "no" if min(busy) > 1.0 else "uncertain"
     utilisation = _interval(central.seconds * rate, busy)
@@ -347,7 +357,7 @@ def _notes(
     kernels: Kernels,
     device: DeviceProfile,
     asked: Sequence[Demand],
-    points: Sequence[_Point],
+    points: Sequence[Point],
     mode: PowerMode,
 ) -> list[str]:
     notes = []

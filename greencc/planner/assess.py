@@ -110,7 +110,7 @@ def _finite(value: float) -> float | None:
 
 
 def _percentile(latency: Latency, percentile: int | None) -> tuple[Interval, str]:
-    value = {50: latency.median, 95: latency.p95, 99: latency.p99}[percentile or 95]
+    value = latency.percentiles[percentile or 95]
     low, high = quantile_interval(latency.samples, (percentile or 95) / 100.0)
     if high == math.inf:
         return Interval(value, low, high), f"{len(latency.samples)} samples give p{percentile} no upper end"

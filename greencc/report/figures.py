@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from greencc.core.meter import Grade
-from greencc.core.report import Energy, Figures, Interval, Ratio, Report
+from greencc.core.report import Energy, Figures, Interval, Latency, Ratio, Report
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -237,19 +237,8 @@ def measured_rows(old: Figures, new: Figures, ratio: Ratio, conditions: Mapping[
     The conditions tell what may be claimed: nothing on a busy machine (`clean` false), nothing of energy that rests on
     part of the measurement (`energy_problem`), and of an artifact beside itself (`same_artifact`) only the noise.
     """
-    doubt = BUSY if conditions.get("clean") is False else ""
-    faster = change_text(ratio.latency, "faster", "slower", "no speed-up shown")
-    interleaved = f"measured, {_runs(old.latency_ms.runs, new.latency_ms.runs)}, interleaved"
     rows = [
-        Row(
-            "Latency, median",
-            time_ms(old.latency_ms.median),
-            time_ms(new.latency_ms.median),
-            _claim(ratio.latency, faster, conditions, doubt),
-            f"{interleaved}; {doubt}" if doubt else interleaved,
-        ),
-        Row("Latency, p95", time_ms(old.latency_ms.p95), time_ms(new.latency_ms.p95), ""),
-        Row("Latency, p99", time_ms(old.latency_ms.p99), time_ms(new.latency_ms.p99), ""),
+        *_latency_rows(old.latency_ms, new.latency_ms, ratio.latency, conditions),
         *_energy_rows(old.energy_mj, new.energy_mj, ratio.energy, conditions),
         Row("Size", bytes_text(old.size_bytes), bytes_text(new.size_bytes), size_text(ratio.size)),
         *_count_row("Parameters", old.params, new.params),
@@ -260,6 +249,50 @@ def measured_rows(old: Figures, new: Figures, ratio: Ratio, conditions: Mapping[
             Row("Peak memory", bytes_text(old.peak_memory_mb * 1e6), bytes_text(new.peak_memory_mb * 1e6), "")
         )
     return rows
+
+
+def latency_estimated(*figures: Figures) -> bool:
+    """True where no latency was measured: the target's device is not at hand."""
+    return any(each.latency_ms.estimated for each in figures)
+
+
+def latency_change(ratio: Interval, *, estimated: bool) -> str:
+    """``1.83x faster [1.78, 1.88]``; an estimate is called one, whatever it says."""
+    if not estimated:
+        return change_text(ratio, "faster", "slower", "no speed-up shown")
+    text = change_text(ratio, "faster", "slower", f"{number(ratio.value)}×, which may be none,")
+    return text if unchanged(ratio) else f"{text}, estimated"
+
+
+def latency_interval(latency: Latency) -> str:
+    """``3.1 ms``, of an estimate with its range: ``3.1 ms [1.9 ms, 6.2 ms]``."""
+    if latency.low is None or latency.high is None:
+        return time_ms(latency.median)
+    return f"{time_ms(latency.median)} [{time_ms(latency.low)}, {time_ms(latency.high)}]"
+
+
+def _latency_rows(old: Latency, new: Latency, ratio: Interval, conditions: Mapping[str, object]) -> list[Row]:
+    if old.estimated or new.estimated:
+        change = _claim(ratio, latency_change(ratio, estimated=True), conditions, "")
+        note = f"not measured; {new.method or old.method}"
+        return [Row("Latency, estimated", latency_interval(old), latency_interval(new), change, note)]
+    doubt = BUSY if conditions.get("clean") is False else ""
+    faster = latency_change(ratio, estimated=False)
+    interleaved = f"measured, {_runs(old.runs, new.runs)}, interleaved"
+    tails = [
+        Row(f"Latency, p{key}", time_ms(old.percentiles[key]), time_ms(new.percentiles[key]), "")
+        for key in (95, 99)
+    ]
+    return [
+        Row(
+            "Latency, median",
+            time_ms(old.median),
+            time_ms(new.median),
+            _claim(ratio, faster, conditions, doubt),
+            f"{interleaved}; {doubt}" if doubt else interleaved,
+        ),
+        *tails,
+    ]
 
 
 def _count_row(label: str, old: int | None, new: int | None) -> list[Row]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
-from greencc.report import energy
+from greencc.report import energy, run_times
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
@@ -74,6 +74,7 @@ def render_html(report: Report) -> str:
         verdict=verdict,
         tiles=_tiles(report),
         rows=show.figure_rows(report),
+        estimated=show.latency_estimated(report.baseline, report.artifact),
         latency=latency_plot(report.baseline.latency_ms, report.artifact.latency_ms),
         layers=layers,
         others=others,
@@ -89,6 +90,7 @@ def render_html(report: Report) -> str:
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
+        run_times=run_times.rows(report),
         unfolded=_unfolded(report),
         missing=show.MISSING,
         plan=plan_page(report),
@@ -116,6 +118,9 @@ def _latency_tile(report: Report) -> Tile:
     ratio = report.ratio.latency
     old, new = report.baseline.latency_ms.median, report.artifact.latency_ms.median
     detail = f"median {show.time_ms(old)} → {show.time_ms(new)}, interval {show.interval_text(ratio)}"
+    guessed = show.latency_estimated(report.baseline, report.artifact)
+    if guessed:
+        detail = f"{show.time_ms(old)} → {show.time_ms(new)}, plausible {show.interval_text(ratio)}"
     if show.unchanged(ratio):
         value, unit, tone = "1.00×", "unchanged", "plain"
     elif not show.clean(report):
@@ -127,7 +132,9 @@ def _latency_tile(report: Report) -> Tile:
         value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
     else:
         value, unit, tone = f"{show.number(ratio.value)}×", "no speed-up shown", "plain"
-    return Tile("Latency", value, unit, detail, "measured", tone, sure=True)
+        unit = "faster or slower: not certain" if guessed else unit
+    badge = "estimated, not measured" if guessed else "measured"
+    return Tile("Latency", value, unit, detail, badge, tone, sure=not guessed)
 
 
 def _energy_tile(report: Report) -> list[Tile]:

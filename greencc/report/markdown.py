@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
 from greencc.core.report_plan import PlanInfo
-from greencc.report import energy, plan
+from greencc.report import energy, plan, run_times
 from greencc.report.figures import (
     MISSING,
     bytes_text,
     count_text,
     figure_rows,
     joules,
+    latency_estimated,
     number,
     percent,
     points,
@@ -45,6 +46,7 @@ def render_markdown(report: Report) -> str:
         *section("Outputs", _outputs(report)),
         *section("Layers kept in float", _kept(report)),
         *section("Forms considered", _candidates(report)),
+        *section("Run times", table(run_times.HEADER, run_times.rows(report), right=(2, 3, 4))),
         *section("Passes", _passes(report.passes)),
         *section("Slowest layers", _layers(report)),
         *section("Energy by layer, attributed by model", _energies(report)),
@@ -175,7 +177,8 @@ def _candidates(report: Report) -> str:
         )
         for item in report.candidates
     ]
-    return table(("Form", "Latency", "Drop", "", "Why"), rows, right=(1, 2))
+    latency = "Latency, estimated" if latency_estimated(report.baseline, report.artifact) else "Latency"
+    return table(("Form", latency, "Drop", "", "Why"), rows, right=(1, 2))
 
 
 def _passes(passes: Sequence[PassRecord]) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from greencc.core.report import Figures, Ratio, Report
 from greencc.report.energy import notes
-from greencc.report.figures import Row, capitalized, figure_rows, measured_rows, printable
+from greencc.report.figures import Row, capitalized, figure_rows, latency_estimated, measured_rows, printable
 from greencc.report.plan import plan_sentences
 from greencc.report.verdict import judge
 
@@ -65,7 +65,8 @@ def _table(rows: Sequence[Row]) -> Table:
 def candidates_table(report: Report) -> Table:
     """The forms the compile considered."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name, justify in (("Form", "left"), ("Latency", "right"), ("Drop", "right")):
+    latency = "Latency, estimated" if latency_estimated(report.baseline, report.artifact) else "Latency"
+    for name, justify in (("Form", "left"), (latency, "right"), ("Drop", "right")):
         table.add_column(name, justify="right" if justify == "right" else "left")
     table.add_column("", overflow="fold")
     for item in report.candidates:

@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 
 from greencc.core.pass_list import pass_names
 from greencc.core.report import Report
-from greencc.report import plan
+from greencc.report import plan, run_times
 from greencc.report.figures import (
     BUSY,
     NOT_CLAIMED,
     basis,
     capitalized,
-    change_text,
     clean,
     energy_change,
     energy_doubt,
+    latency_change,
+    latency_estimated,
     measured,
     number,
     points,
@@ -79,7 +80,14 @@ def judge(report: Report) -> Verdict:
     else:
         headline = f"{subject}: no saving shown"
     headline += f"; {_accuracy_claim(report)}."
-    details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
+    run_time = run_times.sentence(report)
+    details = [
+        *_kept(report),
+        *filter(None, [run_time]),
+        _latency(report),
+        _energy(report),
+        f"{capitalized(report.accuracy.reason)}.",
+    ]
     if plan.limits_met(report) is False:
         details.append(_missed(report))
     elif report.budget.met is None:
@@ -108,6 +116,11 @@ def _by_name(report: Report) -> str | None:
 
 
 def _form(report: Report) -> str:
+    found = run_times.winner(report)
+    return _precision(report) + ("" if found is None else f" on {printable(found.backend.partition(':')[0])}")
+
+
+def _precision(report: Report) -> str:
     if (asked := _by_name(report)) is not None:
         return asked
     name = printable(report.precision)
@@ -135,10 +148,11 @@ def _gains(report: Report, *, better: bool, exact_only: bool = False) -> list[st
     texts: list[str] = []
     latency, energy, size = report.ratio.latency, report.ratio.energy, report.ratio.size
     sure = clean(report) and not exact_only
+    guessed = " (estimated)" if latency_estimated(report.baseline, report.artifact) else ""
     if sure and better and latency.low > 1.0:
-        texts.append(f"{number(latency.value)}× faster")
+        texts.append(f"{number(latency.value)}× faster{guessed}")
     if sure and not better and latency.high < 1.0:
-        texts.append(f"{number(1 / latency.value)}× slower")
+        texts.append(f"{number(1 / latency.value)}× slower{guessed}")
     old, new = report.baseline.energy_mj, report.artifact.energy_mj
     if sure and not energy_doubt(report) and energy is not None and old is not None and new is not None:
         suffix = "" if basis(old, new) == "net" else " (gross)"
@@ -199,8 +213,10 @@ def _kept(report: Report) -> list[str]:
 def _latency(report: Report) -> str:
     if not clean(report) and not unchanged(report.ratio.latency):
         return f"Measured latency: {_NOT_CLAIMED}"
-    text = change_text(report.ratio.latency, "faster", "slower", "no speed-up shown")
-    return f"Measured latency: {text}"
+    if latency_estimated(report.baseline, report.artifact):
+        text = latency_change(report.ratio.latency, estimated=True).removesuffix(", estimated")
+        return f"Estimated latency ({printable(report.conditions.get('estimated_on', 'a model'))}): {text}"
+    return f"Measured latency: {latency_change(report.ratio.latency, estimated=False)}"
 
 
 def _energy(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,19 @@ from greencc.core.data import TensorSpec
 from greencc.core.describe import value_spec
 from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
+from greencc.core.loading import load_model
+from greencc.core.model import digest
+from greencc.core.version import __version__
+from greencc.targets._tvm.capabilities import MAX_OPSET
+from greencc.targets._tvm.compiled import compiled
+from greencc.targets._tvm.host import machine_text
 from greencc.targets._tvm.machine import Machine
-from greencc.targets._tvm.versions import load
+from greencc.targets._tvm.versions import PACKAGE, load, tvm_version
 
 if TYPE_CHECKING:
     from greencc.targets._tvm.schedules import Schedules
 
+_MODEL = ".onnx"
 _TYPES = frozenset(
     ir.DataType[name]
     for name in (
@@ -57,6 +64,56 @@ def build_library(
         return write_library(
             lowered.module, folder, machine=machine, inputs=inputs, outputs=outputs, kernels=lowered.kernels
         )
+
+
+def library_of(
+    artifact: Path,
+    kind: str,
+    machine: Callable[[], Machine],
+    build: Callable[[ir.Model, Path], Path],
+    schedules: Callable[[Machine], str] = lambda machine: "",
+) -> Path:
+    """The description of the library that an artifact is, or that an ONNX file is compiled to, once.
+
+    Args:
+        artifact: ``model.json`` or an ONNX file.
+        kind: Name of the target.
+        machine: What code is generated for; only asked for an ONNX file, and raises where none can be generated.
+        build: Writes the library of a model into a folder.
+        schedules: A digest of how kernels are written for it.
+
+    Raises:
+        InputError: It is missing, or an operator cannot be compiled.
+    """
+    if not artifact.is_file():
+        raise InputError(f"{artifact} is not a file", hint="pass the path of an ONNX model or a model.json")
+    if artifact.suffix != _MODEL:
+        return artifact
+    built = machine()
+    model = load_model(artifact)
+    code = (machine_text(built), schedules(built), tvm_version() or "", __version__)
+
+    def write(folder: Path) -> Path:
+        try:
+            return build(model, folder)
+        except InputError as error:
+            raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
+
+    return compiled((kind, digest(model), *code), write, label=f"code of {artifact.name}")
+
+
+def within_importer(model: ir.Model) -> ir.Model:
+    """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
+
+    Raises:
+        InputError: The model's opset is newer and cannot be converted.
+    """
+    from greencc.targets._lower import within_versions
+    from greencc.targets._ort_facts import runtime_facts
+
+    facts = runtime_facts()
+    newest = "onnxruntime" if facts.max_opset < MAX_OPSET else PACKAGE
+    return within_versions(model, min(facts.max_opset, MAX_OPSET), facts.max_ir_version, newest)
 
 
 def tensor_specs(values: Sequence[ir.Value], role: str) -> tuple[TensorSpec, ...]:

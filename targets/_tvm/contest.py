@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from greencc.core.report import Interval
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.records import SLOWER, Place, Record
+from greencc.targets._tvm.trial_data import weight_shape
 from greencc.targets._tvm.trials import Bench, OutError
 from greencc.targets._tvm.workload import Workload, key_of
 
 SLICE = 8
 """Candidates of a slice."""
+_SLICE_BYTES = 512 << 20
 _ROUNDS = 5
 _FINAL_ROUNDS = 15
 # A candidate whose best call takes so many times longer than the best schedule's is out at once.
@@ -88,9 +90,15 @@ class Contest:
         return self.broken is None and (self.record is None or bool(self.fresh))
 
     @property
+    def width(self) -> int:
+        """Candidates of a slice: fewer where the weights are large, because each has its own."""
+        shape = weight_shape(self.workload)
+        return SLICE if shape is None else max(1, min(SLICE, _SLICE_BYTES // (4 * math.prod(shape))))
+
+    @property
     def slices(self) -> int:
         """How many are left."""
-        return math.ceil(len(self.fresh) / SLICE)
+        return math.ceil(len(self.fresh) / self.width)
 
     @property
     def promise(self) -> float:
@@ -143,7 +151,7 @@ class Contest:
         if best != before.best:
             out[before.best] = self.failed[-1]
             out.pop(default, None)
-        alive = self._built(bench, _spread(self.fresh), best_us, out, deadline, clock)
+        alive = self._built(bench, _spread(self.fresh, self.width), best_us, out, deadline, clock)
         try:
             alive = self._halved(bench, best, alive, out)
             self.record = self._decided(bench, best, alive, out, wall())
@@ -261,9 +269,9 @@ def wall_clock() -> float:
     return time.time()
 
 
-def _spread(candidates: Sequence[Schedule]) -> Sequence[Schedule]:
+def _spread(candidates: Sequence[Schedule], width: int) -> Sequence[Schedule]:
     """A slice of them, evenly over the space: neighbours are alike."""
-    return candidates[:: max(1, math.ceil(len(candidates) / SLICE))]
+    return candidates[:: max(1, math.ceil(len(candidates) / width))]
 
 
 def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:

@@ -19,7 +19,7 @@ from greencc.core.errors import InputError, UnavailableError
 from greencc.targets._tvm.plan import Kernel
 
 RUNTIME = Path(__file__).parent / "runtime"
-SOURCES = ("plan.c", "pool.c", "executor.c")
+SOURCES = ("plan.c", "pool.c", "handle.c", "executor.c")
 
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fno-ident", "-g0")
 _WARNINGS = ("-Wall", "-Wextra")

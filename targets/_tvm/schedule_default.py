@@ -8,7 +8,7 @@ A function that no rule fits stays as it is, which is slow and right.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from greencc.targets._tvm.fast_math import with_fast_math
@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 Block = Any
+
 Loop = Any
 
 # Elements that are worth a second thread.
 _PARALLEL = 64 << 10
+# Largest tile of a transposition: a cache line of float32.
+_TILE = 16
 # Functions of TVM that cost so much that nothing may compute them twice.
-_HEAVY = frozenset({"tirx.exp", "tirx.erf", "tirx.tanh", "tirx.sigmoid", "tirx.log", "tirx.pow", "tirx.rsqrt", "tirx.sqrt"})
+_HEAVY = frozenset(
+    {"tirx.exp", "tirx.erf", "tirx.tanh", "tirx.sigmoid", "tirx.log", "tirx.pow", "tirx.rsqrt", "tirx.sqrt"}
+)
 
 
 def schedule(module: IRModule, machine: Machine) -> IRModule:
@@ -144,12 +149,36 @@ class _Rules:
     def _move(self, block: Block) -> None:
         """Element-wise work and movements."""
         loops = list(self.plan.get_loops(block))
-        self._spread(loops[:-1], self._size(block))
+        size = self._size(block)
+        across = self._transposed(block)
+        if across is not None and all(self._tile(loops[index]) >= _TILE // 2 for index in (across, -1)):
+            # Square tiles read and write whole cache lines.
+            tiles = [self.plan.split(loops[index], [None, self._tile(loops[index])]) for index in (across, -1)]
+            outer = [*loops[:across], tiles[0][0], *loops[across + 1 : -1], tiles[1][0]]
+            self.plan.reorder(*outer, tiles[0][1], tiles[1][1])
+            loops = [*outer, tiles[0][1], tiles[1][1]]
+        self._spread(loops[:-1], size)
+
+    def _tile(self, loop: Loop) -> int:
+        extent = _extent(self.plan.get(loop).extent)
+        return next(size for size in range(_TILE, 0, -1) if extent % size == 0)
+
+    def _transposed(self, block: Block) -> int | None:
+        """The loop along which the only tensor read is contiguous, if it is not the last."""
+        node = self.plan.get(block)
+        if len(node.reads) != 1 or len(node.reads[0].region) < 2:
+            return None
+        last = node.reads[0].region[-1].min
+        names = [index for index, var in enumerate(node.iter_vars) if var.var.same_as(last)]
+        loops = len(self.plan.get_loops(block))
+        return names[0] if names and names[0] != loops - 1 and len(node.iter_vars) == loops else None
 
     def _is_product(self, block: Block) -> bool:
         """A sum of products of two tensors over one axis."""
         kinds = self._kinds(block)
-        return len(kinds) >= 3 and kinds.endswith("SR") and kinds.count("R") == 1 and len(self._read(block)) == 2
+        return (
+            len(kinds) >= 3 and kinds.endswith("SR") and kinds.count("R") == 1 and len(self._read(block)) == 2
+        )
 
     def _read(self, block: Block) -> list[Any]:
         """What a block reads, its own sums left out."""
@@ -168,37 +197,38 @@ class _Rules:
     def _reduce(self, blocks: list[Block]) -> None:
         """Reductions, with what is computed before and after: by rows of the output, which stay in the cache."""
         rows = min(len(kinds) - len(kinds.lstrip("S")) for kinds in map(self._kinds, blocks))
-        last = blocks[-1]
-        for block in blocks:
-            if self._reduction_loops(block):
-                self._split_sums(block)
-        if not rows or self._kinds(last) == "":
-            return
+        last, size = blocks[-1], max(self._size(block) for block in blocks)
+        lanes = (4 * self.machine.lanes, self.machine.lanes, 4)
+        partials = [part for block in blocks for part in self._split_sums(block, lanes)]
         blocks = self._blocks()
-        if len(blocks) == 1:
-            return
         loops = list(self.plan.get_loops(last))
-        size = self._size(last)
-        row = loops[rows - 1]
-        for block in reversed(blocks):
-            if self.plan.get(block).name_hint != self.plan.get(last).name_hint:
-                self.plan.compute_at(block, row, preserve_unit_loops=True)
-        self._spread(loops[:rows], size)
+        if rows and len(blocks) > 1:
+            name = self.plan.get(last).name_hint
+            for block in reversed(blocks):
+                if self.plan.get(block).name_hint != name:
+                    self.plan.compute_at(block, loops[rows - 1], preserve_unit_loops=True)
+        for partial in partials:
+            self.plan.decompose_reduction(partial, self.plan.get_loops(partial)[rows])
+        self._spread(list(self.plan.get_loops(last))[:rows], size)
 
-    def _split_sums(self, block: Block) -> None:
-        """Sums along a contiguous axis become as many as a vector has lanes, added up in the end."""
-        loops = list(self.plan.get_loops(block))
+    def _split_sums(self, block: Block, lanes: Sequence[int]) -> list[Block]:
+        """Sums along a contiguous axis become as many as a vector has lanes, those fewer, and one in the end.
+
+        Only where the lanes divide the axis: what would guard a rest costs more than it brings.
+        """
         kinds = self._kinds(block)
-        steps = self._reduction_loops(block)
         if not kinds.endswith("R"):
-            return
-        extent = _extent(self.plan.get(steps[-1]).extent)
-        lanes = next((lanes for lanes in (64, 48, 32, 16, 8) if extent % lanes == 0 and extent > lanes), 0)
-        if not lanes:
-            return
-        outer, inner = self.plan.split(loops[-1], [None, lanes])
-        partial = self.plan.rfactor(inner, 0)
-        loops = list(self.plan.get_loops(partial))
+            return []
+        steps = self._reduction_loops(block)
+        step = self.plan.fuse(*steps) if len(steps) > 1 else steps[0]
+        extent = _extent(self.plan.get(step).extent)
+        partials = []
+        for parts in lanes:
+            if extent % parts == 0 and extent > parts:
+                _, inner = self.plan.split(step, [None, parts])
+                partials.append(self.plan.rfactor(inner, len(kinds.rstrip("R"))))
+                step, extent = self.plan.get_loops(block)[-1], parts
+        return partials
 
 
 def _extent(value: Any) -> int:

@@ -159,11 +159,11 @@ class _Trials:
         copies = copies if packed else _DATA_COPIES
         data = [self._shared[0], *(aligned(self._shared[0].array) for _ in range(_DATA_COPIES - 1))]
         keep, calls = [*data], []
+        weights = [[aligned(array) for array in packed] for _ in range(copies)]
+        keep += [buffer for buffers in weights for buffer in buffers]
         for number in range(max(copies, _DATA_COPIES)):
-            weights = [aligned(array) for array in packed]
             turn = number % _DATA_COPIES
-            buffers = [data[turn], *weights, *self._shared[1:], self._outputs[turn]]
-            keep += weights
+            buffers = [data[turn], *weights[number % copies], *self._shared[1:], self._outputs[turn]]
             calls.append([tvm.runtime.from_dlpack(buffer.array) for buffer in buffers])
         return _Kernel(function, calls, keep)
 

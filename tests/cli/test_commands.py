@@ -40,6 +40,7 @@ COMMANDS = {
     "cache",
     "tune",
     "run",
+    "trust",
     "inspect",
     "targets",
     "passes",

@@ -17,7 +17,7 @@ from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress
 from greencc.core.tuning import Tunable, TuningReport
 from greencc.report.tuning import tuning_text
-from greencc.targets import CpuTarget
+from greencc.targets import CpuTarget, make_target
 
 REPORT = TuningReport(20.0, 3, 12, 1, 2, 300.0, 200.0)
 
@@ -115,6 +115,10 @@ def test_targets_that_cannot_be_tuned_are_refused(tmp_path):
     assert not isinstance(CpuTarget(), Tunable)
     with pytest.raises(UnavailableError, match="'cpu' has nothing to tune"):
         check_tuning(CompileOptions(tune=60.0), CpuTarget())
+    with pytest.raises(
+        UnavailableError, match="'tvm-arm' cannot be tuned here: its code runs on another machine"
+    ):
+        check_tuning(CompileOptions(tune=60.0), make_target("tvm-arm:preset=rpi5"))
     check_tuning(CompileOptions(), CpuTarget())
     check_tuning(CompileOptions(tune=60.0), NotingTarget())
     ASKED.reason = "its code is for another processor"

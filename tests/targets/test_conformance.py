@@ -24,7 +24,7 @@ from greencc.core.errors import InputError, UsageError
 from greencc.targets import TARGETS, format_spec, make_target
 from greencc.targets._host import HostTarget
 
-from .networks import WEIGHTED, images, residual, static_int8
+from .networks import LAYERS, NETWORKS, WEIGHTED, images, residual, static_int8
 
 MakeModel = Callable[..., onnx.ModelProto]
 
@@ -283,31 +283,29 @@ def test_opening_and_closing_leaves_no_memory_behind(local: HostTarget, mlp_file
     assert min(grown) < 1_500_000
 
 
-@pytest.fixture
-def quantized(target: Target) -> ir.Model:
-    return as_int8(target)
-
-
-def as_int8(target: Target) -> ir.Model:
-    """The network as static INT8, the way a target's capabilities ask for it."""
+def as_int8(target: Target, network: str) -> ir.Model:
+    """A network as static INT8, the way a target's capabilities ask for it."""
     capabilities = target.capabilities()
     if capabilities.int8 is None:
         pytest.skip(f"{target.name} claims no integer kernels on this CPU")
-    return static_int8(capabilities)
+    return static_int8(capabilities, network)
 
 
-def test_what_is_quantized_runs_on_integers(local: HostTarget, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_quantized_runs_on_integers(local: HostTarget, tmp_path: Path, network: str) -> None:
     """The capabilities are true: every layer that they let quantize has an integer kernel in the profile."""
-    quantized = as_int8(local)
+    quantized = as_int8(local, network)
     times = local.profile(built(local, quantized, tmp_path), images(1), runs=3)
     origins = Origins(quantized)
     kernels = {origins.find(row.name): row.op_type for row in times}
-    for layer in WEIGHTED:
+    for layer in LAYERS[network]:
         assert INTEGER_KERNELS.get(local.name, MARKED_KERNEL).search(kernels[layer]), kernels
     assert "QuantizeLinear" in {node.op_type for node in quantized.graph}
 
 
-def test_integers_are_close_to_the_reference(target: Target, quantized: ir.Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def test_integers_are_close_to_the_reference(target: Target, tmp_path: Path, network: str) -> None:
+    quantized = as_int8(target, network)
     feeds = images(64, seed=9)
     found = target.open(built(target, quantized, tmp_path)).run(feeds)["scores"]
     expected = target.reference(quantized).run(feeds)["scores"]

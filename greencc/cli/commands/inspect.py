@@ -137,11 +137,11 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _profile(path: Path, spec: str, facts: ModelDescription) -> dict[str, float]:
     from greencc.calibration import synthetic
-    from greencc.compiler.session import available_target
+    from greencc.compiler.session import timed_target
 
     size = facts.inputs[0].batch or 1
     feeds = next(iter(synthetic(facts.inputs, size).batches(size))).feeds
-    return {row.name: row.microseconds for row in available_target(spec).profile(path, feeds, 20)}
+    return {row.name: row.microseconds for row in timed_target(spec).profile(path, feeds, 20)}
 
 
 def _print(

@@ -183,4 +183,37 @@ const char *pool_error(const pool *p);
 /* Contiguous memory at a multiple of 64 bytes, never NULL for a size of 0; NULL where there is none. */
 void *aligned_memory(uint64_t size);
 
+/* An aligned copy of an input or output whose own buffer is not. */
+typedef struct {
+    void *memory;
+    uint64_t size;
+} bounce;
+
+struct greencc_handle {
+    plan plan;
+    pool pool;
+    pthread_mutex_t turn;
+    void *weights;
+    size_t weights_size;
+    int64_t *symbols;
+    int64_t *values;      /* of expressions */
+    int64_t *dims;        /* of tensors, one after the other */
+    int64_t *shapes;      /* of the inputs, that everything is prepared for */
+    dl_tensor *tensors;
+    uint64_t *bytes;      /* of tensors */
+    uint64_t *offsets;    /* of storages, and their end */
+    ffi_any *args;
+    bounce *copies;       /* of inputs, then outputs */
+    uint64_t *times;
+    uint32_t input_dims, output_dims;
+    char *arena;
+    uint64_t arena_size;
+    int prepared, profiled;
+};
+
+typedef struct {
+    char *text;
+    size_t size;
+} message;
+
 #endif

@@ -120,21 +120,20 @@ def _doubling(name: str) -> Any:
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
-            first, second = T.arg("a", T.handle()), T.arg("o", T.handle())
-            rows = T.int64()
-            data = T.match_buffer(first, (rows, WIDTH), "float32")
-            output = T.match_buffer(second, (rows, WIDTH), "float32")
-            with T.parallel(0, rows) as i:
-                # Large enough not to lie on the stack.
-                scratch = T.alloc_buffer((1024,), "float32", scope="global")
-                with T.serial(0, 1024) as j:
-                    T.buffer_store(scratch, data[i, j % WIDTH] * tirx.const(2.0, "float32"), [j])
-                with T.serial(0, WIDTH) as j:
-                    T.buffer_store(output, scratch[1024 - WIDTH + j], [i, j])
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
+        first, second = T.arg("a", T.handle()), T.arg("o", T.handle())
+        rows = T.int64()
+        data = T.match_buffer(first, (rows, WIDTH), "float32")
+        output = T.match_buffer(second, (rows, WIDTH), "float32")
+        with T.parallel(0, rows) as i:
+            # Large enough not to lie on the stack.
+            scratch = T.alloc_buffer((1024,), "float32", scope="global")
+            with T.serial(0, 1024) as j:
+                T.buffer_store(scratch, data[i, j % WIDTH] * tirx.const(2.0, "float32"), [j])
+            with T.serial(0, WIDTH) as j:
+                T.buffer_store(output, scratch[1024 - WIDTH + j], [i, j])
     return builder.get()
 
 

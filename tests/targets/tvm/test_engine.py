@@ -6,8 +6,8 @@ import ctypes
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,21 +65,15 @@ def test_inputs_that_are_strided_or_misaligned(built: Path, mixed_reference: Ref
 
 def test_engines_side_by_side_and_many_callers(built: Path, mixed_reference: Reference) -> None:
     engines = [TvmEngine(built, threads) for threads in (1, 3)]
-    failures: list[BaseException] = []
 
-    def work(engine: TvmEngine, seed: int) -> None:
-        try:
-            for turn in range(20):
-                _check(engine, _data(1 + (seed + turn) % 5, seed), mixed_reference)
-        except BaseException as error:
-            failures.append(error)
+    def work(engine: TvmEngine, seed: int) -> int:
+        for turn in range(20):
+            _check(engine, _data(1 + (seed + turn) % 5, seed), mixed_reference)
+        return 20
 
-    threads = [threading.Thread(target=work, args=(engine, seed)) for engine in engines for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(6) as callers:
+        turns = [callers.submit(work, engine, seed) for engine in engines for seed in range(3)]
+        assert sum(turn.result() for turn in turns) == 120
     for engine in engines:
         engine.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,22 @@ def test_types(write: Write, tmp_path: Path, dtype: str) -> None:
     assert got.dtype == bool
     np.testing.assert_array_equal(got, values == fixed)
     engine.close()
+
+
+def test_what_tvm_has_no_code_for(write: Write, tmp_path: Path) -> None:
+    """Comparing booleans passes TVM's checks of types, and then gives code that LLVM refuses."""
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4,), "bool"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.equal(x, x))
+        builder.emit_func_output(result)
+    spec = TensorSpec("x", np.dtype(bool), (4,))
+    with pytest.raises(InputError, match="TVM cannot compile this model: LLVM module verification failed"):
+        write(Case(builder.get(), (spec,), (replace(spec, name="y"),), {}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kernels_that_take_sizes(write: Write, tmp_path: Path) -> None:

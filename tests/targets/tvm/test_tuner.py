@@ -200,6 +200,27 @@ def test_workloads_that_differ_in_constants_alone_are_one():
     assert report.default_us > 2 * 30.0
 
 
+def test_large_weights_are_not_multiplied_by_eight():
+    large = Dense((25088, 4096))
+    bench = FakeBench({large: TIMES}, FakeClock())
+    most = 0
+
+    def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
+        nonlocal most
+        for item in items:
+            before = len(bench.added)
+            yield item
+            most = max(most, len(bench.added) - before)
+
+    tuner = _tuner(bench)
+    tuner.tune({large: 1}, 1e6, progress)
+    found = tuner.database.get(key_of(large), place_of(MACHINE, 1))
+    assert found is not None
+    assert (found.best, found.complete) == (schedule(17), True)
+    # The best so far is built again in every slice.
+    assert most <= 2
+
+
 def test_progress_counts_slices():
     seen: list[tuple[str, int | None, int]] = []
 

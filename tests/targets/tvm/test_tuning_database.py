@@ -239,7 +239,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "schedules"
     _open(path).put([record("first")])
     moments = random.Random(7)
-    for _ in range(4):
+    for _ in range(2):
         process = _writer(path, "a", 0)
         _go(process)
         time.sleep(moments.uniform(0.02, 0.1))

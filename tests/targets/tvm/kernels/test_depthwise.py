@@ -45,7 +45,9 @@ def integers(window, channels, machine, *, batch=1, zero_point=None, schedule=No
     workload = Depthwise(window, channels, dtype, zero_point, epilogue)
     schedule = schedule or DEPTHWISE.default(workload, machine)
     rng = np.random.default_rng(seed)
-    data = rng.integers(limits.min, limits.max + 1, (batch, window.height, window.width, channels)).astype(dtype)
+    data = rng.integers(limits.min, limits.max + 1, (batch, window.height, window.width, channels)).astype(
+        dtype
+    )
     weights = rng.integers(-128, 128, (channels, 1, *window.kernel)).astype(np.int8)
     bias = rng.integers(-5000, 5000, channels).astype(np.int32)
     multiplier = rng.uniform(1e-4, 1e-2, channels).astype(np.float32)

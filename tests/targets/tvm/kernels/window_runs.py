@@ -59,7 +59,9 @@ def run(function, machine: Machine, inputs: list[Array], output: tuple[int, ...]
     for canary in (0x5A, 0xFF):
         buffers = [_guarded(each, canary) for each in (*inputs, np.zeros(output, dtype))]
         # An empty array has no address that counts as aligned.
-        kernel(*(tvm.runtime.from_dlpack(view) if view.size else tvm.runtime.tensor(view) for _, view in buffers))
+        kernel(
+            *(tvm.runtime.from_dlpack(view) if view.size else tvm.runtime.tensor(view) for _, view in buffers)
+        )
         for given, (whole, view) in zip(inputs, buffers, strict=False):
             np.testing.assert_array_equal(view, given)
             _check_canaries(whole, view, canary)
@@ -77,7 +79,10 @@ def taps(window: Window, data: Array, fill: float) -> Iterator[tuple[tuple[int, 
     for i, j in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
         y, x = i * window.dilations[0], j * window.dilations[1]
         down, across = window.strides
-        yield (i, j), padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across]
+        yield (
+            (i, j),
+            padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across],
+        )
 
 
 @pytest.fixture(params=sorted(X86))
