@@ -1,167 +1,26 @@
-"""Jobs of the backends' benchmark: build an artifact, start it, measure all of a case in turns, judge and profile them.
-
-Results that are refused for a reason come back as `error`, without the traceback of a crash.
-"""
+"""Jobs of the backends' benchmark that measure: start an artifact, time all of a case in turns, judge, profile."""
 
 from __future__ import annotations
 
-import os
+import math
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.job_tools import Clock, Result
+from benchmarks.backends_build import Job, build_backend, choose_backend, told
+from benchmarks.job_tools import Result
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from greencc.core.data import Feeds
-    from greencc.core.engine import Engine, Target
+    from greencc.core.engine import Engine
 
-MODEL = "form.onnx"
 FEEDS = 16
 DIFFERENCES = 32
 """Samples that the largest difference is taken over."""
 PROFILE_RUNS = 20
 LAYERS_KEPT = 200
-
-Job = Callable[..., Result]
-
-
-def told(job: Job) -> Job:
-    """A job whose failures are results: a refusal in its words, anything else with the kind of the exception."""
-
-    @wraps(job)
-    def run(**arguments: Any) -> Result:
-        from greencc.core.errors import GreenccError
-
-        try:
-            return job(**arguments)
-        except GreenccError as error:
-            return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - run times write after the traceback, which would be lost
-            traceback.print_exc()
-            lines = str(error).strip().splitlines() or [""]
-            return {"error": f"{type(error).__name__}: {lines[0]}"[:400]}
-
-    return run
-
-
-@told
-def build_backend(
-    model: str,
-    calibration: str,
-    evaluation: str | None,
-    samples: int,
-    backend: str,
-    precision: str,
-    threads: list[int],
-    folder: str,
-    tune_seconds: float,
-) -> Result:
-    """Make the form of a precision for a target as `greencc compile` does, then build it for each number of threads.
-
-    FP32 is the model after the target's exact passes. INT8 is the first of the thorough ways to quantize that a
-    compile tries (ranges of least squared error, and corrected biases or smoothed activations). What is tuned is
-    tuned for each number of threads, in an equal share of the time.
-
-    Returns:
-        `artifacts` by number of threads, `form` (the graph), seconds of passes, tuning and building, and what the
-        tuner tells.
-    """
-    from greencc.compiler import CompileOptions, Effort, Precision
-    from greencc.compiler.session import Session
-    from greencc.core.graph import ensure_names
-    from greencc.core.model import load_model, save_model
-    from greencc.targets import make_target
-
-    clock = Clock()
-    where = Path(folder)
-    scratch = where / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    # What other artifacts were tuned to must not make this one fast, nor what they cached make it quick.
-    os.environ["GREENCC_CACHE"] = str(where / "cache")
-    wanted = Precision.INT8 if precision == "int8" else Precision.FP32
-    options = CompileOptions(
-        calibration=calibration,
-        evaluation=evaluation,
-        precision=wanted,
-        effort=Effort.STANDARD,
-        samples=samples,
-        cache=False,
-    )
-    session = Session(options, make_target(f"{backend}:threads={max(threads)}"), scratch)
-    try:
-        source = load_model(Path(model))
-        ensure_names(source)
-        form = _form(session, source, Path(model), wanted is Precision.INT8)
-    finally:
-        session.close()
-    ensure_names(form)
-    save_model(form, where / MODEL)
-    result = clock.result(where / MODEL, passes_seconds=time.perf_counter() - clock.started)
-    artifacts: dict[str, str] = {}
-    building: dict[str, float] = {}
-    tuning: list[dict[str, Any]] = []
-    for count in threads:
-        target = make_target(f"{backend}:threads={count}")
-        if tune_seconds:
-            tuning.append({"threads": count, **_tune(target, form, tune_seconds / len(threads))})
-        begun = time.perf_counter()
-        artifact = target.build(target.lower(form), where / f"threads-{count}")
-        building[str(count)] = time.perf_counter() - begun
-        artifacts[str(count)] = str(artifact)
-    return {
-        **result,
-        "form": str(where / MODEL),
-        "artifacts": artifacts,
-        "build_seconds": building,
-        "tuning": tuning,
-    }
-
-
-def _form(session: Any, source: ir.Model, model: Path, integers: bool) -> ir.Model:
-    """The graph of a form, by greencc's own builder of forms."""
-    from greencc.compiler.data import open_splits
-    from greencc.compiler.forms import FormBuilder
-    from greencc.compiler.variants import variants
-    from greencc.core.describe import input_specs
-    from greencc.core.errors import InputError
-    from greencc.passes.quantize_int8 import RangeMethod
-    from greencc.targets.cpu import CpuTarget
-
-    inputs = input_specs(source)
-    splits = open_splits(session, inputs)
-    original = CpuTarget().open(model)
-    try:
-        samples = splits.samples(original, inputs[0].batch if inputs else None)
-    finally:
-        original.close()
-    builder = FormBuilder(session, source, splits, samples)
-    cleaned = builder.cleaned()
-    if not integers:
-        return cleaned.model
-    ways = variants(session.options.effort, session.target.capabilities(), cleaned.model)
-    way = next(each for each in ways if each.quantize.method is RangeMethod.MSE)
-    form = builder.static(way.name, way.prepare, way.quantize)
-    if not form.applied:
-        raise InputError("nothing was quantized: the model has no operator that this backend has in INT8")
-    return form.model
-
-
-def _tune(target: Target, form: ir.Model, seconds: float) -> dict[str, Any]:
-    """Tune the kernels of a model; what was found is kept for the builds that follow."""
-    from greencc.core.errors import UnavailableError
-    from greencc.core.progress import silent
-
-    tune = getattr(target, "tune", None)
-    if tune is None:
-        raise UnavailableError(f"target {target.name!r} has no tuning in this version")
-    return asdict(tune(target.lower(form), seconds, silent))
 
 
 @told
@@ -196,13 +55,18 @@ def start_backend(target: str, artifact: str, feeds: str, begun: float) -> Resul
 
 @told
 def measure_backends(
-    items: list[dict[str, Any]], data: str, threads: int, batches: list[int], table_batches: list[int], quick: bool
+    items: list[dict[str, Any]],
+    data: str,
+    threads: int,
+    batches: list[int],
+    table_batches: list[int],
+    quick: bool,
 ) -> Result:
     """Time all artifacts of a case in turns, in one process, at every batch.
 
     Args:
-        items: Each with `key`, `target`, `artifact`, `rivals` (names and keys of those it is compared with) and `group`:
-            within a group, which need not have a name, the fastest is a rival of all, called "best".
+        items: Each with `key`, `target`, `artifact`, `rivals` (names and keys of those it is compared with) and
+            `group`: within a group that has a name, the fastest is a rival of all, called "best".
         data: `.npz` of samples.
         batches: Sizes; those of the tables are measured for longer.
 
@@ -250,7 +114,10 @@ def _feeds(data: str, engine: Engine, batch: int) -> list[Feeds]:
 
 
 def _timed(
-    engines: Mapping[str, Engine], asked: Mapping[str, Mapping[str, Any]], feeds: Sequence[Feeds], profile: Any
+    engines: Mapping[str, Engine],
+    asked: Mapping[str, Mapping[str, Any]],
+    feeds: Sequence[Feeds],
+    profile: Any,
 ) -> dict[str, Any]:
     """One point of every engine, with its speed-ups over its rivals from the same rounds."""
     from greencc.core.errors import GreenccError
@@ -297,8 +164,6 @@ def _timed(
 
 
 def _interval(ratio: Any) -> dict[str, float | None]:
-    import math
-
     return {key: value if math.isfinite(value) else None for key, value in asdict(ratio).items()}
 
 
@@ -336,9 +201,11 @@ def judge_backends(
                     references[form] = MemoEngine(CpuTarget().reference(load_model(Path(form))))
                 engine = make_target(item["target"]).open(Path(item["artifact"]))
                 try:
-                    row = {"difference": largest_difference(references[form], engine, few)}
+                    row: dict[str, Any] = {"difference": largest_difference(references[form], engine, few)}
                     if not synthetic:
-                        row["accuracy"] = _accuracy(compare(original, engine, source, metric=metric), labelled)
+                        row["accuracy"] = _accuracy(
+                            compare(original, engine, source, metric=metric), labelled
+                        )
                 finally:
                     engine.close()
             except GreenccError as error:
@@ -409,42 +276,6 @@ def profile_backends(items: list[dict[str, Any]], data: str) -> Result:
             "layers": [{**asdict(layer), "distance": layer.distance} for layer in layers[:LAYERS_KEPT]],
         }
     return {"peaks": asdict(peaks), "rows": rows}
-
-
-@told
-def choose_backend(
-    model: str,
-    calibration: str,
-    evaluation: str | None,
-    samples: int,
-    precision: str,
-    target: str,
-    folder: str,
-) -> Result:
-    """Which run time `greencc compile` picks for a target that leaves it open, in a precision that is given."""
-    from greencc.bundle import load
-    from greencc.compiler import CompileOptions, Effort, Precision, compile_model
-    from greencc.targets import make_target
-
-    clock = Clock()
-    where = Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    os.environ["GREENCC_CACHE"] = str(where / "cache")
-    options = CompileOptions(
-        target=target,
-        calibration=calibration,
-        evaluation=evaluation,
-        precision=Precision(precision),
-        samples=samples,
-        # Which form is accurate enough is not the question here.
-        max_drop=0.5,
-        effort=Effort.QUICK,
-    )
-    bundle = where / "model.greencc"
-    compile_model(Path(model), options, output=bundle, force=True)
-    opened = load(bundle)
-    target = opened.manifest.target
-    return clock.result(opened.artifact, target=target, backend=make_target(target).name)
 
 
 BACKEND_JOBS: Mapping[str, Job] = {

@@ -69,7 +69,9 @@ def scaling_svg(title: str, across: str, up: str, panels: Sequence[Panel]) -> st
         up: What is on the vertical axes.
         panels: At least one, each with a point.
     """
-    names = list(dict.fromkeys((line.label, line.colour, line.dashed) for panel in panels for line in panel.lines))
+    names = list(
+        dict.fromkeys((line.label, line.colour, line.dashed) for panel in panels for line in panel.lines)
+    )
     rows = -(-len(panels) // _COLUMNS)
     width = _LEFT + _COLUMNS * (_PANEL_WIDTH + _GAP_X)
     legend = _TOP + rows * (_PANEL_HEIGHT + _GAP_Y) + 4
@@ -110,7 +112,9 @@ def _panel(panel: Panel, left: float, top: float) -> list[Markup]:
     for line in panel.lines:
         ends = [(x.at(a), y.at(b)) for a, b in line.points]
         path = " ".join(f"{'ML'[index > 0]}{a} {b}" for index, (a, b) in enumerate(ends))
-        parts.append(tag("path", d=path, fill="none", stroke=line.colour, stroke_width=1.8, **_dash(line.dashed)))
+        parts.append(
+            tag("path", d=path, fill="none", stroke=line.colour, stroke_width=1.8, **_dash(line.dashed))
+        )
         for (a, b), (size, value) in zip(ends, line.points, strict=True):
             note = tag("title", f"{panel.title}, {line.label}: {value:.3g} at {size:g}")
             parts.append(tag("circle", note, cx=a, cy=b, r=2.6, fill=line.colour))
@@ -164,7 +168,12 @@ def _roof(
     left, right, top, bottom = place
     peak = peaks.ops(integers)
     tops = [dot.rate for dot in dots] + ([peak] if peak else [])
-    x = Scale(min([1.0, *(dot.intensity for dot in dots)]) / 1.3, max(dot.intensity for dot in dots) * 1.5, left, right)
+    x = Scale(
+        min([1.0, *(dot.intensity for dot in dots)]) / 1.3,
+        max(dot.intensity for dot in dots) * 1.5,
+        left,
+        right,
+    )
     y = Scale(min(dot.rate for dot in dots) / 1.5, max(tops) * 1.6, bottom, top)
     parts = [tag("text", name, x=left, y=top - 12, font_size=13, font_weight="bold")]
     for value in y.marks():
@@ -178,17 +187,22 @@ def _roof(
     middle = {"x": (left + right) / 2, "y": bottom + 34, "font_size": 12, "text_anchor": "middle"}
     parts.append(tag("text", "operations per byte (Gop/s upwards)", **middle))
     if peak:
-        parts.append(tag("line", x1=left, x2=right, y1=y.at(peak), y2=y.at(peak), stroke="#18181b", stroke_width=1.5))
+        parts.append(
+            tag("line", x1=left, x2=right, y1=y.at(peak), y2=y.at(peak), stroke="#18181b", stroke_width=1.5)
+        )
         note = {"x": right, "y": y.at(peak) - 5, "font_size": 11, "text_anchor": "end"}
         parts.append(tag("text", f"{peak / 1e9:.0f} Gop/s", **note))
     for size, rate in slopes(peaks):
         parts += _slope(x, y, size, rate, peak or max(tops))
-    for dot in dots:
-        note = tag("title", f"{dot.title}: {dot.rate / 1e9:.3g} Gop/s, {100 * dot.share:.1f} % of the time")
-        radius = 2.0 + 16.0 * math.sqrt(dot.share)
-        at = {"cx": x.at(dot.intensity), "cy": y.at(dot.rate), "r": f"{radius:.1f}"}
-        parts.append(tag("circle", note, fill=dot.colour, fill_opacity=0.45, stroke=dot.colour, **at))
+    parts += [_disc(dot, x, y) for dot in dots]
     return parts
+
+
+def _disc(dot: Dot, x: Scale, y: Scale) -> Markup:
+    note = tag("title", f"{dot.title}: {dot.rate / 1e9:.3g} Gop/s, {100 * dot.share:.1f} % of the time")
+    radius = f"{2.0 + 16.0 * math.sqrt(dot.share):.1f}"
+    place = {"cx": x.at(dot.intensity), "cy": y.at(dot.rate), "r": radius}
+    return tag("circle", note, fill=dot.colour, fill_opacity=0.45, stroke=dot.colour, **place)
 
 
 def slopes(peaks: Peaks) -> list[tuple[int, float]]:
@@ -207,5 +221,12 @@ def _slope(x: Scale, y: Scale, size: int, rate: float, peak: float) -> list[Mark
     note = tag("title", f"{rate / 1e9:.0f} GB/s from {unit}")
     return [
         tag("line", note, stroke=_GREY, stroke_dasharray="3 3", **ends),
-        tag("text", f"{rate / 1e9:.0f} GB/s ({unit})", x=ends["x1"] + 4, y=ends["y1"] - 6, font_size=10, fill=_GREY),
+        tag(
+            "text",
+            f"{rate / 1e9:.0f} GB/s ({unit})",
+            x=ends["x1"] + 10,
+            y=ends["y1"] + 6,
+            font_size=10,
+            fill=_GREY,
+        ),
     ]

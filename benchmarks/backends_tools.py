@@ -1,4 +1,4 @@
-"""What `bench_backends` compares, and its goals: run times, precisions, tuned and untuned, and who is measured against whom."""
+"""What `bench_backends` compares: run times, precisions, tuned and untuned; who is a rival of whom; and the goals."""
 
 from __future__ import annotations
 

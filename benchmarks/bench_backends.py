@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -220,7 +219,9 @@ class _Bench:
         for asked in self._asked(1):
             artifact = Path(asked["artifact"])
             row = self.rows[asked["key"]]
-            row["size_bytes"] = sum(file.stat().st_size for file in artifact.parent.iterdir() if file.is_file())
+            row["size_bytes"] = sum(
+                file.stat().st_size for file in artifact.parent.iterdir() if file.is_file()
+            )
             seen = peak_memory(make_target(asked["target"]), artifact, feeds)
             row["memory_mb"], row["memory_reason"] = seen.megabytes, seen.reason
 
@@ -322,7 +323,10 @@ class _Bench:
                     key = Item(done.result["backend"], precision).key
                     point = latency_of(self.rows.get(key), threads, 1)
                     row |= {"backend": done.result["backend"], "seconds": done.seconds}
-                    row |= {"best": point and point["best"], "ratio": _inverse(point and point["speedups"].get("best"))}
+                    row |= {
+                        "best": point and point["best"],
+                        "ratio": _inverse(point and point["speedups"].get("best")),
+                    }
                 self._say(f"choice {precision}, {threads} thread(s): {row['error'] or row['backend']}")
                 found.append(row)
         return found
@@ -337,7 +341,9 @@ class _Bench:
             self._say(f"rooflines: {error}")
             return {"rows": [], "note": {**note, "error": error}}
         rows = [
-            self._named(item) | done.result["rows"][item.key] for item in ITEMS if item.key in done.result["rows"]
+            self._named(item) | done.result["rows"][item.key]
+            for item in ITEMS
+            if item.key in done.result["rows"]
         ]
         return {"rows": rows, "note": {**note, "error": None, "peaks": done.result["peaks"]}}
 

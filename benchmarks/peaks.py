@@ -1,4 +1,4 @@
-"""What one core of this machine can do at most, measured: arithmetic in registers, and reading from memory of several sizes.
+"""What one core of this machine can do at most, measured: arithmetic in registers, and reading buffers of many sizes.
 
 The program (`peaks.c`) is compiled for this very processor, so that it has its widest instructions.
 """

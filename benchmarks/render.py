@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import render_backends as backends
 from benchmarks import render_compression as compression
 from benchmarks import render_planner as planner
+from benchmarks import render_rooflines
 from benchmarks.cases import ROOT
 from benchmarks.render_quantization import cost_table, goals_table, quality_table
 from benchmarks.results import Row, load
@@ -263,7 +264,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "backends-scaling": backends.scaling_plots,
     "backends-choice": backends.choice_table,
     "backends-cost": backends.cost_table,
-    "backends_roofline": backends.roofline_table,
+    "backends_roofline": render_rooflines.roofline_table,
 }
 
 

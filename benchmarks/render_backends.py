@@ -1,4 +1,4 @@
-"""Tables and plots of the backends' benchmark: goals, latency, costs, the measured choice, scaling, rooflines."""
+"""Tables and plots of the backends' benchmark: goals, latency, costs, the measured choice, scaling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends_plots import Dot, Line, Panel, roofline_svg, scaling_svg
+from benchmarks.backends_plots import Line, Panel, scaling_svg
 from benchmarks.backends_tools import (
     BACKENDS,
     BATCHES,
@@ -30,7 +30,6 @@ from benchmarks.backends_tools import (
     latency_of,
 )
 from benchmarks.cases import ROOT
-from benchmarks.peaks import Peaks
 from benchmarks.render_quantization import drop_cell
 from benchmarks.render_quantization import verdict as goal_verdict
 from benchmarks.tables import NONE, markdown_table, number, percent, ratio_text
@@ -46,8 +45,6 @@ COLOURS = {
     Item(TVM, FP32, True).key: "#15803d",
 }
 """INT8 has the colour of its FP32, dashed."""
-SLOWEST = 6
-"""Layers that the table of a model's artifact shows."""
 REASON = 160
 
 
@@ -85,15 +82,32 @@ def _goals(document: Document) -> list[str]:
     tuned, tuned_integers = Item(TVM, FP32, True), Item(TVM, INT8, True)
     lines = [
         _line(
-            document, f"TVM FP32 untuned within {UNTUNED_GOAL:g}x of ONNX Runtime", cases, plain, ORT, 1 / UNTUNED_GOAL
+            document,
+            f"TVM FP32 untuned within {UNTUNED_GOAL:g}x of ONNX Runtime",
+            cases,
+            plain,
+            ORT,
+            1 / UNTUNED_GOAL,
         ),
         _line(
-            document, f"TVM FP32 tuned within {TUNED_GOAL:g}x of it on the ResNets", residual, tuned, ORT, 1 / TUNED_GOAL
+            document,
+            f"TVM FP32 tuned within {TUNED_GOAL:g}x of it on the ResNets",
+            residual,
+            tuned,
+            ORT,
+            1 / TUNED_GOAL,
         ),
     ]
     for item, how in ((integers, "untuned"), (tuned_integers, "tuned")):
         lines.append(
-            _line(document, f"TVM INT8 faster than its FP32 on every CNN, both {how}", networks, item, "fp32", 1.0)
+            _line(
+                document,
+                f"TVM INT8 faster than its FP32 on every CNN, both {how}",
+                networks,
+                item,
+                "fp32",
+                1.0,
+            )
         )
         text = f"TVM INT8 at least {INT8_GOAL:g}x as fast as its FP32 on EfficientNet, both {how}"
         lines.append(_line(document, text, large, item, "fp32", INT8_GOAL))
@@ -137,7 +151,7 @@ def _absent(document: Document) -> list[str]:
     """What has no figures, and why; models with the same reason share a line."""
     reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in document["rows"]:
-        label = _item(row).label
+        label = item_of(row).label
         if row["error"] is not None:
             reasons[label, row["error"]].append(row["case"])
         for threads, reason in row.get("latency_errors", {}).items():
@@ -163,13 +177,15 @@ def latency_table(document: Document) -> str:
                     point = latency_of(find(document, case, item.key), threads, batch)
                     if point is None:
                         continue
-                    gains = [ratio_text(point["speedups"].get(name)) for name in (ORT, OPENVINO, "fp32", "untuned")]
+                    gains = [
+                        ratio_text(point["speedups"].get(name)) for name in (ORT, OPENVINO, "fp32", "untuned")
+                    ]
                     where = f"{threads} thread{'s' * (threads > 1)}, batch {batch}"
                     name = f"{where}: {item.label}" + ("" if point["clean"] else " (disturbed)")
                     rows.append([name, f"{point['median']:.3g}", f"{point['p95']:.3g}", *gains])
         header = ["setting: artifact", "ms", "p95 ms", "ONNX Runtime / this [95 %]", "OpenVINO / this [95 %]"]
         table = markdown_table([*header, "its FP32 / this [95 %]", "untuned / this [95 %]"], rows)
-        parts.append(_folded(case, table if rows else "Nothing was measured."))
+        parts.append(folded(case, table if rows else "Nothing was measured."))
     return "\n\n".join(parts)
 
 
@@ -196,8 +212,8 @@ def cost_table(document: Document) -> str:
             if row is None or row["error"] is not None:
                 continue
             rows.append([item.label, *_costs(row)])
-        parts.append(_folded(case, markdown_table(header, rows) if rows else "Nothing was built."))
-    return "\n\n".join([*parts, _folded("Conditions of every model's run", conditions_table(document))])
+        parts.append(folded(case, markdown_table(header, rows) if rows else "Nothing was built."))
+    return "\n\n".join([*parts, folded("Conditions of every model's run", conditions_table(document))])
 
 
 def _costs(row: Row) -> list[str]:
@@ -272,7 +288,13 @@ def choice_table(document: Document) -> str:
             ratio = choice["ratio"]
             met = NONE if ratio is None else "met" if ratio["value"] <= CHOICE_GOAL else "missed"
             rows.append([name, _label(choice["backend"]), best, ratio_text(ratio), met])
-    header = ["model", "chosen", "fastest", "time of the chosen / the fastest [95 %]", f"within {CHOICE_GOAL - 1:.0%}"]
+    header = [
+        "model",
+        "chosen",
+        "fastest",
+        "time of the chosen / the fastest [95 %]",
+        f"within {CHOICE_GOAL - 1:.0%}",
+    ]
     return markdown_table(header, rows)
 
 
@@ -282,13 +304,15 @@ def scaling_plots(document: Document) -> str:
     panels = _panels(document, lambda case, item: _by_batch(document, case, item))
     if panels:
         text = scaling_svg("Latency by batch, 1 thread", "samples in a batch", "ms per sample", panels)
-        parts.append(_drawn("backends-batch.svg", text, "Milliseconds per sample by batch, model by model"))
+        parts.append(drawn("backends-batch.svg", text, "Milliseconds per sample by batch, model by model"))
     for batch in BATCHES:
         panels = _panels(document, lambda case, item, size=batch: _by_threads(document, case, item, size))
         if panels:
-            text = scaling_svg(f"Speed-up by threads, batch {batch}", "threads", "speed of one thread = 1", panels)
+            text = scaling_svg(
+                f"Speed-up by threads, batch {batch}", "threads", "speed of one thread = 1", panels
+            )
             name = f"backends-threads-{batch}.svg"
-            parts.append(_drawn(name, text, f"Speed-up by threads at batch {batch}, model by model"))
+            parts.append(drawn(name, text, f"Speed-up by threads at batch {batch}, model by model"))
     return "\n\n".join(parts) or "Nothing was measured."
 
 
@@ -296,7 +320,7 @@ def _panels(document: Document, points: Any) -> list[Panel]:
     panels = []
     for case in cases_of(document):
         lines = [
-            Line(item.label, _colour(item), item.precision == INT8, found)
+            Line(item.label, colour_of(item), item.precision == INT8, found)
             for item in ITEMS
             if (found := points(case, item))
         ]
@@ -307,7 +331,9 @@ def _panels(document: Document, points: Any) -> list[Panel]:
 
 def _by_batch(document: Document, case: str, item: Item) -> list[tuple[float, float]]:
     sizes = (find(document, case, item.key) or {}).get("latency", {}).get("1", {})
-    return sorted((float(size), p["median"] / int(size)) for size, p in sizes.items() if p.get("error") is None)
+    return sorted(
+        (float(size), p["median"] / int(size)) for size, p in sizes.items() if p.get("error") is None
+    )
 
 
 def _by_threads(document: Document, case: str, item: Item, batch: int) -> list[tuple[float, float]]:
@@ -315,109 +341,14 @@ def _by_threads(document: Document, case: str, item: Item, batch: int) -> list[t
     counts = document["cases"][case]["threads"]
     points = [(count, latency_of(row, count, batch)) for count in counts]
     times = [(float(count), point["median"]) for count, point in points if point is not None]
-    return [(count, times[0][1] / taken) for count, taken in times] if len(times) > 1 and times[0][0] == 1 else []
-
-
-def roofline_table(document: Document) -> str:
-    """TVM's slowest layers by their least time, artifact by artifact, and all layers of all backends as a plot."""
-    parts = [_roofline_summary(document)]
-    for case in document["cases"]:
-        rows = []
-        for row in _profiled(document, case):
-            if row["backend"] != TVM:
-                continue
-            for layer in row["layers"][:SLOWEST]:
-                rows.append([f"{_item(row).label}: {layer['name']} ({layer['op_type']})", *_layer_cells(layer, row)])
-        if rows:
-            header = ["artifact: layer", "µs", "share", "MMAC", "MB moved", "least µs", "bound by", "time / least"]
-            parts.append(_folded(f"{case}: the slowest layers of TVM's artifacts", markdown_table(header, rows)))
-    return "\n\n".join([*parts, *_roofline_picture(document)])
-
-
-def _roofline_summary(document: Document) -> str:
-    """Per artifact: time of all layers with a bound by the sum of their bounds, and the share of those layers."""
-    rows = []
-    for case, note in document["cases"].items():
-        if note.get("error"):
-            rows.append([case, f"failed: {note['error'][:REASON]}", *[NONE] * (len(ITEMS) - 1)])
-            continue
-        cells = []
-        for item in ITEMS:
-            row = next((row for row in _profiled(document, case) if row["key"] == item.key), None)
-            cells.append(NONE if row is None else _total_cell(row))
-        rows.append([case, *cells])
-    return markdown_table(["time / least time (share of the time)", *(item.label for item in ITEMS)], rows)
-
-
-def _total_cell(row: Row) -> str:
-    bounded = [layer for layer in row["layers"] if layer["bound_us"]]
-    if not bounded:
-        return NONE
-    taken = sum(layer["microseconds"] for layer in bounded)
-    return f"{taken / sum(layer['bound_us'] for layer in bounded):.2f} ({percent(taken / row['total_us'], 0)})"
-
-
-def _layer_cells(layer: Row, row: Row) -> list[str]:
-    return [
-        f"{layer['microseconds']:.1f}",
-        percent(layer["microseconds"] / row["total_us"], 1),
-        NONE if layer["macs"] is None else f"{layer['macs'] / 1e6:.2f}",
-        NONE if layer["bytes"] is None else f"{layer['bytes'] / 1e6:.3f}",
-        number(layer["bound_us"], ".2f"),
-        layer["limit"] or NONE,
-        number(layer["distance"], ".2f"),
-    ]
-
-
-def _roofline_picture(document: Document) -> list[str]:
-    """Layers of TVM's artifacts, untuned and tuned, under the roofs; those of all models together."""
-    notes = [note for note in document["cases"].values() if note.get("peaks")]
-    dots: dict[str, list[Dot]] = {precision: [] for precision in PRECISIONS}
-    for case in document["cases"]:
-        for row in _profiled(document, case):
-            dots[row["precision"]] += _dots(row)
-    if not notes or not any(dots.values()):
-        return []
-    peaks = Peaks.of(notes[-1]["peaks"])
-    panels = [
-        (f"{name.upper()} layers", name == INT8, dots[name]) for name in PRECISIONS if dots[name]
-    ]
-    title = "Layers under the roofline of one core"
-    picture = roofline_svg(title, peaks, panels)
-    integers = "none measured" if peaks.int8_ops is None else f"{peaks.int8_ops / 1e9:.0f} Gop/s ({peaks.int8})"
-    text = (
-        f"Peaks of one core, measured: FP32 {peaks.float_ops / 1e9:.0f} GFLOP/s in {peaks.width_bits} bits, "
-        f"INT8 {integers}; reading {', '.join(_rates(peaks))}."
+    return (
+        [(count, times[0][1] / taken) for count, taken in times]
+        if len(times) > 1 and times[0][0] == 1
+        else []
     )
-    return [text, _drawn("backends-roofline.svg", picture, title)]
 
 
-def _rates(peaks: Peaks) -> list[str]:
-    sizes = [peaks.bandwidth[0], peaks.bandwidth[len(peaks.bandwidth) // 2], peaks.bandwidth[-1]]
-    return [f"{rate / 1e9:.0f} GB/s from {size >> 10:,} KiB" for size, rate in sizes]
-
-
-def _dots(row: Row) -> list[Dot]:
-    item = _item(row)
-    return [
-        Dot(
-            f"{BACKENDS[item.backend]}{', tuned' if item.tuned else ''}",
-            _colour(item),
-            f"{row['case']}, {item.label}: {layer['name']}",
-            2 * layer["macs"] / layer["bytes"],
-            2e6 * layer["macs"] / layer["microseconds"],
-            layer["microseconds"] / row["total_us"],
-        )
-        for layer in row["layers"]
-        if layer["macs"] and layer["bytes"] and layer["microseconds"] and layer["integers"] == (item.precision == INT8)
-    ]
-
-
-def _profiled(document: Document, case: str) -> list[Row]:
-    return [row for row in document["rows"] if row["case"] == case and row["error"] is None]
-
-
-def _drawn(name: str, picture: str, label: str) -> str:
+def drawn(name: str, picture: str, label: str) -> str:
     """Write a picture and refer to it."""
     path: Path = IMAGES / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -425,11 +356,13 @@ def _drawn(name: str, picture: str, label: str) -> str:
     return f"![{label}](images/{name})"
 
 
-def _folded(summary: str, body: str) -> str:
+def folded(summary: str, body: str) -> str:
+    """A part that opens when its summary is clicked."""
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
-def _colour(item: Item) -> str:
+def colour_of(item: Item) -> str:
+    """Its colour in plots; FP32 and INT8 share it."""
     return COLOURS[Item(item.backend, FP32, item.tuned).key]
 
 
@@ -437,7 +370,8 @@ def _label(backend: str) -> str:
     return BACKENDS.get(backend, backend)
 
 
-def _item(row: Row) -> Item:
+def item_of(row: Row) -> Item:
+    """The artifact of a row."""
     return Item(row["backend"], row["precision"], row["tuned"])
 
 

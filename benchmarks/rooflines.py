@@ -79,7 +79,7 @@ def sizes_of(model: ir.Model, feeds: Feeds) -> Mapping[str, int]:
     """Sizes of named dynamic dimensions, from what is fed."""
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
-        if value.shape is None or value.name not in feeds:
+        if value.shape is None or value.name is None or value.name not in feeds:
             continue
         for dim, size in zip(value.shape, feeds[value.name].shape, strict=True):
             if isinstance(dim, ir.SymbolicDim) and dim.value:
