@@ -36,6 +36,17 @@ def runnable() -> list[str]:
     return [name for name, machine in X86.items() if machine.features <= flags]
 
 
+on_every_machine = pytest.mark.parametrize(
+    "machine",
+    [
+        pytest.param(
+            each, id=name, marks=pytest.mark.skipif(name not in runnable(), reason="not on this processor")
+        )
+        for name, each in X86.items()
+    ],
+)
+
+
 def compiled(function, machine: Machine):
     import tvm
 
@@ -59,7 +70,9 @@ def run(function, machine: Machine, inputs: list[Array], output: tuple[int, ...]
     for canary in (0x5A, 0xFF):
         buffers = [_guarded(each, canary) for each in (*inputs, np.zeros(output, dtype))]
         # An empty array has no address that counts as aligned.
-        kernel(*(tvm.runtime.from_dlpack(view) if view.size else tvm.runtime.tensor(view) for _, view in buffers))
+        kernel(
+            *(tvm.runtime.from_dlpack(view) if view.size else tvm.runtime.tensor(view) for _, view in buffers)
+        )
         for given, (whole, view) in zip(inputs, buffers, strict=False):
             np.testing.assert_array_equal(view, given)
             _check_canaries(whole, view, canary)
@@ -77,14 +90,10 @@ def taps(window: Window, data: Array, fill: float) -> Iterator[tuple[tuple[int, 
     for i, j in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
         y, x = i * window.dilations[0], j * window.dilations[1]
         down, across = window.strides
-        yield (i, j), padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across]
-
-
-@pytest.fixture(params=sorted(X86))
-def machine(request: pytest.FixtureRequest) -> Machine:
-    if request.param not in runnable():
-        pytest.skip(f"this processor has no {request.param}")
-    return X86[request.param]
+        yield (
+            (i, j),
+            padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across],
+        )
 
 
 def _guarded(values: Array, canary: int) -> tuple[Array, Array]:
