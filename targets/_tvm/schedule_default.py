@@ -178,7 +178,7 @@ class _Rules:
         )
 
     def _common_tail(self, block: Block) -> int:
-        """How many of the last loops, all of known length, run through every tensor in its order or do not matter to it."""
+        """How many last loops, of known length, run through every tensor in its order or do not matter to it."""
         from tvm.tirx import IntImm
 
         node = self.plan.get(block)

@@ -78,7 +78,7 @@ def floats(window, channels, machine, *, batch=1, schedule=None):
 @on_every_machine
 def test_windows(name, machine):
     integers(WINDOWS[name], 18, machine)
-    if machine is X86["avx2"]:  # floats are the same code in narrower vectors
+    if machine is X86["avx2"] and name in ("stride", "dilated", "wide pads"):
         floats(WINDOWS[name], 18, machine)
 
 
@@ -106,8 +106,8 @@ def test_zero_points(zero_point, machine):
 @on_every_machine
 def test_schedules_compute_the_same(columns, vectors, band, machine):
     schedule = Schedule(1, columns, vectors, band)
-    integers(WINDOWS["3x3"], 90, machine, schedule=schedule)
-    floats(WINDOWS["3x3"], 90, machine, schedule=schedule)
+    integers(WINDOWS["3x3"], 42, machine, schedule=schedule)
+    floats(WINDOWS["3x3"], 42, machine, schedule=schedule)
 
 
 @on_every_machine
