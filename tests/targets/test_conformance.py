@@ -31,7 +31,7 @@ MakeModel = Callable[..., onnx.ModelProto]
 # How the run times call their integer kernels in a profile.
 INTEGER_KERNELS = {"cpu": re.compile(r"^(QLinear|QGemm$|MatMulInteger)")}
 MARKED_KERNEL = re.compile(r":int8$")
-PACKAGES = {"cpu": "onnxruntime", "tvm-cpu": "apache-tvm"}
+PACKAGES = {"cpu": "onnxruntime", "tvm-cpu": "apache-tvm", "tvm-arm": "apache-tvm"}
 NO_MODEL = re.compile(r"bad\.onnx.*(not an ONNX model|is empty)")
 PROCESS = """
 import sys, numpy
@@ -61,7 +61,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     return available(request.param)
 
 
-@every([kind for kind in TARGETS if issubclass(kind, HostTarget)])
+@every([kind for kind in TARGETS if issubclass(kind, HostTarget) and kind().estimated_on() is None])
 def local(request: pytest.FixtureRequest) -> HostTarget:
     """Those that run in this process on this processor: threads, memory and times are those of a deployment."""
     found = available(request.param)
