@@ -173,7 +173,7 @@ class _Bench:
         """`greencc compile`; the runs of a case share one cache, which the first finds empty."""
         cache = self.folder / "cache"
         if name == PLAN and cache.is_dir():
-            _empty(cache)
+            empty(cache)
         return self._job(
             "compile-plan",
             name,
@@ -313,7 +313,7 @@ def _compile_note(plan: Run, second: Run | None) -> dict[str, Any]:
     return found
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
     """What an earlier run kept must not make this one fast."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():

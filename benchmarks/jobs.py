@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.backends_jobs import BACKEND_JOBS
 from benchmarks.compression_jobs import COMPRESSION_JOBS
 from benchmarks.job_tools import Clock, Result, peak_mb
 from benchmarks.peers import PEER_JOBS
@@ -185,6 +186,7 @@ JOBS: dict[str, Callable[..., Result]] = {
     **PEER_JOBS,
     **COMPRESSION_JOBS,
     **PLANNER_JOBS,
+    **BACKEND_JOBS,
 }
 
 

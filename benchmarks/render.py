@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import render_backends as backends
 from benchmarks import render_compression as compression
 from benchmarks import render_planner as planner
 from benchmarks.cases import ROOT
@@ -27,11 +28,11 @@ def main() -> None:
     """Render all tables."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in TABLES.items():
-        # One benchmark may have several tables: NAME and NAME-PART.
+        # One benchmark may have several tables, NAME and NAME-PART, and more than one file of results, NAME_MORE.
         benchmark = name.partition("-")[0]
         document = load(benchmark)
         body = (
-            f"Not run yet: `python -m benchmarks.run --only {benchmark}`."
+            f"Not run yet: `python -m benchmarks.run --only {benchmark.partition('_')[0]}`."
             if document is None
             else f"{table(document)}\n\n{provenance(document)}"
         )
@@ -257,6 +258,12 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "planner-methods": planner.methods_table,
     "planner-cost": planner.cost_table,
     "planner-exhaustive": planner.exhaustive_table,
+    "backends": backends.goals_table,
+    "backends-latency": backends.latency_table,
+    "backends-scaling": backends.scaling_plots,
+    "backends-choice": backends.choice_table,
+    "backends-cost": backends.cost_table,
+    "backends_roofline": backends.roofline_table,
 }
 
 

@@ -28,6 +28,7 @@ PACKAGES = (
     "onnxslim",
     "onnxsim",
     "openvino",
+    "apache-tvm",
     "optuna",
 )
 Row = dict[str, Any]

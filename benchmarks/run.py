@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    bench_backends,
     bench_build,
     bench_cleanup,
     bench_compression,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Settings], None]] = {
     "quantization": bench_quantization.run,
     "compression": bench_compression.run,
     "planner": bench_planner.run,
+    "backends": bench_backends.run,
 }
 MODELS_VARIABLE = "BENCH_MODELS"
 
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--case",
         action="append",
         default=[],
-        help="quantization, compression and planner: this model only (may be repeated)",
+        help="quantization, compression, planner and backends: this model only (may be repeated)",
     )
     parser.add_argument(
         "--no-slow", action="store_true", help="leave out what takes minutes a model (AdaRound)"

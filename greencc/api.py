@@ -50,6 +50,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     time_budget: float = 600.0,
     engine: str = "local",
     workers: int = 0,
+    tune: float | None = None,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -85,6 +86,7 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         time_budget=time_budget,
         engine=engine,
         workers=workers,
+        tune=tune,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 
@@ -99,10 +101,11 @@ def verify_accuracy(
     metric: str | None = None,
     max_drop: float = 0.01,
     confidence: float = 0.95,
+    trust: bool | str = False,
     progress: Progress = silent,
 ) -> Accuracy:
-    """Check a bundle's hashes and compare it with the model it was compiled from."""
-    loaded = bundle if isinstance(bundle, Bundle) else load(bundle)
+    """Check a bundle's hashes and compare it with the model it was compiled from; `trust` is that of `load`."""
+    loaded = bundle if isinstance(bundle, Bundle) else load(bundle, trust=trust)
     return check.verify_accuracy(
         loaded,
         Path(model),
@@ -130,13 +133,15 @@ def measure_artifact(
     limit_seconds: float | None = None,
     meter: str | None = None,
     confidence: float = 0.95,
+    trust: bool | str = False,
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings.
 
     `protocol`, `rate` (requests per second; None: flat out), `poisson`, `until` (a relative half-width),
-    `limit_seconds` and `meter` are the options of `greencc measure`. The result's `campaign` has the blocks, the trace
-    and what was discarded; its `result.problem` is not None where energy could not be measured, or only in part.
+    `limit_seconds` and `meter` are the options of `greencc measure`; `trust` is that of `load`. The result's `campaign`
+    has the blocks, the trace and what was discarded; its `result.problem` is not None where energy could not be
+    measured, or only in part.
 
     Raises:
         GreenccError: A problem you can act on; its subclass and `exit_code` say which kind.
@@ -151,6 +156,7 @@ def measure_artifact(
             protocol, rate=rate, poisson=poisson, until=until, limit_seconds=limit_seconds, meter=meter
         ),
         confidence=confidence,
+        trust=trust,
         progress=progress,
     )
 

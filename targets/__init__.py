@@ -21,4 +21,12 @@ def make_target(spec: str) -> Target:
     return parse_spec(spec, TARGETS)
 
 
-__all__ = ["TARGETS", "CpuTarget", "OpenVinoTarget", "TvmArmTarget", "TvmCpuTarget", "format_spec", "make_target"]
+__all__ = [
+    "TARGETS",
+    "CpuTarget",
+    "OpenVinoTarget",
+    "TvmArmTarget",
+    "TvmCpuTarget",
+    "format_spec",
+    "make_target",
+]

@@ -11,8 +11,9 @@ from greencc.targets.tvm_cpu import TvmCpuTarget
 def backends(target: Target) -> tuple[Target, ...]:
     """The run times of a target's device class that are installed here, `target` itself first.
 
-    `cpu` stands for the class: any run time will do. A run time asked for by name (``openvino``, ``tvm-cpu``) is alone,
-    and so is ONNX Runtime with options that only it has. The others get the same number of threads.
+    `cpu` stands for the class: any run time will do. A run time asked for by name (``openvino``, ``tvm-cpu``,
+    ``cpu:backend=onnxruntime``) is alone, and so is ONNX Runtime with options that only it has. The others get the same
+    number of threads.
 
     Args:
         target: It must be able to run here.

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,18 +33,30 @@ _PREPACK_UP_TO_BYTES = 512 << 20
 _SPILL_FROM_BYTES = 512 << 20
 
 
+class Backend(Enum):
+    """Which run times a compile for the CPU considers."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+
+
 @dataclass(frozen=True)
 class CpuTarget(HostTarget):
     """ONNX Runtime on the CPU.
 
     Attributes:
         optimization: How far ONNX Runtime rewrites the deployed graph. `reference` ignores it.
+        backend: Whether a compile also tries the other run times that are installed
+            (`greencc.targets.backends.backends`). What this target itself runs with is ONNX Runtime.
     """
 
     optimization: Optimization = Optimization.ALL
+    backend: Backend = Backend.AUTO
 
     name: ClassVar[str] = "cpu"
-    summary: ClassVar[str] = "ONNX Runtime on this machine's CPU (x86-64, ARM)"
+    summary: ClassVar[str] = (
+        "ONNX Runtime on this machine's CPU (x86-64, ARM), or a faster run time installed here"
+    )
     spins: ClassVar[bool] = True
     """Whether threads without work wait actively within a run."""
 
@@ -65,7 +78,7 @@ class CpuTarget(HostTarget):
 
     def beside(self) -> CpuTarget:
         """This target with the threads it has here, which leave the processors to others when they wait."""
-        return SharingCpuTarget(self.used_threads(), self.optimization)
+        return SharingCpuTarget(self.used_threads(), self.optimization, self.backend)
 
     def capabilities(self) -> Capabilities:
         """What this CPU and the installed runtime can do."""

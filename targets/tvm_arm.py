@@ -64,9 +64,7 @@ class TvmArmTarget(HostTarget):
 
     def missing(self) -> str | None:
         """Why nothing can be compiled and checked here, or None. TVM is not imported."""
-        return (
-            versions.missing_tvm() or missing_compiler() or self.missing_to_open() or CpuTarget().missing()
-        )
+        return versions.missing_tvm() or missing_compiler() or self.missing_to_open() or CpuTarget().missing()
 
     def missing_to_open(self) -> str | None:
         """Why libraries for the machine cannot be run here, or None."""
@@ -103,7 +101,9 @@ class TvmArmTarget(HostTarget):
             "device_profile": self.machine.profile,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        where = "natively, on another machine" if self._runs_natively() else f"QEMU as {self.machine.emulated}"
+        where = (
+            "natively, on another machine" if self._runs_natively() else f"QEMU as {self.machine.emulated}"
+        )
         return Device(self.machine.title, facts | {"checked_by": where}, digest)
 
     def versions(self) -> dict[str, str]:

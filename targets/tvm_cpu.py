@@ -7,7 +7,7 @@ compiler is needed where it runs. What is opened as an ONNX file, as baselines a
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +17,8 @@ from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
 from greencc.core.errors import UsageError
+from greencc.core.progress import Progress
+from greencc.core.tuning import TuningReport
 from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.host import host_machine, machine_of
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from greencc.targets._tvm.engine import TvmEngine
     from greencc.targets._tvm.machine import Machine
+    from greencc.targets._tvm.schedules import TunedSchedules
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class TvmCpuTarget(HostTarget):
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""
@@ -89,7 +92,7 @@ class TvmCpuTarget(HostTarget):
         return within_importer(model)
 
     def build(self, model: ir.Model, folder: Path) -> Path:
-        """Write ``model.json`` and the files it names; the same model gives the same bytes.
+        """Write ``model.json`` and the files it names; the same model and tuned schedules give the same bytes.
 
         Raises:
             InputError: An operator cannot be compiled.
@@ -97,7 +100,29 @@ class TvmCpuTarget(HostTarget):
         from greencc.targets._tvm.building import build_library
 
         self._require()
-        return build_library(model, folder, host_machine(self.used_threads()))
+        return build_library(model, folder, host_machine(self.used_threads()), self._schedules())
+
+    def cannot_tune(self) -> str | None:
+        """What can be compiled here can be tuned here."""
+        return self.missing()
+
+    def tune(self, model: ir.Model, seconds: float, progress: Progress) -> TuningReport:
+        """Measure schedules of the kernels of a model; see `greencc.targets._tvm.tuning`."""
+        from greencc.targets._tvm.lowering import lower_model
+        from greencc.targets._tvm.tuning import tune_model
+
+        self._require()
+        lowered, threads = self.lower(model), self.used_threads()
+        host = host_machine(threads)
+        return tune_model(
+            lambda schedules: lower_model(lowered, host, schedules), host, threads, seconds, progress
+        )
+
+    def check_schedules(self) -> tuple[str, ...]:
+        """Open the database of tuned schedules."""
+        warnings: list[str] = []
+        self._schedules(warnings.append)
+        return tuple(warnings)
 
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
@@ -119,8 +144,8 @@ class TvmCpuTarget(HostTarget):
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per kernel over `runs` runs.
 
-        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its convolution,
-        product or pool, and has ``:int8`` behind its type where it computes on integers.
+        For a model with a fixed batch only the first batch of the feeds is run. A kernel is called after its
+        convolution, product or pool, and has ``:int8`` behind its type where it computes on integers.
         """
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
@@ -145,7 +170,9 @@ class TvmCpuTarget(HostTarget):
         """The description of the library that an artifact is, or is compiled to."""
         from greencc.targets._tvm.building import library_of
 
-        return library_of(artifact, self.name, self._host, self._built)
+        return library_of(
+            artifact, self.name, self._host, self._built, lambda host: self._schedules().digest(host)
+        )
 
     def _host(self) -> Machine:
         self._require()
@@ -153,3 +180,9 @@ class TvmCpuTarget(HostTarget):
 
     def _built(self, model: ir.Model, folder: Path) -> Path:
         return self.build(self.lower(model), folder)
+
+    def _schedules(self, warn: Callable[[str], None] = lambda message: None) -> TunedSchedules:
+        """What was tuned; a damaged database has been warned of by `check_schedules`, or costs speed alone."""
+        from greencc.targets._tvm.schedules import tuned_schedules
+
+        return tuned_schedules(self.used_threads(), warn)

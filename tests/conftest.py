@@ -1,14 +1,26 @@
 """Settings all tests share."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Nothing is kept between tests, nor in the user's cache folder.
 os.environ["GREENCC_CACHE"] = ""
 # Nor are the user's own device profiles read.
 os.environ["XDG_DATA_HOME"] = str(Path(__file__).parent / "no-such-folder")
+# Nor is anything recorded as trusted there: it is in a folder that is removed in the end.
+_TRUSTED = tempfile.mkdtemp(prefix="greencc-tests-trusted-")
+os.environ["GREENCC_TRUST_STORE"] = _TRUSTED
+os.environ.pop("GREENCC_TRUST", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_TRUSTED, ignore_errors=True)
+
 
 # The same examples on every machine and in every run: a failure in one place can be repeated in another.
 settings.register_profile("greencc", derandomize=True, deadline=None, database=None)

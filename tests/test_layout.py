@@ -40,6 +40,7 @@ def test_wheel_from_sdist_works_in_an_empty_environment(tmp_path: Path) -> None:
         n for n in names if n.split("/")[0] not in ("greencc", f"{wheel.name.split('-py3')[0]}.dist-info")
     ]
     assert any(n.endswith(".html.j2") for n in names), "the report template is missing from the wheel"
+    assert "greencc/targets/_tvm/runtime/executor.c" in names, "TVM's executor is missing from the wheel"
     assert "greencc/meters/devices/jetson-nano.toml" in names, (
         "the device profiles are missing from the wheel"
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
+import weakref
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, read_manifest
+from greencc.bundle.private import private_copy
 from greencc.bundle.seen import split_keys
+from greencc.bundle.trust import VARIABLE, is_trusted, parse_digests
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Engine, Target
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import InputError, UnavailableError, UntrustedError
 from greencc.core.files import sha256_file
 from greencc.core.report import Report
 from greencc.report import parse_report
@@ -32,10 +36,13 @@ class Bundle:
         manifest: What it holds.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, trust: bool | frozenset[str] = False) -> None:
         self.path = path
         self.manifest = manifest
+        self._trust = trust
         self._engine: Engine | None = None
+        self._private: weakref.finalize[..., Bundle] | None = None
+        self._runnable: Path | None = None
 
     def __enter__(self) -> Bundle:
         return self
@@ -119,6 +126,7 @@ class Bundle:
 
         Raises:
             UnavailableError: The target cannot run on this machine.
+            UntrustedError: The artifact is code, and the bundle is not trusted.
             InputError: The artifact is not one of its target, or was changed since the bundle was opened.
         """
         if self._engine is None:
@@ -127,13 +135,45 @@ class Bundle:
                     f"the bundle {self.path} needs the target {self.target.name!r}: {reason}",
                     hint="see 'greencc doctor'",
                 )
-            # A bundle may be opened long after it was loaded: what runs is what was checked.
-            folder = PurePosixPath(self.manifest.main).parent
-            for name, entry in sorted(self.manifest.files.items()):
-                if PurePosixPath(name).is_relative_to(folder):
-                    _check(self.path / name, entry)
-            self._engine = self.target.open(self.artifact)
+            self._engine = self.target.open(self.runnable())
         return self._engine
+
+    def runnable(self) -> Path:
+        """The artifact's main file, checked just now, to be opened by its target.
+
+        Of a target whose artifacts are code it is a copy that nobody else can write, there until `close`.
+
+        Raises:
+            UntrustedError: The artifact is code, and the bundle is not trusted.
+            InputError: The artifact was changed since the bundle was opened.
+        """
+        # A bundle may be opened long after it was loaded: what runs is what was checked.
+        folder = PurePosixPath(self.manifest.main).parent
+        files = {
+            name: entry
+            for name, entry in sorted(self.manifest.files.items())
+            if PurePosixPath(name).is_relative_to(folder)
+        }
+        if not self.target.ships_code:
+            for name, entry in files.items():
+                _check(self.path / name, entry)
+            return self.artifact
+        if self._runnable is None:
+            if not (self._trust is True or is_trusted(self.manifest, self._trust or ())):
+                raise self._untrusted()
+            copy = private_copy(self.path, files)
+            self._private = weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
+            self._runnable = copy / self.manifest.main
+        return self._runnable
+
+    def _untrusted(self) -> UntrustedError:
+        manifest = self.manifest
+        return UntrustedError(
+            f"{self.path} holds compiled code for {manifest.target} and is not trusted on this machine "
+            f"(SHA-256 of its manifest: {manifest.sha256})",
+            hint=f"if you know where it comes from: 'greencc trust {self.path}', or ${VARIABLE} or --trust with that "
+            "SHA-256; compile it here otherwise",
+        )
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run once. `feeds` and the result map names to arrays (see `Engine.run` for the errors)."""
@@ -156,18 +196,28 @@ class Bundle:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+        if self._private is not None:
+            self._private()
+            self._private = self._runnable = None
 
 
-def load(path: Path | str) -> Bundle:
+def load(path: Path | str, *, trust: bool | str = False) -> Bundle:
     """Open and verify a bundle.
 
     Every listed file must be there with its size and SHA-256, nothing else may be there, and no path leaves the
     folder, by links or otherwise.
 
+    Args:
+        path: The folder.
+        trust: Whether compiled code in it may run although the user has not said so (`greencc.bundle.trust`): True, or
+            the SHA-256 of manifests that may, separated by commas. Bundles without code need no trust.
+
     Raises:
         InputError: It is no bundle, or was tampered with; the message names the file.
+        UsageError: `trust` is a text other than hashes.
     """
     folder = Path(path)
+    given = parse_digests(trust, "trust") if isinstance(trust, str) else trust
     if folder.is_file():
         raise InputError(f"{folder} is a file, not a bundle", hint="give the folder NAME.greencc")
     manifest = read_manifest(folder)
@@ -181,7 +231,7 @@ def load(path: Path | str) -> Bundle:
         if name not in found:
             raise InputError(f"{folder} lacks {name!r}", hint="the bundle is incomplete; copy it again")
         _check(folder / name, entry)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, given)
 
 
 def _files(folder: Path) -> set[str]:

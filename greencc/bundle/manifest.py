@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,6 +44,7 @@ class Manifest:
         versions: Versions of the packages the artifact was made with.
         files: Every file but the manifest itself.
         seen: The file with the keys of the samples that the compile has used, None when there is none.
+        sha256: Of the bytes it was read from, or was written as; empty before that.
     """
 
     greencc: str
@@ -62,6 +64,12 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     files: Mapping[str, FileEntry]
     seen: str | None = None
+    sha256: str = field(default="", compare=False)
+
+    def written(self) -> tuple[Manifest, bytes]:
+        """The manifest with the hash of its bytes, and these."""
+        content = self.dump().encode()
+        return replace(self, sha256=hashlib.sha256(content).hexdigest()), content
 
     def dump(self) -> str:
         """The JSON text: keys and files in a fixed order."""
@@ -102,12 +110,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MB")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        # The bytes that are parsed are those that are hashed.
+        content = path.read_bytes()
+        data = json.loads(content.decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    return _Reader(str(path)).manifest(data)
+    manifest = _Reader(str(path)).manifest(data)
+    return replace(manifest, sha256=hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, safe_name
 from greencc.bundle.seen import split_keys
+from greencc.bundle.trust import trust
 from greencc.core.engine import Target
 from greencc.core.errors import InputError
 from greencc.core.files import sha256_file
@@ -31,7 +32,8 @@ def write_bundle(
 ) -> Manifest:
     """Add recipe, reports and manifest to `folder`, the last of them listing every file in it.
 
-    The artifact is opened once to record its inputs and outputs: what cannot be opened is not shipped.
+    The artifact is opened once to record its inputs and outputs: what cannot be opened is not shipped. A bundle with
+    compiled code is trusted from then on (`greencc.bundle.trust`): the code was made here.
 
     Args:
         folder: A temporary folder (`greencc.core.files.atomic_folder`) that already holds the artifact files.
@@ -43,7 +45,7 @@ def write_bundle(
             was tuned or chosen on: they certify nothing later. They are stored sorted, each once.
 
     Raises:
-        InputError: The folder holds a link or a file name that a manifest cannot list.
+        InputError: The folder holds a link or a file name that a manifest cannot list, or trust cannot be recorded.
         ValueError: `seen` is no sequence of whole keys.
     """
     texts = {
@@ -85,7 +87,10 @@ def write_bundle(
         files=_listed(folder),
         seen=SEEN if seen else None,
     )
-    (folder / FILE_NAME).write_text(manifest.dump(), encoding="utf-8", newline="\n")
+    manifest, content = manifest.written()
+    (folder / FILE_NAME).write_bytes(content)
+    if target.ships_code:
+        trust(manifest, "compiled here")
     return manifest
 
 

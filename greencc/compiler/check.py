@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def measure(
     target: str = "cpu",
     plan: MeasurePlan | None = None,
     confidence: float = 0.95,
+    trust: bool | str = False,
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure a bundle or a model beside a baseline, in turns on the same inputs.
@@ -92,6 +94,7 @@ def measure(
         target: Where to run; a bundle brings its own.
         plan: Protocol, load and meter; default: the default protocol, flat out, the best meter.
         confidence: Of the intervals.
+        trust: Whether compiled code in a bundle may run although the user has not said so (`greencc.bundle.load`).
         progress: Shows how far it is.
 
     Returns:
@@ -102,13 +105,13 @@ def measure(
     options = replace(CompileOptions(), effort=effort, confidence=confidence, target=target)
     with tempfile.TemporaryDirectory(prefix="greencc-measure-") as scratch:
         session = Session(options, timed_target(target), Path(scratch), progress)
-        candidate = _variant(session, subject)
-        reference = _variant(session, baseline) if baseline is not None else candidate
-        if baseline is None:
-            session.warn(
-                "no baseline was given: the subject is compared with itself, which shows the noise floor"
-            )
-        try:
+        with ExitStack() as opened:
+            candidate = _variant(session, subject, trust, opened)
+            reference = _variant(session, baseline, trust, opened) if baseline is not None else candidate
+            if baseline is None:
+                session.warn(
+                    "no baseline was given: the subject is compared with itself, which shows the noise floor"
+                )
             _check_same_inputs(reference.engine, candidate.engine, subject)
             if data is None:
                 session.warn("no inputs were given: synthetic ones may cost less energy than real ones")
@@ -121,24 +124,24 @@ def measure(
                 raise InputError(f"there is no whole batch of {size} samples to measure with")
             with session.phase("measuring"):
                 found = measure_variants(session, session.target.device(), reference, candidate, feeds, plan)
-        finally:
-            candidate.engine.close()
-            reference.engine.close()
     return found, tuple(session.warnings)
 
 
-def _variant(session: Session, path: Path) -> Variant:
-    if path.is_dir():
-        bundle = load(path)
-        require_timed(bundle.target)
-        target, artifact, engine = bundle.target, bundle.artifact, bundle.engine()
-    else:
-        target, artifact, engine = session.target, path, session.target.open(path)
+def _variant(session: Session, path: Path, trust: bool | str, opened: ExitStack) -> Variant:
+    """What is at a path, open until the stack is closed."""
+    if not path.is_dir():
+        # Read first: no target gets a file to open that is no model, but code.
+        model = load_model(path)
+        engine = session.target.open(path)
+        opened.callback(engine.close)
+        return Variant(path, engine, model, model_size(path, model))
+    bundle = opened.enter_context(load(path, trust=trust))
+    require_timed(bundle.target)
+    engine, artifact = bundle.engine(), bundle.runnable()
     if artifact.suffix != ".onnx":
-        # Code has no graph to count operations in.
-        return Variant(artifact, engine, None, folder_size(artifact.parent), target=target)
+        return Variant(artifact, engine, None, folder_size(artifact.parent), target=bundle.target)
     model = load_model(artifact)
-    return Variant(artifact, engine, model, model_size(artifact, model), target=target)
+    return Variant(artifact, engine, model, model_size(artifact, model), target=bundle.target)
 
 
 def _check_same_inputs(first: Engine, second: Engine, subject: Path) -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from greencc import __version__
 from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
+from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender, closed_on_error
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
@@ -31,9 +32,11 @@ from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import PlanChoice, choose_plan
 from greencc.compiler.planning.info import plan_info
+from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.spending import account
+from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device, Target
@@ -94,6 +97,7 @@ def compile_model(
     check_engine(options.engine, options.workers)
     _check_passes(options)
     target = available_target(options.target)
+    check_tuning(options, target)
     _check_plan(options, target)
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
@@ -107,8 +111,10 @@ def compile_model(
             execution=options.engine,
             workers=options.workers,
         )
+        for warning in kept_schedules(target):
+            session.warn(warning)
         try:
-            _compile(session, model, work)
+            manifest = _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -117,7 +123,8 @@ def compile_model(
         finally:
             session.close()
             shutil.rmtree(scratch, ignore_errors=True)
-    return load(final)
+    # Code in it was made here, whether or not the user keeps a record of what is trusted.
+    return load(final, trust=manifest.sha256)
 
 
 def _check_output(final: Path, force: bool) -> None:
@@ -162,7 +169,10 @@ def _baseline(session: Session, source: ir.Model, path: Path) -> tuple[Form, Mem
     """
     target = session.target
     if target.estimated_on() is None:
-        return Form("original", Precision.FP32, ORIGINAL_RANK, source, path), MemoEngine(target.open(path))
+        original = Form("original", Precision.FP32, ORIGINAL_RANK, source, path)
+        # Before anything is built: the original is to be measured with kernels as good as the others'.
+        tune(session, source, original.name)
+        return original, MemoEngine(target.open(path))
     engine = MemoEngine(target.calibration_engine(source))
     with session.phase("building original"), closed_on_error(engine):
         folder = session.scratch / "original"
@@ -171,7 +181,7 @@ def _baseline(session: Session, source: ir.Model, path: Path) -> tuple[Form, Mem
     return Form("original", Precision.FP32, ORIGINAL_RANK, source, artifact), engine
 
 
-def _compile(session: Session, path: Path, work: Path) -> None:
+def _compile(session: Session, path: Path, work: Path) -> Manifest:
     with session.phase("loading"):
         source = load_model(path)
         ensure_names(source)
@@ -182,6 +192,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     original, baseline = _baseline(session, source, path)
     choice: Choice | None = None
     plan: PlanChoice | None = None
+    tried: list[Trial] = []
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
@@ -190,6 +201,7 @@ def _compile(session: Session, path: Path, work: Path) -> None:
             choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
+            tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
             choice.all = [*plan.ranked, *plan.discarded]
@@ -205,9 +217,9 @@ def _compile(session: Session, path: Path, work: Path) -> None:
     artifact = place(target, final.form, path, work / "artifact")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, plan, final, layers, spent)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)
     shutil.rmtree(session.scratch)
-    write_bundle(
+    return write_bundle(
         work,
         report=report,
         recipe=dump_recipe(final.form.passes),
@@ -331,6 +343,7 @@ def _report(
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
+    tried: list[Trial],
 ) -> Report:
     target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
@@ -368,6 +381,7 @@ def _report(
             layer_energy=layers.energy,
             carbon=measured.carbon(session.options.carbon),
             plan=planned,
+            backends=rows(tried, final.contender),
         )
     )
 

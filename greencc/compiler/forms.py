@@ -12,6 +12,7 @@ from greencc.compiler.data import Splits
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.compiler.shards import WorkerShards
+from greencc.compiler.tuning import tune
 from greencc.core.data import Feeds
 from greencc.core.engine import Target, Timing
 from greencc.core.errors import InputError
@@ -235,6 +236,40 @@ class FormBuilder:
                 raise InputError(f"{step.name}: {why}")
         return model
 
+    def on(self, form: Form, target: Target, name: str) -> Form:
+        """A form built for another run time of the same device class.
+
+        A statically quantized one is quantized anew by the same passes, which ask that run time where its kernels want
+        integers. Any other is the same graph.
+
+        Raises:
+            GreenccError: It cannot be built there.
+        """
+        # A run time of its own is a difference, even where no pass changed anything.
+        model, records, applied = form.model, form.records, True
+        with self._session.phase(f"building for {target.name}"):
+            if form.float_model is not None and not isinstance(form.passes[-1], ConvertQOperator):
+                first = max(i for i, step in enumerate(form.passes) if isinstance(step, QuantizeInt8))
+                context = replace(
+                    self.context,
+                    capabilities=target.capabilities(),
+                    build=target.reference,
+                    observe=target.calibration_engine,
+                )
+                model, again = Pipeline(context).run(form.float_model, form.passes[first:])
+                records, applied = [*records[:first], *again], again[0].changed > 0
+            artifact = target.build(target.lower(model), self._folder(f"on-{target.name}"))
+        return replace(
+            form,
+            name=name,
+            rank=PLAN_RANK,
+            model=model,
+            artifact=artifact,
+            records=records,
+            applied=applied,
+            target=target,
+        )
+
     def half(self, precision: Precision) -> Form:
         """FP16 or BF16: arithmetic where the target has it, else storage."""
         element = HalfType.BFLOAT16 if precision is Precision.BF16 else HalfType.FLOAT16
@@ -286,16 +321,20 @@ class FormBuilder:
         target, engines = self._session.target, []
         try:
             for model in models:
-                self._folders += 1
-                folder = self._session.scratch / f"{self._folders:03d}-timed"
-                folder.mkdir()
-                engines.append(target.open(target.build(target.lower(model), folder)))
+                engines.append(target.open(target.build(target.lower(model), self._folder("timed"))))
             confidence = self._session.options.confidence
             found = quick_compare(engines, feeds, profile=GLANCE, confidence=confidence)
         finally:
             for engine in engines:
                 engine.close()
         return Timing(found.median_ms, found.ratios)
+
+    def _folder(self, name: str) -> Path:
+        """A new folder for an artifact."""
+        self._folders += 1
+        folder = self._session.scratch / f"{self._folders:03d}-{name}"
+        folder.mkdir()
+        return folder
 
     def _differentiate(self, model: ir.Model, by: Sequence[str]) -> Differentiable:
         """What passes take gradients with."""
@@ -314,11 +353,10 @@ class FormBuilder:
     ) -> Form:
         with self._session.phase(f"building {name}"):
             model, records = Pipeline(self.context).run(start, steps)
-            self._folders += 1
-            folder = self._session.scratch / f"{self._folders:03d}-{name}"
-            folder.mkdir()
+        tune(self._session, model, name)
+        with self._session.phase(f"building {name}"):
             target = self._session.target
-            artifact = target.build(target.lower(model), folder)
+            artifact = target.build(target.lower(model), self._folder(name))
         # What only prepares (a newer opset) is no conversion.
         lossy = any(step.lossy for step in steps)
         applied = any(

@@ -52,8 +52,8 @@ PLANS: dict[Effort, MeasurePlan] = {
 class Variant:
     """Something measurable: an artifact on disk, its open engine, and the graph it was built from.
 
-    `model` is None where the graph is not an ONNX graph we can count operations in, `target` where the artifact runs on
-    the session's.
+    `model` is None where the graph is not an ONNX graph we can count operations in; `target` is what runs it, None:
+    that of the session.
     """
 
     artifact: Path

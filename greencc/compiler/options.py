@@ -86,6 +86,7 @@ class CompileOptions:
         time_budget: Longest time that planning takes, in seconds.
         engine: Where candidates are evaluated: ``local``, ``ray`` or ``ray://host:port`` (`greencc.execution`).
         workers: Processes that evaluate candidates; 1: this process alone; 0: as many as pay (`greencc.execution`).
+        tune: Seconds to spend on finding faster kernels, on targets that generate code; None: what was found earlier.
     """
 
     target: str = "cpu"
@@ -113,6 +114,7 @@ class CompileOptions:
     time_budget: float = 600.0
     engine: str = "local"
     workers: int = 0
+    tune: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_drop < 1.0:
@@ -145,6 +147,7 @@ class CompileOptions:
             raise UsageError(
                 f"search_seconds is {self.search_seconds:g}", hint=f"give 0 to {MAX_SEARCH_SECONDS:,} seconds"
             )
+        self._check_tuning()
         self._check_plan()
         if self.format is QuantizedFormat.QOPERATOR and self.precision in (
             Precision.FP32,
@@ -166,6 +169,19 @@ class CompileOptions:
             )
         if self.labels is not None and self.evaluation is None and self.calibration is None:
             raise UsageError("labels were given without data to go with them", hint="pass --eval DATA")
+
+    def _check_tuning(self) -> None:
+        if self.tune is None:
+            return
+        if not 0 < self.tune <= MAX_SEARCH_SECONDS:
+            raise UsageError(
+                f"tune is {self.tune:g}", hint=f"give up to {MAX_SEARCH_SECONDS:,} seconds, such as 10m"
+            )
+        if not self.cache:
+            raise UsageError(
+                "tuning and doing without a cache exclude each other",
+                hint="what tuning finds is kept in the cache, where later compiles find it",
+            )
 
     def _check_plan(self) -> None:
         if not 0 < self.time_budget <= MAX_SEARCH_SECONDS:

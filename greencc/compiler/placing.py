@@ -21,7 +21,7 @@ def place(target: Target, form: Form, source: Path, folder: Path) -> Path:
         shutil.copytree(form.artifact.parent, folder)
         return folder / form.artifact.name
     folder.mkdir()
-    if external_files(form.model) or not target.ships_onnx:
+    if external_files(form.model) or target.ships_code:
         return target.build(target.lower(form.model), folder)
     copy = folder / "model.onnx"
     shutil.copyfile(source, copy)

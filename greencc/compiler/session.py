@@ -17,7 +17,7 @@ from greencc.core.cache import Cache, default_folder
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress, silent
-from greencc.core.report import CompileInfo
+from greencc.core.report import CompileInfo, ModelTuning
 from greencc.execution import Executor, make_executor, runs_here
 from greencc.meters.window import Window
 from greencc.targets import make_target
@@ -48,7 +48,7 @@ class Session:
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
     wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated
-    (`greencc.execution.make_executor`).
+    (`greencc.execution.make_executor`). `tuning` is what was tuned so far (`greencc.compiler.tuning`).
     """
 
     options: CompileOptions
@@ -64,6 +64,7 @@ class Session:
     source: str = ""
     execution: str = "local"
     workers: int = 1
+    tuning: list[ModelTuning] = field(default_factory=list)
     _executor: Executor | None = field(default=None, init=False, repr=False)
 
     @property
@@ -116,6 +117,7 @@ class Session:
             seconds=time.perf_counter() - self.started,
             peak_rss_mb=peak_rss_mb(),
             phases=dict(self.phases),
+            tuning=tuple(self.tuning),
         )
 
 

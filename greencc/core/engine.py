@@ -81,8 +81,8 @@ class Target(ABC):
     summary: ClassVar[str]
     processor: ClassVar[str] = "cpu"
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
-    ships_onnx: ClassVar[bool] = True
-    """Artifacts are ONNX files, so that a model's own file is one already."""
+    ships_code: ClassVar[bool] = False
+    """Artifacts are machine code, not ONNX files: opening one runs what is in it, only of a bundle that is trusted."""
 
     @abstractmethod
     def missing(self) -> str | None:

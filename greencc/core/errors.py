@@ -62,6 +62,10 @@ class InputError(GreenccError):
     exit_code = ExitCode.BAD_INPUT
 
 
+class UntrustedError(InputError):
+    """A bundle with compiled code that the user has not said may run."""
+
+
 class UnavailableError(GreenccError):
     """A target, device, meter or optional dependency that this machine does not have."""
 

@@ -151,8 +151,10 @@ def _put_back(kept: Path, final: Path, error: BaseException) -> None:
 
 
 @contextmanager
-def atomic_file(final: Path) -> Iterator[Path]:
-    """Yield a temporary sibling path; rename it over `final` when the block ends well."""
+def atomic_file(final: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary sibling path, readable by its owner alone; rename it over `final` with `mode` when the block
+    ends well.
+    """
     with _parent_folder(final) as parent:
         with translated_os_errors(final):
             handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".part", dir=parent)
@@ -161,7 +163,7 @@ def atomic_file(final: Path) -> Iterator[Path]:
         try:
             with translated_os_errors(final):
                 yield work
-                work.chmod(0o644)
+                work.chmod(mode)
                 work.replace(final)
         finally:
             work.unlink(missing_ok=True)

@@ -232,6 +232,23 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class BackendTrial:
+    """A form on one of the run times that competed (`backend`: the spec), timed side by side with the others.
+
+    `ratio` is the latency of the first one, the best form on the compile's own target, divided by this one's, with its
+    interval; None, as `latency_ms` and `drop`: not known. `reason` says why it was chosen, or was not.
+    """
+
+    backend: str
+    form: str
+    latency_ms: float | None
+    ratio: Interval | None
+    drop: float | None
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class LayerTime:
     """Time of one layer before and after, matched by its origin in the source model; None where it is fused away."""
 
@@ -347,14 +364,36 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
+class ModelTuning:
+    """How the kernels of one model were tuned, in this run.
+
+    `complete` of its `kernels` have no schedule left to try, `faster` have one that is faster than without tuning, from
+    this run or an earlier one. `default_us` and `tuned_us` are the sums of the kernels' times, measured alone.
+    """
+
+    name: str
+    seconds: float
+    kernels: int
+    trials: int
+    complete: int
+    faster: int
+    default_us: float
+    tuned_us: float
+
+
+@dataclass(frozen=True)
 class CompileInfo:
-    """What the compile took. `energy_j` is in joules, gross, of this run alone: what a cache brought is not in it."""
+    """What the compile took. `energy_j` is in joules, gross, of this run alone: what a cache brought is not in it.
+
+    `tuning` has the models whose kernels were tuned, in the order that they were built.
+    """
 
     seconds: float
     peak_rss_mb: float | None
     phases: dict[str, float] = field(default_factory=dict)
     energy_j: Energy | None = None
     break_even: BreakEven | None = None
+    tuning: tuple[ModelTuning, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -386,6 +425,7 @@ class Report:
     layer_energy: LayerEnergies | None = None
     carbon: Carbon | None = None
     plan: PlanInfo | None = None
+    backends: tuple[BackendTrial, ...] = ()
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

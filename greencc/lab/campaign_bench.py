@@ -24,7 +24,8 @@ from greencc.lab.campaign_inputs import Inputs, read_inputs
 from greencc.lab.campaign_record import Blocks, Figures, LoadTimes, Made, Side, Times
 from greencc.lab.campaign_spec import Build, CampaignSpec, Cell, DeviceSpec, ModelSpec, compile_options
 from greencc.measure.blocks import Block
-from greencc.targets import make_target
+from greencc.targets import format_spec, make_target
+from greencc.targets.backends import backends
 
 ORIGINAL = "original"
 
@@ -154,7 +155,8 @@ class LabBench:
         """
         bundle = load(path)
         source_of(bundle, model.path)
-        if bundle.manifest.target != device.target:
+        # A bundle for the class of the device is one for any of its run times.
+        if bundle.manifest.target not in map(format_spec, backends(make_target(device.target))):
             raise InputError(
                 f"the bundle {path} was made for {bundle.manifest.target}, and the device is {device.target}",
                 hint="compile it for this device",

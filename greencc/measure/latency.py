@@ -45,6 +45,7 @@ class LatencyResult:
         discarded: Rounds left out because other processes were busy.
         warnings: What makes the figures less certain.
         clean: Whether none of the rounds kept was disturbed by other processes, as far as that is known.
+        blocks: Median milliseconds of each engine in each round kept: what a ratio of any two engines rests on.
     """
 
     latencies: tuple[Latency, ...]
@@ -53,6 +54,7 @@ class LatencyResult:
     discarded: int
     warnings: tuple[str, ...]
     clean: bool
+    blocks: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def measure_latency(
         discarded=len(rounds) - len(kept),
         warnings=tuple(warnings),
         clean=not any(each.disturbed for each in kept),
+        blocks=tuple(map(tuple, blocks)),
     )
 
 

@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
-from greencc.report import energy
+from greencc.report import energy, run_times
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
 from greencc.report.plan_page import plan_page, plan_script, script_source
 from greencc.report.svg import bars, latency_plot, sqnr_plot
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _TOP_LAYERS = 12
@@ -83,11 +84,13 @@ def render_html(report: Report) -> str:
         carbon=None if report.carbon is None else energy.carbon_row(report.carbon),
         compile_energy=energy.compile_energy(report.compile),
         break_even=energy.break_even(report.compile),
+        tuning=[tuning_text(each) for each in report.compile.tuning],
         grade_text=energy.grade_text,
         sqnr=sqnr_plot(report.layer_errors),
         worst=sorted(report.layer_errors, key=lambda item: item.sqnr_db)[:_WORST_LAYERS],
         kept=[item for item in report.layer_choices if item.precision == "float"],
         candidates=_candidate_bars(report),
+        run_times=run_times.rows(report),
         unfolded=_unfolded(report),
         missing=show.MISSING,
         plan=plan_page(report),

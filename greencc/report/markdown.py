@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
 from greencc.core.report_plan import PlanInfo
-from greencc.report import energy, plan
+from greencc.report import energy, plan, run_times
 from greencc.report.figures import (
     MISSING,
     bytes_text,
@@ -23,6 +23,7 @@ from greencc.report.figures import (
     share,
     time_ms,
 )
+from greencc.report.tuning import tuning_text
 from greencc.report.verdict import judge
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
@@ -45,6 +46,7 @@ def render_markdown(report: Report) -> str:
         *section("Outputs", _outputs(report)),
         *section("Layers kept in float", _kept(report)),
         *section("Forms considered", _candidates(report)),
+        *section("Run times", table(run_times.HEADER, run_times.rows(report), right=(2, 3, 4))),
         *section("Passes", _passes(report.passes)),
         *section("Slowest layers", _layers(report)),
         *section("Energy by layer, attributed by model", _energies(report)),
@@ -274,6 +276,7 @@ def _provenance(report: Report) -> str:
             if report.compile.peak_rss_mb is None
             else f", peak {bytes_text(report.compile.peak_rss_mb * 1e6)}"
         ),
+        *(tuning_text(each) for each in report.compile.tuning),
         f"greencc {report.greencc}, {report.created}",
     ]
     return bullets(lines)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from greencc.core.pass_list import pass_names
 from greencc.core.report import Report
-from greencc.report import plan
+from greencc.report import plan, run_times
 from greencc.report.figures import (
     BUSY,
     NOT_CLAIMED,
@@ -80,7 +80,14 @@ def judge(report: Report) -> Verdict:
     else:
         headline = f"{subject}: no saving shown"
     headline += f"; {_accuracy_claim(report)}."
-    details = [*_kept(report), _latency(report), _energy(report), f"{capitalized(report.accuracy.reason)}."]
+    run_time = run_times.sentence(report)
+    details = [
+        *_kept(report),
+        *filter(None, [run_time]),
+        _latency(report),
+        _energy(report),
+        f"{capitalized(report.accuracy.reason)}.",
+    ]
     if plan.limits_met(report) is False:
         details.append(_missed(report))
     elif report.budget.met is None:
@@ -109,6 +116,11 @@ def _by_name(report: Report) -> str | None:
 
 
 def _form(report: Report) -> str:
+    found = run_times.winner(report)
+    return _precision(report) + ("" if found is None else f" on {printable(found.backend.partition(':')[0])}")
+
+
+def _precision(report: Report) -> str:
     if (asked := _by_name(report)) is not None:
         return asked
     name = printable(report.precision)

@@ -67,7 +67,11 @@ def build_library(
 
 
 def library_of(
-    artifact: Path, kind: str, machine: Callable[[], Machine], build: Callable[[ir.Model, Path], Path]
+    artifact: Path,
+    kind: str,
+    machine: Callable[[], Machine],
+    build: Callable[[ir.Model, Path], Path],
+    schedules: Callable[[Machine], str] = lambda machine: "",
 ) -> Path:
     """The description of the library that an artifact is, or that an ONNX file is compiled to, once.
 
@@ -76,6 +80,7 @@ def library_of(
         kind: Name of the target.
         machine: What code is generated for; only asked for an ONNX file, and raises where none can be generated.
         build: Writes the library of a model into a folder.
+        schedules: A digest of how kernels are written for it.
 
     Raises:
         InputError: It is missing, or an operator cannot be compiled.
@@ -86,8 +91,15 @@ def library_of(
         return artifact
     built = machine()
     model = load_model(artifact)
-    parts = (kind, digest(model), machine_text(built), tvm_version() or "", __version__)
-    return compiled(parts, lambda folder: build(model, folder), label=f"code of {artifact.name}")
+    code = (machine_text(built), schedules(built), tvm_version() or "", __version__)
+
+    def write(folder: Path) -> Path:
+        try:
+            return build(model, folder)
+        except InputError as error:
+            raise InputError(f"loading {artifact.name}: {error.message}", hint=error.hint) from error
+
+    return compiled((kind, digest(model), *code), write, label=f"code of {artifact.name}")
 
 
 def within_importer(model: ir.Model) -> ir.Model:

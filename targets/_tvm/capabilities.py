@@ -12,9 +12,9 @@ from greencc.targets._tvm.machine import Dot, Machine
 WEIGHTED_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 FUSED_OPS = frozenset({"Add"})
 INPUT_OPS = frozenset({"AveragePool", "Concat", "GlobalAveragePool", "MaxPool"})
-# What only moves values does so for any type.
+# What only moves values does so for any type; not Resize, which TVM computes in float.
 MOVE_OPS = frozenset(
-    {"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    {"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
 # Standard operators that passes may make of smaller ones; TVM imports few of ONNX Runtime's own.
 FUSED_FORMS = frozenset({"ai.onnx::Gelu", "ai.onnx::HardSwish", "ai.onnx::LayerNormalization"})

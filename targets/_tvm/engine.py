@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import statistics
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _ABI = 1
 _NO_MEMORY = 2
 _ERROR_BYTES = 1024
 _ALIGNMENT = 64
+_SMALL_BYTES = 16 << 10
+"""Up to here, copying a tensor costs less than asking NumPy for its address."""
 
 
 class TvmEngine(CheckedEngine):
@@ -49,7 +52,7 @@ class TvmEngine(CheckedEngine):
         super().__init__(name, description.inputs, description.outputs)
         check_cpu(name, description.triple, description.features, this_cpu() if cpu is None else cpu)
         self._steps = description.steps
-        self._inputs_of = [spec.name for spec in description.inputs]
+        self._names = [spec.name for spec in description.inputs]
         self._dtypes = [spec.dtype for spec in description.outputs]
         self._positions = {spec.name: index for index, spec in enumerate(description.outputs)}
         # One call at a time: the arrays of pointers below are shared.
@@ -66,6 +69,9 @@ class TvmEngine(CheckedEngine):
         self._output_pointers = (ctypes.c_void_p * max(1, outputs))()
         self._output_bytes = (ctypes.c_uint64 * max(1, outputs))()
         self._output_shapes: list[tuple[int, ...]] = []
+        self._own_inputs: list[Array | None] = []
+        self._own_outputs: list[Array | None] = []
+        self._large_outputs: list[int] = []
         self._check_counts()
 
     def close(self) -> None:
@@ -102,19 +108,30 @@ class TvmEngine(CheckedEngine):
         ]
 
     def _run(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
+        try:
+            return self._run_once(feeds, outputs)
+        except MemoryError as error:
+            raise _error(_NO_MEMORY, f"running {self._name}: out of memory: {error}") from error
+
+    def _run_once(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
         with self._turn:
             handle = self._opened()
-            # A contiguous copy must outlive the call.
-            arrays = [np.ascontiguousarray(feeds[name]) for name in self._inputs_of]
-            key = tuple([feeds[name].shape for name in self._inputs_of])
+            key = tuple([feeds[name].shape for name in self._names])
             if key != self._key:
                 self._prepare(handle, key)
-            for index, array in enumerate(arrays):
-                self._input_pointers[index] = array.__array_interface__["data"][0]
-            results = []
-            for index, (shape, dtype) in enumerate(zip(self._output_shapes, self._dtypes, strict=True)):
-                result, self._output_pointers[index] = _aligned(shape, dtype, self._output_bytes[index])
-                results.append(result)
+            kept = []
+            for index, (name, own) in enumerate(zip(self._names, self._own_inputs, strict=True)):
+                if own is None:
+                    # A contiguous copy must outlive the call.
+                    array = np.ascontiguousarray(feeds[name])
+                    kept.append(array)
+                    self._input_pointers[index] = array.__array_interface__["data"][0]
+                else:
+                    np.copyto(own, feeds[name])
+            large = {}
+            for index in self._large_outputs:
+                shape, dtype = self._output_shapes[index], self._dtypes[index]
+                large[index], self._output_pointers[index] = _aligned(shape, dtype)
             status = self._library.greencc_run(
                 handle,
                 self._input_pointers,
@@ -126,10 +143,15 @@ class TvmEngine(CheckedEngine):
             )
             if status:
                 self._raise(status, "running")
-            return {name: results[self._positions[name]] for name in outputs}
+            found = {}
+            for name in outputs:
+                index = self._positions[name]
+                own = self._own_outputs[index]
+                found[name] = large[index] if own is None else own.copy()
+            return found
 
     def _prepare(self, handle: ctypes.c_void_p, key: tuple[tuple[int, ...], ...]) -> None:
-        """Shapes of the inputs as the library takes them, and of the outputs."""
+        """Shapes of the inputs as the library takes them, and of the outputs; arrays of our own for small tensors."""
         self._key = None
         flat = [size for shape in key for size in shape]
         self._shapes = (ctypes.c_int64 * max(1, len(flat)))(*flat)
@@ -137,12 +159,14 @@ class TvmEngine(CheckedEngine):
         found = (ctypes.c_int64 * max(1, sum(ranks)))()
         status = self._library.greencc_output_shapes(handle, self._shapes, found, self._error, _ERROR_BYTES)
         self._raise(status, "running")
-        self._output_shapes = []
-        for index, (rank, dtype) in enumerate(zip(ranks, self._dtypes, strict=True)):
-            start = sum(ranks[:index])
-            shape = tuple(found[start : start + rank])
-            self._output_shapes.append(shape)
-            self._output_bytes[index] = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        sizes = iter(found)
+        self._output_shapes = [tuple(next(sizes) for _ in range(rank)) for rank in ranks]
+        input_dtypes = [spec.dtype for spec in self.inputs]
+        self._own_inputs = _small_arrays(key, input_dtypes, self._input_pointers)
+        self._own_outputs = _small_arrays(self._output_shapes, self._dtypes, self._output_pointers)
+        self._large_outputs = [index for index, own in enumerate(self._own_outputs) if own is None]
+        for index, (shape, dtype) in enumerate(zip(self._output_shapes, self._dtypes, strict=True)):
+            self._output_bytes[index] = math.prod(shape) * dtype.itemsize
         self._key = key
 
     def _opened(self) -> ctypes.c_void_p:
@@ -209,12 +233,25 @@ def _error(status: int, message: str) -> GreenccError:
     return InputError(message)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array, int]:
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, int]:
     """An array that starts at a multiple of 64 bytes, and its address."""
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    address = memory.__array_interface__["data"][0]
+    memory = np.empty(math.prod(shape) * dtype.itemsize + _ALIGNMENT, np.uint8)
+    address: int = memory.__array_interface__["data"][0]
     start = -address % _ALIGNMENT
     return np.ndarray(shape, dtype, memory, start), address + start
+
+
+def _small_arrays(
+    shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[Any]], pointers: Any
+) -> list[Array | None]:
+    """An array for each small tensor, with its address in `pointers`; None for the others."""
+    arrays: list[Array | None] = []
+    for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
+        small = math.prod(shape) * dtype.itemsize <= _SMALL_BYTES
+        array, address = _aligned(shape, dtype) if small else (None, None)
+        arrays.append(array)
+        pointers[index] = address
+    return arrays
 
 
 def _check_file(path: Path, facts: FileFacts) -> None:

@@ -126,16 +126,16 @@ class Importer:
             return expression
         return self.builder.emit(expression)
 
-    def call(
-        self, function: Any, symbol: str, arguments: Sequence[Any], shape: Sequence[Any], dtype: str
-    ) -> Any:
+    def function(self, function: Any, symbol: str) -> Any:
+        """Make a kernel known by its symbol; what `call` takes."""
+        return self.builder.add_func(function, symbol)
+
+    def call(self, kernel: Any, arguments: Sequence[Any], shape: Sequence[Any], dtype: str) -> Any:
         """Call a kernel that stores one tensor."""
         from tvm import relax
 
-        variable = self.builder.add_func(function, symbol)
-        return self.builder.emit(
-            relax.call_tir(variable, list(arguments), out_ty=relax.TensorType(list(shape), dtype))
-        )
+        stored = relax.TensorType(list(shape), dtype)
+        return self.builder.emit(relax.call_tir(kernel, list(arguments), out_ty=stored))
 
     def batch(self, expression: Any) -> Any:
         """The size of the first axis."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def write_library(
         kernels: What our kernels compute, by symbol: one label for all calls, or one per call in their order.
 
     Raises:
-        InputError: The module cannot be planned, or a file cannot be written.
+        InputError: TVM cannot compile the module, it cannot be planned, or a file cannot be written.
         UnavailableError: The C compiler is missing or fails.
     """
     import tvm
@@ -63,10 +64,12 @@ def write_library(
     toolchain = find_toolchain(machine.triple)
     implied = [str(name) for name in codegen.llvm_get_cpu_features(llvm_target(machine))]
     features = needed_features(machine.triple, machine.features, implied)
-    lowered = lower_to_kernels(module, machine)
+    with _tvm_errors():
+        lowered = lower_to_kernels(module, machine)
     planned = make_plan(lowered, [spec.name for spec in inputs], [spec.name for spec in outputs])
     plan = planned.plan
-    kernels_object = compile_object(lowered, machine)
+    with _tvm_errors():
+        kernels_object = compile_object(lowered, machine)
     encoded = plan.encode()
     with atomic_file(folder / LIBRARY) as path:
         link_library(toolchain, plan.kernels, kernels_object, encoded, path)
@@ -91,6 +94,21 @@ def write_library(
     with atomic_file(main) as path:
         path.write_text(description.dump(), encoding="utf-8")
     return main
+
+
+@contextmanager
+def _tvm_errors() -> Iterator[None]:
+    """TVM's checks fail on operators that it takes but has no code for."""
+    import tvm
+
+    try:
+        yield
+    except tvm.error.InternalError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2]) or "no reason given"
+        raise InputError(
+            f"TVM cannot compile this model: {reason}", hint="compile it for cpu or openvino"
+        ) from error
 
 
 def _write_weights(planned: Planned, path: Path) -> FileFacts:

@@ -19,7 +19,7 @@ from greencc.core.errors import InputError, UnavailableError
 from greencc.targets._tvm.plan import Kernel
 
 RUNTIME = Path(__file__).parent / "runtime"
-SOURCES = ("plan.c", "pool.c", "executor.c")
+SOURCES = ("plan.c", "pool.c", "handle.c", "executor.c")
 
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fno-ident", "-g0")
 _WARNINGS = ("-Wall", "-Wextra")
@@ -171,10 +171,9 @@ def model_source(kernels: Sequence[Kernel], plan: bytes) -> str:
     ]
     lines += ["", "const kernel_entry greencc_kernels[] = {"]
     lines += [
-        f"    {{__tvm_ffi_{kernel.symbol}, {kernel.reads}, {kernel.writes}, {kernel.integers}}},"
-        for kernel in kernels
+        f'    {{__tvm_ffi_{kernel.symbol}, {len(kernel.pattern)}, "{kernel.pattern}"}},' for kernel in kernels
     ]
-    lines += ["    {0, 0, 0, 0},", "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
+    lines += ['    {0, 0, ""},', "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
     lines += [f"const size_t greencc_plan_size = {len(plan)};", "const unsigned char greencc_plan[] = {"]
     lines += [",".join(map(str, plan[start : start + 32])) + "," for start in range(0, len(plan), 32)]
     return "\n".join([*lines, "};", ""])

@@ -24,6 +24,7 @@ from greencc.targets._tvm.elementwise import image_attributes, image_operand
 from greencc.targets._tvm.fusion import Fused, fuse
 from greencc.targets._tvm.importer import Importer
 from greencc.targets._tvm.kernels.select import template_of
+from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.schedules import Schedules
@@ -36,12 +37,12 @@ class Lowered:
 
     Attributes:
         module: Function `main`: inputs and outputs in the model's order.
-        kernels: What each kernel of ours computes, by symbol.
+        kernels: What each kernel of ours computes, by symbol: a label per call, in their order.
         findings: What runs slower than it could, and why: one sentence each.
     """
 
     module: Any
-    kernels: Mapping[str, Label]
+    kernels: Mapping[str, Sequence[Label]]
     findings: tuple[str, ...]
 
 
@@ -69,7 +70,8 @@ class _Lowering:
         self.schedules = schedules
         self.importer = Importer(model)
         self.values = Layouts(self.importer.builder)
-        self.kernels: dict[str, Label] = {}
+        self.kernels: dict[str, list[Label]] = {}
+        self.written: dict[tuple[Workload, Schedule], Any] = {}
         self.findings: list[str] = []
 
     def run(self) -> Lowered:
@@ -127,8 +129,11 @@ class _Lowering:
         workload, make = item.workload, self.importer
         template = template_of(workload)
         schedule = self.schedules.schedule(workload, self.machine)
-        symbol = self._symbol(item)
-        function = template.build(workload, schedule, self.machine, symbol)
+        written = self.written.get((workload, schedule))
+        if written is None:
+            symbol = self._symbol(item)
+            written = make.function(template.build(workload, schedule, self.machine, symbol), symbol)
+            self.written[workload, schedule] = written
         images = isinstance(workload, Conv | Depthwise | Pool)
         rows = make.stacked if isinstance(workload, BatchedProduct) else make.rows
         shaped = _same if images else rows
@@ -148,7 +153,7 @@ class _Lowering:
             else:
                 arguments.append(make.constant(argument))
         shape = [make.batch(data), *_output_shape(workload)]
-        result = make.call(function, symbol, arguments, shape, _output_dtype(workload))
+        result = make.call(written, arguments, shape, _output_dtype(workload))
         if isinstance(workload, Dense):
             self.values.define(item.output, make.unrows(result, original))
         elif isinstance(workload, BatchedProduct):
@@ -159,11 +164,12 @@ class _Lowering:
         else:
             self.values.define_image(item.output, result)
         arithmetic = Arithmetic.INT8 if item.integers else Arithmetic.FLOAT
-        self.kernels[symbol] = Label(str(item.nodes[0].name), item.nodes[0].op_type, arithmetic)
+        label = Label(str(item.nodes[0].name), item.nodes[0].op_type, arithmetic)
+        self.kernels.setdefault(written.name_hint, []).append(label)
 
     def _symbol(self, item: Fused) -> str:
         name = re.sub(r"\W+", "_", str(item.nodes[0].name)).strip("_")[:40]
-        return f"k{len(self.kernels)}_{type(item.workload).__name__.lower()}_{name}"
+        return f"k{len(self.written)}_{type(item.workload).__name__.lower()}_{name}"
 
     def _read(self, value: ir.Value, image: bool) -> Any:
         """A value for a kernel: NHWC for images."""

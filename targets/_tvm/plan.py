@@ -51,12 +51,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function that steps call: so many tensors read, then written, then so many integers."""
+    """A function that steps call.
+
+    Attributes:
+        symbol: Its name.
+        pattern: One letter per argument: ``r`` a tensor that it reads, ``i`` an integer, ``w`` a tensor that it writes.
+    """
 
     symbol: str
-    reads: int
-    writes: int
-    integers: int
+    pattern: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,11 @@ class PlannedStep:
 
     Attributes:
         kernel: Number of the kernel, None: copies its first tensor to its second.
-        tensors: Numbers of tensors, those read before those written.
-        integers: Values of further arguments.
+        args: Numbers of tensors, and values of integers.
     """
 
     kernel: int | None
-    tensors: tuple[int, ...]
-    integers: tuple[Dim, ...] = ()
+    args: tuple[int | Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Plan:
         args: list[int] = []
         steps = b""
         for step in self.steps:
-            given = [*step.tensors, *map(expressions.index, step.integers)]
+            given = [arg if isinstance(arg, int) else expressions.index(arg) for arg in step.args]
             kernel = COPY if step.kernel is None else step.kernel
             steps += struct.pack("<4I", kernel, len(args), len(given), text.offset(self.symbol(step)))
             args += given

@@ -52,8 +52,11 @@ _Value = _Tensor | list["_Value"]
 @dataclass
 class _Call:
     kernel: int | None
-    tensors: list[_Tensor]
-    integers: tuple[Dim, ...] = ()
+    args: list[_Tensor | Dim]
+
+    @property
+    def tensors(self) -> list[_Tensor]:
+        return [arg for arg in self.args if isinstance(arg, _Tensor)]
 
 
 @dataclass(frozen=True)
@@ -207,30 +210,32 @@ class _Planner:
         packed = _packed_calls(self.module[symbol])
         if packed:
             raise InputError(f"{where}: {symbol} calls {packed[0]}, which needs TVM's runtime", hint=_HINT)
-        given = self.value(expr.args[1], where)
-        reads = self.flat(given if isinstance(given, list) else [given], where)
+        reads = [self.argument(arg, where) for arg in expr.args[1]]
         out = expr.ty_args[0]
         single = type(out).__name__ == "TensorType"
         writes = [
             self.new(ty, _Root(Place.STORAGE), f"{where} ({symbol})")
             for ty in ([out] if single else out.fields)
         ]
-        try:
-            integers = (
-                tuple(from_tvm(size, self.symbol_index(False)) for size in expr.args[2].values)
-                if len(expr.args) > 2
-                else ()
-            )
-        except ValueError as error:
-            raise InputError(f"{where}: {error}", hint=_HINT) from error
-        kernel = Kernel(symbol, len(reads), len(writes), len(integers))
+        pattern = "".join("r" if isinstance(arg, _Tensor) else "i" for arg in reads) + "w" * len(writes)
+        kernel = Kernel(symbol, pattern)
         number = self.kernels.setdefault(symbol, len(self.kernels))
         if number == len(self.signatures):
             self.signatures.append(kernel)
         elif self.signatures[number] != kernel:
-            raise ValueError(f"{symbol} is called with different numbers of arguments")
-        self.calls.append(_Call(number, reads + writes, integers))
+            raise ValueError(f"{symbol} is called with different arguments")
+        self.calls.append(_Call(number, [*reads, *writes]))
         return writes[0] if single else list(writes)
+
+    def argument(self, expr: Any, where: str) -> _Tensor | Dim:
+        """A tensor, or an integer: a size that the kernel is told."""
+        if type(expr.ty).__name__ == "PrimType":
+            try:
+                return from_tvm(expr, self.symbol_index(False))
+            except ValueError as error:
+                raise InputError(f"{where}: {error}", hint=_HINT) from error
+        (tensor,) = self.flat([self.value(expr, where)], where)
+        return tensor
 
     def flat(self, values: Sequence[_Value], where: str) -> list[_Tensor]:
         for value in values:
@@ -257,7 +262,10 @@ class _Planner:
         for tensor in [tensor for _, tensor in self.inputs] + ports:
             self.number(tensor)
         steps = [
-            PlannedStep(call.kernel, tuple(map(self.number, call.tensors)), call.integers)
+            PlannedStep(
+                call.kernel,
+                tuple(self.number(arg) if isinstance(arg, _Tensor) else arg for arg in call.args),
+            )
             for call in self.calls
         ]
         plan = Plan(

@@ -256,7 +256,7 @@ def test_the_evaluation_archive_has_labels_and_no_more_samples_than_asked(tmp_pa
 def test_an_emptied_cache_is_empty(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "entry.cache").write_bytes(b"x")
-    bench._empty(tmp_path)
+    bench.empty(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

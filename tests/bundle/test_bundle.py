@@ -4,161 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
-from greencc.bundle import Bundle, Manifest, load, write_bundle
+from greencc.bundle import Bundle, load
 from greencc.bundle.manifest import MAX_BYTES, read_manifest, safe_name
-from greencc.core.capabilities import Capabilities
-from greencc.core.data import Array, Feeds, TensorSpec
-from greencc.core.engine import Device, Engine, NodeTime, Target
+from greencc.core.data import TensorSpec
+from greencc.core.engine import Device, Engine, Target
 from greencc.core.errors import GreenccError, InputError, UnavailableError
 from greencc.core.files import atomic_folder
-from greencc.core.report import (
-    Accuracy,
-    Budget,
-    CalibrationInfo,
-    CompileInfo,
-    Figures,
-    Interval,
-    Latency,
-    ModelInfo,
-    Ratio,
-    Report,
-)
 
-
-class ScaleEngine:
-    """Multiplies by the number in its artifact."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-        self.closed = False
-        self.inputs: Sequence[TensorSpec] = (TensorSpec("x", np.dtype(np.float32), ("N", 2)),)
-        self.outputs: Sequence[TensorSpec] = (
-            TensorSpec("y", np.dtype(np.float32), (None, 2)),
-            TensorSpec("names", np.dtype(object), None),
-        )
-
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        return {"y": feeds["x"] * np.float32(self.factor)}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@dataclass(frozen=True)
-class ScaleTarget(Target):
-    threads: int = 1
-    opened: list[ScaleEngine] = field(default_factory=list, compare=False)
-
-    name: ClassVar[str] = "scale"
-    summary: ClassVar[str] = "a test"
-    machine: ClassVar[str] = "bench"
-    problem: ClassVar[str | None] = None
-
-    def missing(self) -> str | None:
-        return self.problem
-
-    def capabilities(self) -> Capabilities:
-        raise NotImplementedError
-
-    def device(self) -> Device:
-        return Device(self.machine, {}, f"print of {self.machine}")
-
-    def versions(self) -> dict[str, str]:
-        return {}
-
-    def lower(self, model: Any) -> Any:
-        return model
-
-    def build(self, model: Any, folder: Path) -> Path:
-        path = folder / "model.scale"
-        path.write_text("2.5")
-        return path
-
-    def open(self, artifact: Path) -> Engine:
-        engine = ScaleEngine(float(artifact.read_text()))
-        self.opened.append(engine)
-        return engine
-
-    def reference(self, model: Any, outputs: Sequence[str] | None = None) -> Engine:
-        raise NotImplementedError
-
-    def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
-        raise NotImplementedError
-
-
-def _report() -> Report:
-    figures = Figures(Latency(1.0, 1.1, 1.2, 10), None, 3, None, None)
-    one = Interval(1.0, 1.0, 1.0)
-    nothing: tuple[Any, ...] = (None,) * 6
-    return Report(
-        greencc="0.1.0",
-        created="2025-11-22T04:31:00+00:00",
-        verdict="",
-        precision="fp32",
-        model=ModelInfo("net.onnx", "ab" * 32, 1, None, 17, 1),
-        target="scale",
-        device={},
-        conditions={},
-        versions={"numpy": "2", "greencc": "0.1.0"},
-        baseline=figures,
-        artifact=figures,
-        ratio=Ratio(one, None, one),
-        accuracy=Accuracy("none", *nothing, 0, False, 0.01, 0.95, None, None, None, "not certified: no data"),
-        budget=Budget({}, met=True),
-        candidates=(),
-        passes=(),
-        calibration=CalibrationInfo("c.npz", "cd" * 32, 64, synthetic=False),
-        layers=(),
-        layer_errors=(),
-        warnings=(),
-        compile=CompileInfo(1.0, None),
-    )
-
-
-def _write(folder: Path, target: Target, seen: bytes = b"") -> Manifest:
-    (folder / "artifact").mkdir()
-    artifact = target.build(None, folder / "artifact")
-    (folder / "artifact" / "weights.bin").write_bytes(b"\0" * 100)
-    return write_bundle(
-        folder,
-        report=_report(),
-        recipe='schema = "greencc.recipe/1"\n',
-        artifact=artifact,
-        target=target,
-        model_digest="ef" * 32,
-        evaluation_digest="01" * 32,
-        seen=seen,
-    )
-
-
-@pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> ScaleTarget:
-    made = ScaleTarget(threads=3)
-
-    def make_target(spec: str) -> Target:
-        assert spec == "scale:threads=3"
-        return made
-
-    monkeypatch.setattr("greencc.targets.make_target", make_target)
-    monkeypatch.setattr("greencc.bundle.write.format_spec", lambda target: f"scale:threads={target.threads}")
-    return made
-
-
-@pytest.fixture
-def path(tmp_path: Path, target: ScaleTarget) -> Path:
-    final = tmp_path / "net.greencc"
-    with atomic_folder(final) as work:
-        _write(work, target)
-    target.opened.clear()
-    return final
+from .scale import ScaleTarget, write
 
 
 def test_write_load_run(path: Path, target: ScaleTarget) -> None:
@@ -201,7 +62,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, target: ScaleTarget) -> N
     texts = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        _write(tmp_path / name, target)
+        write(tmp_path / name, target)
         texts.append((tmp_path / name / "manifest.json").read_bytes())
     assert texts[0] == texts[1]
     assert b"2025" not in texts[0]
@@ -278,7 +139,7 @@ def test_seen_samples_are_kept(tmp_path: Path, target: ScaleTarget) -> None:
     contents = []
     for name, order in (("a", keys), ("b", keys[::-1])):
         (tmp_path / name).mkdir()
-        manifest = _write(tmp_path / name, target, b"".join(order))
+        manifest = write(tmp_path / name, target, b"".join(order))
         assert manifest.seen == "seen.keys"
         assert load(tmp_path / name).seen == frozenset(keys)
         contents.append((tmp_path / name / "manifest.json").read_bytes())
@@ -286,7 +147,7 @@ def test_seen_samples_are_kept(tmp_path: Path, target: ScaleTarget) -> None:
     assert (tmp_path / "a/seen.keys").stat().st_size == 48
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match="no whole number of keys"):
-        _write(tmp_path / "c", target, b"x" * 17)
+        write(tmp_path / "c", target, b"x" * 17)
 
 
 def test_bundles_without_seen_samples(path: Path) -> None:
@@ -427,14 +288,14 @@ def test_broken_artifact_is_not_shipped(
 
     monkeypatch.setattr(ScaleTarget, "open", refuse)
     with pytest.raises(GreenccError, match="cannot open"), atomic_folder(tmp_path / "b") as work:
-        _write(work, target)
+        write(work, target)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_links_are_not_bundled(tmp_path: Path, target: ScaleTarget) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     with pytest.raises(InputError, match="contains the link 'link'"):
-        _write(tmp_path, target)
+        write(tmp_path, target)
 
 
 @pytest.mark.parametrize(

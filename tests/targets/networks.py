@@ -46,12 +46,41 @@ def residual(batch: int | str = "N") -> ir.Model:
         helper.make_node("Flatten", ["pool"], ["flat"], name="flatten"),
         helper.make_node("Gemm", ["flat", "w3", "b3"], ["scores"], name="head"),
     ]
+    return _checked(nodes, batch, {name: (0.3 * array).astype(np.float32) for name, array in weights.items()})
+
+
+def separable(batch: int | str = "N") -> ir.Model:
+    """image [batch, 3, 12, 12] -> convolution, depthwise, pointwise -> MaxPool -> mean -> MatMul -> scores."""
+    rng = np.random.default_rng(5)
+    shapes = {"w0": (16, 3, 3, 3), "w1": (16, 1, 3, 3), "w2": (32, 16, 1, 1), "w3": (32, 5)}
+    weights = {name: (0.3 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    window = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    limits = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["image", "w0"], ["c0"], name="stem", strides=[2, 2], **window),
+        helper.make_node("Clip", ["c0", "low", "high"], ["r0"], name="clip0"),
+        helper.make_node("Conv", ["r0", "w1"], ["c1"], name="depthwise", group=16, **window),
+        helper.make_node("Clip", ["c1", "low", "high"], ["r1"], name="clip1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="pointwise", kernel_shape=[1, 1]),
+        helper.make_node("MaxPool", ["c2"], ["m"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["m"], ["mean"], name="mean"),
+        helper.make_node("Flatten", ["mean"], ["flat"], name="flatten"),
+        helper.make_node("MatMul", ["flat", "w3"], ["scores"], name="head"),
+    ]
+    return _checked(nodes, batch, weights | limits)
+
+
+NETWORKS = {"residual": residual, "separable": separable}
+LAYERS = {"residual": WEIGHTED, "separable": ("stem", "depthwise", "pointwise", "head")}
+
+
+def _checked(nodes: list[onnx.NodeProto], batch: int | str, weights: dict[str, np.ndarray]) -> ir.Model:
     model = ir.from_proto(
         wrap(
             nodes,
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 12, 12])],
             [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, 5])],
-            {name: (0.3 * array).astype(np.float32) for name, array in weights.items()},
+            weights,
         )
     )
     infer_shapes(model)
@@ -80,8 +109,8 @@ class Samples:
             yield Batch({"image": np.concatenate([sample["image"] for sample in part])})
 
 
-def static_int8(capabilities: Capabilities, batch: int | str = "N") -> ir.Model:
-    """`residual` as static INT8, the way a target's capabilities ask for it."""
+def static_int8(capabilities: Capabilities, network: str = "residual") -> ir.Model:
+    """A network as static INT8, the way a target's capabilities ask for it."""
     samples = [images(1, seed) for seed in range(8)]
     reference = CpuTarget(threads=1)
     context = Context(
@@ -91,7 +120,7 @@ def static_int8(capabilities: Capabilities, batch: int | str = "N") -> ir.Model:
         calibration=Samples(samples),
         observe=reference.calibration_engine,
     )
-    return Pipeline(context).run(residual(batch), (QuantizeInt8(),))[0]
+    return Pipeline(context).run(NETWORKS[network](), (QuantizeInt8(),))[0]
 
 
 CHAIN_ATTRIBUTES: dict[str, dict[str, object]] = {

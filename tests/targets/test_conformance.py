@@ -21,10 +21,10 @@ from onnx import TensorProto, helper
 from greencc.compiler.layers import Origins
 from greencc.core.engine import Target
 from greencc.core.errors import InputError, UsageError
-from greencc.targets import TARGETS, make_target
+from greencc.targets import TARGETS, format_spec, make_target
 from greencc.targets._host import HostTarget
 
-from .networks import WEIGHTED, images, residual, static_int8
+from .networks import LAYERS, NETWORKS, WEIGHTED, images, residual, static_int8
 
 MakeModel = Callable[..., onnx.ModelProto]
 
@@ -73,6 +73,25 @@ def built(target: Target, model: ir.Model, folder: Path) -> Path:
     return target.build(target.lower(model), folder)
 
 
+class Builds:
+    """Artifacts of the residual network that no test changes, built once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[tuple[str, int | str], Path] = {}
+
+    def __call__(self, target: Target, batch: int | str = "N") -> Path:
+        key = (format_spec(target), batch)
+        if key not in self._known:
+            self._known[key] = built(target, residual(batch), self._folder / str(len(self._known)))
+        return self._known[key]
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return Builds(tmp_path_factory.mktemp("builds"))
+
+
 def contents(artifact: Path) -> dict[str, bytes]:
     """All files of an artifact."""
     return {path.name: path.read_bytes() for path in artifact.parent.iterdir()}
@@ -86,11 +105,11 @@ def test_building_twice_gives_the_same_bytes(target: Target, tmp_path: Path) -> 
 @pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("batch", ["N", 1, 4])
 def test_any_number_of_samples_gives_what_the_reference_gives(
-    target: Target, tmp_path: Path, batch: int | str, count: int
+    target: Target, builds: Builds, batch: int | str, count: int
 ) -> None:
     model = residual(batch)
     feeds = images(count)
-    engine = target.open(built(target, model, tmp_path))
+    engine = target.open(builds(target, batch))
     expected = target.reference(model).run(feeds)["scores"]
     assert expected.shape == (count, 5)
     np.testing.assert_allclose(engine.run(feeds)["scores"], expected, rtol=1e-4, atol=1e-4)
@@ -104,8 +123,8 @@ def test_an_inner_value_of_the_reference(target: Target) -> None:
         assert build(residual(), ["r0", "scores"]).run(images(2))["r0"].shape == (2, 16, 12, 12)
 
 
-def test_runs_repeat_bit_for_bit(target: Target, tmp_path: Path) -> None:
-    artifact = built(target, residual(), tmp_path)
+def test_runs_repeat_bit_for_bit(target: Target, builds: Builds) -> None:
+    artifact = builds(target)
     first, second = target.open(artifact), target.open(artifact)
     feeds = images(3)
     once = first.run(feeds)["scores"]
@@ -116,8 +135,8 @@ def test_runs_repeat_bit_for_bit(target: Target, tmp_path: Path) -> None:
     np.testing.assert_array_equal(second.run(feeds)["scores"], once)
 
 
-def test_inputs_need_not_be_contiguous_or_writable(target: Target, tmp_path: Path) -> None:
-    engine = target.open(built(target, residual(), tmp_path))
+def test_inputs_need_not_be_contiguous_or_writable(target: Target, builds: Builds) -> None:
+    engine = target.open(builds(target))
     wide = np.random.default_rng(0).normal(size=(2, 3, 12, 24)).astype(np.float32)
     strided = wide[..., ::2]
     strided.flags.writeable = False
@@ -126,9 +145,9 @@ def test_inputs_need_not_be_contiguous_or_writable(target: Target, tmp_path: Pat
     )
 
 
-def test_threads(local: HostTarget, tmp_path: Path) -> None:
+def test_threads(local: HostTarget, builds: Builds) -> None:
     two = make_target(f"{local.name}:threads=2")
-    artifact = built(local, residual(), tmp_path)
+    artifact = builds(local)
     feeds = images(4)
     np.testing.assert_allclose(
         two.open(artifact).run(feeds)["scores"],
@@ -142,8 +161,8 @@ def test_threads(local: HostTarget, tmp_path: Path) -> None:
         make_target(f"{local.name}:threads=-1")
 
 
-def test_callers_in_several_threads_get_their_own_results(local: HostTarget, tmp_path: Path) -> None:
-    engine = local.open(built(local, residual(), tmp_path))
+def test_callers_in_several_threads_get_their_own_results(local: HostTarget, builds: Builds) -> None:
+    engine = local.open(builds(local))
     expected = [engine.run(images(1, seed))["scores"] for seed in range(16)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda seed: engine.run(images(1, seed))["scores"], range(16)))
@@ -162,16 +181,16 @@ def test_callers_in_several_threads_get_their_own_results(local: HostTarget, tmp
     ],
 )
 def test_wrong_feeds_are_input_errors(
-    target: Target, tmp_path: Path, feeds: dict[str, object], message: str
+    target: Target, builds: Builds, feeds: dict[str, object], message: str
 ) -> None:
-    engine = target.open(built(target, residual(), tmp_path))
+    engine = target.open(builds(target))
     with pytest.raises(InputError, match=message):
         engine.run(feeds)
     assert engine.run(images(1))["scores"].shape == (1, 5)
 
 
-def test_an_unknown_output_and_a_closed_engine(target: Target, tmp_path: Path) -> None:
-    engine = target.open(built(target, residual(), tmp_path))
+def test_an_unknown_output_and_a_closed_engine(target: Target, builds: Builds) -> None:
+    engine = target.open(builds(target))
     with pytest.raises(InputError, match=r"no output 'score'.*did you mean 'scores'"):
         engine.run(images(1), ["score"])
     engine.close()
@@ -193,7 +212,7 @@ def test_files_that_are_no_models(
 def test_a_cut_artifact_and_missing_files(target: Target, tmp_path: Path) -> None:
     artifact = built(target, residual(), tmp_path)
     artifact.write_bytes(artifact.read_bytes()[:-100])
-    with pytest.raises(InputError, match=f"loading {re.escape(artifact.name)}: "):
+    with pytest.raises(InputError, match=re.escape(artifact.name)):
         target.open(artifact)
     with pytest.raises(InputError, match="is not a file"):
         target.open(tmp_path / "nothing.onnx")
@@ -207,14 +226,12 @@ def test_an_unknown_operator_is_named(target: Target, make_model: MakeModel, tmp
     proto = make_model([node], values[:1], values[1:], {})
     proto.opset_import.append(helper.make_opsetid("my.domain", 1))
     onnx.save(proto, tmp_path / "model.onnx")
-    with pytest.raises(
-        InputError, match=r"loading model.onnx: .* has no operator 'my\.domain.NoSuchOperator'"
-    ):
+    with pytest.raises(InputError, match=r"loading model\.onnx: (?=.*my\.domain).*NoSuchOperator"):
         target.open(tmp_path / "model.onnx")
 
 
-def test_a_fresh_process_gives_the_same(target: Target, tmp_path: Path) -> None:
-    artifact = built(target, residual(), tmp_path / "artifact")
+def test_a_fresh_process_gives_the_same(target: Target, builds: Builds, tmp_path: Path) -> None:
+    artifact = builds(target)
     feeds, answer = tmp_path / "feeds.npz", tmp_path / "answer.npz"
     np.savez(feeds, **images(2))
     spec = f"{target.name}:threads=1"
@@ -223,12 +240,14 @@ def test_a_fresh_process_gives_the_same(target: Target, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["scores"], target.open(artifact).run(images(2))["scores"])
 
 
-def test_the_memory_of_a_fresh_process(local: HostTarget, tmp_path: Path, mlp_file: Path) -> None:
+def test_the_memory_of_a_fresh_process(
+    local: HostTarget, builds: Builds, tmp_path: Path, mlp_file: Path
+) -> None:
     """Of an artifact, and of a model that is opened as it came."""
     np.savez(tmp_path / "image.npz", **images(2))
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 8), np.float32))
     for artifact, feeds in (
-        (built(local, residual(), tmp_path / "artifact"), tmp_path / "image.npz"),
+        (builds(local), tmp_path / "image.npz"),
         (mlp_file, tmp_path / "x.npz"),
     ):
         command = local.memory_command(artifact, feeds, 2)
@@ -264,31 +283,29 @@ def test_opening_and_closing_leaves_no_memory_behind(local: HostTarget, mlp_file
     assert min(grown) < 1_500_000
 
 
-@pytest.fixture
-def quantized(target: Target) -> ir.Model:
-    return as_int8(target)
-
-
-def as_int8(target: Target) -> ir.Model:
-    """The network as static INT8, the way a target's capabilities ask for it."""
+def as_int8(target: Target, network: str) -> ir.Model:
+    """A network as static INT8, the way a target's capabilities ask for it."""
     capabilities = target.capabilities()
     if capabilities.int8 is None:
         pytest.skip(f"{target.name} claims no integer kernels on this CPU")
-    return static_int8(capabilities)
+    return static_int8(capabilities, network)
 
 
-def test_what_is_quantized_runs_on_integers(local: HostTarget, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_quantized_runs_on_integers(local: HostTarget, tmp_path: Path, network: str) -> None:
     """The capabilities are true: every layer that they let quantize has an integer kernel in the profile."""
-    quantized = as_int8(local)
+    quantized = as_int8(local, network)
     times = local.profile(built(local, quantized, tmp_path), images(1), runs=3)
     origins = Origins(quantized)
     kernels = {origins.find(row.name): row.op_type for row in times}
-    for layer in WEIGHTED:
+    for layer in LAYERS[network]:
         assert INTEGER_KERNELS.get(local.name, MARKED_KERNEL).search(kernels[layer]), kernels
     assert "QuantizeLinear" in {node.op_type for node in quantized.graph}
 
 
-def test_integers_are_close_to_the_reference(target: Target, quantized: ir.Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def test_integers_are_close_to_the_reference(target: Target, tmp_path: Path, network: str) -> None:
+    quantized = as_int8(target, network)
     feeds = images(64, seed=9)
     found = target.open(built(target, quantized, tmp_path)).run(feeds)["scores"]
     expected = target.reference(quantized).run(feeds)["scores"]
@@ -297,9 +314,9 @@ def test_integers_are_close_to_the_reference(target: Target, quantized: ir.Model
     assert np.abs(found - expected).mean() < 0.005 * np.abs(expected).max()
 
 
-def test_profiles_name_the_layers(local: HostTarget, tmp_path: Path) -> None:
+def test_profiles_name_the_layers(local: HostTarget, builds: Builds, tmp_path: Path) -> None:
     model = residual()
-    times = local.profile(built(local, model, tmp_path), images(2), runs=4)
+    times = local.profile(builds(local), images(2), runs=4)
     origins = Origins(model)
     found = {origins.find(row.name) for row in times}
     assert set(WEIGHTED) <= found, times
@@ -309,9 +326,9 @@ def test_profiles_name_the_layers(local: HostTarget, tmp_path: Path) -> None:
         local.profile(tmp_path / "model.onnx", images(1), runs=0)
 
 
-def test_a_profile_of_a_fixed_batch_runs_the_first_one(local: HostTarget, tmp_path: Path) -> None:
+def test_a_profile_of_a_fixed_batch_runs_the_first_one(local: HostTarget, builds: Builds) -> None:
     model = residual(2)
-    times = local.profile(built(local, model, tmp_path), images(5), runs=2)
+    times = local.profile(builds(local, 2), images(5), runs=2)
     assert {Origins(model).find(row.name) for row in times} >= set(WEIGHTED)
 
 

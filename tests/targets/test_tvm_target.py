@@ -12,13 +12,14 @@ from onnx import TensorProto, helper
 
 from greencc.core.capabilities import Capabilities, ElementType
 from greencc.core.errors import InputError, UnavailableError
+from greencc.core.loading import load_model
 from greencc.targets import TvmCpuTarget, format_spec, make_target
 from greencc.targets._ort_facts import RuntimeFacts, runtime_facts
 from greencc.targets._tvm.building import tensor_specs
-from greencc.targets._tvm.capabilities import MAX_OPSET, tvm_capabilities
+from greencc.targets._tvm.capabilities import INPUT_OPS, MAX_OPSET, MOVE_OPS, tvm_capabilities
 from greencc.targets._tvm.machine import Machine
 
-from .networks import WEIGHTED, residual, static_int8
+from .networks import WEIGHTED, chain, residual, static_int8
 
 RUNTIME = RuntimeFacts(
     "1.99.0",
@@ -133,6 +134,42 @@ def test_passes_give_a_graph_of_that_form(machine: Machine, activation: ir.DataT
     assert dequantized(nodes["pool"].inputs[0]) is activation
     assert {node.domain for node in model.graph} == {""}
     assert dequantized(nodes["flatten"].inputs[0]) is activation
+
+
+# the kernels that are claimed
+
+
+def steps(op: str, folder: Path, **attributes: object) -> list[str]:
+    """Types of what runs behind the first of two convolutions around an operator, up to the second if there is one."""
+    path = folder / "model.onnx"
+    onnx.save(chain(op, **attributes), path)
+    target = TvmCpuTarget(threads=1)
+    feeds = {"x": np.random.default_rng(0).normal(size=(1, 16, 8, 8)).astype(np.float32)}
+    rows = target.profile(target.build(target.lower(load_model(path)), folder / "artifact"), feeds, 1)
+    kinds = {row.name: row.op_type for row in rows}
+    assert kinds["before"] == "Conv:int8"
+    assert kinds.get("after", "Conv:int8") == "Conv:int8"
+    names = [row.name for row in rows]
+    end = names.index("after") if "after" in names else len(names) - 1
+    return [row.op_type for row in rows[names.index("before") + 1 : end]]
+
+
+@here
+@pytest.mark.parametrize("op", sorted(INPUT_OPS | MOVE_OPS))
+def test_every_claimed_operator_works_on_integers(op: str, tmp_path: Path) -> None:
+    if TvmCpuTarget().capabilities().int8 is None:
+        pytest.skip("no integer kernels are claimed on this CPU")
+    for kind in steps(op, tmp_path):
+        # A move has no arithmetic: it must not go through floats.
+        assert kind.endswith(":int8") or "quantize" not in kind
+
+
+@here
+@pytest.mark.parametrize(("op", "attributes"), [("Softmax", {"axis": -1}), ("Resize", {})])
+def test_what_is_not_claimed_works_on_floats(op: str, attributes: dict[str, object], tmp_path: Path) -> None:
+    if TvmCpuTarget().capabilities().int8 is None:
+        pytest.skip("no integer kernels are claimed on this CPU")
+    assert any("dequantize" in kind for kind in steps(op, tmp_path, **attributes))
 
 
 # building and opening

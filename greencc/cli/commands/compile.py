@@ -91,6 +91,11 @@ if TYPE_CHECKING:
     help="Where candidates are evaluated: local, ray, ray://HOST:PORT or HOST:PORT.",
 )
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate candidates.")
+@click.option(
+    "--tune",
+    type=SECONDS,
+    help="Time to spend on finding faster kernels, e.g. 10m, where the target generates code (tvm-cpu).",
+)
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
@@ -125,6 +130,7 @@ def command(
     time_budget: float,
     engine: str,
     workers: int,
+    tune: float | None,
     grid_intensity: float | None,
     country: str | None,
     embodied: float | None,
@@ -175,6 +181,7 @@ def command(
         time_budget=time_budget,
         engine=engine,
         workers=workers,
+        tune=tune,
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)

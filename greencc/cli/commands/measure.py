@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from greencc.cli.carbon import carbon_options, chosen
+from greencc.cli.trusting import given, trust_option
 from greencc.cli.types import PROTOCOLS, RATE, SECONDS, SHARE, TRACE_FORMATS
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace DIR.")
 @carbon_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@trust_option
 def command(
     subject: Path,
     baseline: Path | None,
@@ -82,6 +84,7 @@ def command(
     embodied: float | None,
     lifetime: float | None,
     as_json: bool,
+    trust: tuple[str, ...],
 ) -> int:
     """Measure ARTIFACT (a bundle or an ONNX model) in turns with a baseline: latency, energy, memory.
 
@@ -115,6 +118,7 @@ def command(
             target=target,
             plan=plan,
             confidence=confidence,
+            trust=given(trust),
             progress=progress,
         )
     # Printed before they are saved: if that fails, at least the figures are not lost.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from greencc.cli.trusting import given, trust_option
+
 
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -19,10 +21,13 @@ import click
     "--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per run.")
-def command(bundle: Path, source: str, output: Path, preprocess: Path | None, batch: int) -> None:
+@trust_option
+def command(
+    bundle: Path, source: str, output: Path, preprocess: Path | None, batch: int, trust: tuple[str, ...]
+) -> None:
     """Run BUNDLE on every sample of DATA and write the outputs, stacked on the first axis.
 
-    The bundle's hashes are checked before anything of it is loaded.
+    The bundle's hashes are checked before anything of it is loaded. Compiled code in it runs only if it is trusted.
     """
     import zipfile
 
@@ -38,7 +43,7 @@ def command(bundle: Path, source: str, output: Path, preprocess: Path | None, ba
     if output.suffix != ".npz":
         raise UsageError(f"--output is {output}", hint="outputs are written as an .npz file")
     refuse_inside(output, bundle)
-    with load(bundle) as loaded, progress_bars() as progress:
+    with load(bundle, trust=given(trust)) as loaded, progress_bars() as progress:
         engine = loaded.engine()
         data = open_data(source, engine.inputs, preprocess=preprocess, role="input")
         found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in engine.outputs}

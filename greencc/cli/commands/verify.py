@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from greencc.cli.trusting import given, trust_option
 from greencc.cli.types import SHARE
 
 
@@ -26,6 +27,7 @@ from greencc.cli.types import SHARE
 @click.option("--confidence", type=SHARE, default="95%", show_default=True, help="Of the certificate.")
 @click.option("--require-certified", is_flag=True, help="Exit 3 when the accuracy cannot be certified.")
 @click.option("--json", "as_json", is_flag=True, help="Print the accuracy as JSON.")
+@trust_option
 def command(
     bundle: Path,
     model: Path | None,
@@ -37,6 +39,7 @@ def command(
     confidence: float,
     require_certified: bool,
     as_json: bool,
+    trust: tuple[str, ...],
 ) -> None:
     """Check every hash of BUNDLE, and its accuracy when --model and --eval are given.
 
@@ -60,7 +63,7 @@ def command(
             "--labels, --preprocess, --metric and --require-certified are about accuracy",
             hint="give --model and --eval with them",
         )
-    with load(bundle) as loaded:
+    with load(bundle, trust=given(trust)) as loaded:
         if model is None or evaluation is None:
             if as_json:
                 click.echo(json.dumps({"bundle": str(bundle), "hashes": "ok", "accuracy": None}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 from greencc.compiler.contender import Contender, closed_on_error, judge, judged_by_the_user
 from greencc.compiler.data import Splits
 from greencc.compiler.evaluation import Evaluator, Job
-from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
+from greencc.compiler.forms import Form, FormBuilder
 from greencc.compiler.measurement import model_counts, operation_counts
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.placing import folder_size, model_size
@@ -152,12 +151,8 @@ class Verifier:
         Raises:
             CannotBuildError: It cannot be built there.
         """
-        # A folder inside: the outer one is closed to other users, and bundles get a copy with its rights.
-        folder = Path(tempfile.mkdtemp(dir=self.session.scratch, prefix=f"{target.name}-")) / "artifact"
-        folder.mkdir()
-        with _of_one_plan(), self.session.phase(f"building for {target.name}"):
-            artifact = target.build(target.lower(form.model), folder)
-        return replace(form, name=name, artifact=artifact, target=target, rank=PLAN_RANK)
+        with _of_one_plan():
+            return self.builder.on(form, target, name)
 
     def judged(self, form: Form, target: Target) -> Contender:
         """A form, opened on a target and judged on the planning split.

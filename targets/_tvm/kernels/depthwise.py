@@ -98,7 +98,9 @@ class _Writer:
         shape = (batch, window.height, window.width, channels)
         self.data = emit.argument("data", shape, self.workload.data)
         sizes = {each.taps.dtype: each.end for each in self.placed}
-        self.packed = {dtype: emit.argument(f"weights_{dtype}", (size,), dtype) for dtype, size in sizes.items()}
+        self.packed = {
+            dtype: emit.argument(f"weights_{dtype}", (size,), dtype) for dtype, size in sizes.items()
+        }
         if _fills_rows(self.workload):
             self.fills = emit.argument("fills", (window.kernel[0], channels), "int32")
         output = (batch, rows, columns, channels)
@@ -108,7 +110,9 @@ class _Writer:
         with emit.loop(batch * bands, parallel=True) as task:
             sample = emit.T.floordiv(task, emit.index(bands))
             first = emit.T.floormod(task, emit.index(bands)) * schedule.band
-            size = emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
+            size = (
+                emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
+            )
             for placed in self.placed:
                 block = placed.taps.block
                 with emit.loop(block.count) as turn, emit.loop(size) as index:
@@ -129,7 +133,9 @@ class _Writer:
             return (output * block.vectors + vector) * lanes
 
         for output, vector in pieces:
-            emit.store(sums, [index(output, vector)], self.epilogue.start(channel + vector * lanes, lanes), lanes)
+            emit.store(
+                sums, [index(output, vector)], self.epilogue.start(channel + vector * lanes, lanes), lanes
+            )
         low, high = kernel_rows(emit, window, row)
         if _fills_rows(self.workload):
             for start, stop in ((0, low), (high, window.kernel[0])):
@@ -188,7 +194,9 @@ def _placed(taps: Sequence[Taps], kernel_rows: int) -> list[_Placed]:
 def _fills_rows(workload: Depthwise) -> bool:
     """Whether rows outside the image add to the sums."""
     window = workload.window
-    return workload.data != "float32" and workload.zero_point != 0 and (window.pads[0] > 0 or window.pads[2] > 0)
+    return (
+        workload.data != "float32" and workload.zero_point != 0 and (window.pads[0] > 0 or window.pads[2] > 0)
+    )
 
 
 def _checked(workload: Workload) -> Depthwise:

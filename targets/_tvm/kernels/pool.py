@@ -109,7 +109,9 @@ class _Writer:
         with emit.loop(batch * bands, parallel=True) as task:
             sample = emit.T.floordiv(task, emit.index(bands))
             first = emit.T.floormod(task, emit.index(bands)) * schedule.band
-            size = emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
+            size = (
+                emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
+            )
             with emit.loop(size) as index:
                 for tile, column in each_tile(emit, window, schedule.columns):
                     for block in blocks(channels, lanes, schedule.vectors):
@@ -134,7 +136,9 @@ class _Writer:
                 emit.store(values, [index(output, vector, part)], self._start(lanes), lanes)
         low, high = kernel_rows(emit, window, row)
         begin = column * window.strides[1] - window.pads[1]
-        ranges = [_columns(window, begin + output * window.strides[1], tile) for output in range(tile.columns)]
+        ranges = [
+            _columns(window, begin + output * window.strides[1], tile) for output in range(tile.columns)
+        ]
         with emit.loop(high, start=low) as kernel_row:
             image_row = row * window.strides[0] - window.pads[0] + kernel_row * window.dilations[0]
             for output, vector in pieces:
@@ -149,7 +153,9 @@ class _Writer:
             target = [sample, row, column + output, channel + vector * lanes]
             if self.average:
                 first, last = ranges[output]
-                value = self.epilogue.finish(self._mean(value, high - low, last - first, lanes), target, lanes)
+                value = self.epilogue.finish(
+                    self._mean(value, high - low, last - first, lanes), target, lanes
+                )
             emit.store(self.output, target, value, lanes)
 
     def _steps(self, columns: tuple[int, int], split: int, loop: bool) -> Iterator[tuple[Index, int]]:

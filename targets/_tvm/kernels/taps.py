@@ -1,9 +1,9 @@
 """How a depthwise convolution multiplies one kernel row into a tile's sums, and the weights it wants for that.
 
-    one by one   a vector of channels of one column times one column of the kernel. x86 has no 32-bit product that is
-                 as fast as `vpmaddwd`, which multiplies INT16 pairs: the second of each pair is 0 in the weights
-    by four      bytes of four columns interleaved, as `vpdpbusd` and `sdot` take them. With an odd stride, four
-                 columns from an even one on serve two outputs: the second has its weights shifted by one
+one by one   a vector of channels of one column times one column of the kernel. x86 has no 32-bit product that is
+             as fast as `vpmaddwd`, which multiplies INT16 pairs: the second of each pair is 0 in the weights
+by four      bytes of four columns interleaved, as `vpdpbusd` and `sdot` take them. With an odd stride, four
+             columns from an even one on serve two outputs: the second has its weights shifted by one
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class Taps:
                 for output, column in pairs:
                     place = (column * self.block.width + vector * lanes) * self.group
                     w = row.weights(place, lanes * self.group)
-                    self._accumulate(emit, row, output, vector, lambda total, x=x, w=w: self._sum(emit, total, x, w))
+                    self._accumulate(
+                        emit, row, output, vector, lambda total, x=x, w=w: self._sum(emit, total, x, w)
+                    )
 
     def _widened(self, emit: Emit, x: Expr) -> Expr:
         return emit.cast(x, "int32" if self.paired else "int16") if self.integer else x
@@ -191,7 +193,9 @@ class Taps:
             for vector, x in enumerate(_interleaved(emit, pair(first), pair(first + 2), 2, block)):
                 for output, entry in outputs:
                     w = row.weights((entry * block.width + vector * block.lanes) * 4, block.lanes * 4)
-                    self._accumulate(emit, row, output, vector, lambda total, x=x, w=w: self._dot(emit, total, x, w))
+                    self._accumulate(
+                        emit, row, output, vector, lambda total, x=x, w=w: self._dot(emit, total, x, w)
+                    )
 
     def _accumulate(
         self, emit: Emit, row: Row, output: int, vector: int, update: Callable[[Expr], Expr]
@@ -202,8 +206,12 @@ class Taps:
     def _dot(self, emit: Emit, total: Expr, x: Expr, w: Expr) -> Expr:
         lanes = self.block.lanes
         if self.machine.dot is Dot.SDOT:
-            return emit.llvm("int32", lanes, f"llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8", total, x, w)
-        return self._vnni(emit, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total, emit.bits(x, "int8", 4 * lanes), w)
+            return emit.llvm(
+                "int32", lanes, f"llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8", total, x, w
+            )
+        return self._vnni(
+            emit, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total, emit.bits(x, "int8", 4 * lanes), w
+        )
 
 
 def _dealt(emit: Emit, x: Expr, block: Block) -> Expr:
@@ -235,7 +243,9 @@ def _interleaved(emit: Emit, first: list[Expr], second: list[Expr], size: int, b
         step = len(whole) if size == 1 else 4 * block.lanes
         orders = [whole[start : start + step] for start in range(0, len(whole), step)]
     return [
-        emit.T.Bind(_shuffled(emit, [a, b], order)) for a, b in zip(first, second, strict=True) for order in orders
+        emit.T.Bind(_shuffled(emit, [a, b], order))
+        for a, b in zip(first, second, strict=True)
+        for order in orders
     ]
 
 

@@ -49,10 +49,12 @@ enum { FFI_INT = 1, FFI_TENSOR = 7, DEVICE_CPU = 1 };
 
 typedef int (*kernel_function)(void *self, const ffi_any *args, int32_t count, ffi_any *result);
 
-/* Made for each model: what its plan's steps may call, and how. Integers come behind tensors. */
+/* Made for each model: what its plan's steps may call, and how. The pattern has a letter per argument: 'r' a tensor
+ * that is read, 'w' one that is written, 'i' an integer. */
 typedef struct {
     kernel_function function;
-    uint32_t reads, writes, integers;
+    uint32_t args;
+    const char *pattern;
 } kernel_entry;
 
 extern const kernel_entry greencc_kernels[];
@@ -110,6 +112,9 @@ typedef struct {
 /* Writes one line, shortened where it does not fit. */
 void report(char *error, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* What a step calls. */
+const kernel_entry *plan_kernel(const plan_step *step);
+
 /* Copies and checks a plan: afterwards every index in it is good. */
 int plan_read(plan *result, const void *bytes, size_t size, char *error, size_t error_size);
 void plan_free(plan *result);
@@ -152,6 +157,7 @@ typedef int (*parallel_function)(int task, parallel_env *env, void *data);
 struct pool {
     int threads;
     int started;
+    int spins; /* how often to look for work, or its end, before sleeping */
     pid_t process;
     lane *lanes;
     parallel_function function;
@@ -176,5 +182,38 @@ const char *pool_error(const pool *p);
 
 /* Contiguous memory at a multiple of 64 bytes, never NULL for a size of 0; NULL where there is none. */
 void *aligned_memory(uint64_t size);
+
+/* An aligned copy of an input or output whose own buffer is not. */
+typedef struct {
+    void *memory;
+    uint64_t size;
+} bounce;
+
+struct greencc_handle {
+    plan plan;
+    pool pool;
+    pthread_mutex_t turn;
+    void *weights;
+    size_t weights_size;
+    int64_t *symbols;
+    int64_t *values;      /* of expressions */
+    int64_t *dims;        /* of tensors, one after the other */
+    int64_t *shapes;      /* of the inputs, that everything is prepared for */
+    dl_tensor *tensors;
+    uint64_t *bytes;      /* of tensors */
+    uint64_t *offsets;    /* of storages, and their end */
+    ffi_any *args;
+    bounce *copies;       /* of inputs, then outputs */
+    uint64_t *times;
+    uint32_t input_dims, output_dims;
+    char *arena;
+    uint64_t arena_size;
+    int prepared, profiled;
+};
+
+typedef struct {
+    char *text;
+    size_t size;
+} message;
 
 #endif

@@ -55,22 +55,26 @@ static int same_place(const plan_tensor *a, const plan_tensor *b) {
     return a->place == b->place && a->index == b->index && a->place != PLACE_CONSTANT;
 }
 
+const kernel_entry *plan_kernel(const plan_step *step) {
+    static const kernel_entry copy = {NULL, 2, "rw"};
+    return step->kernel == COPY ? &copy : &greencc_kernels[step->kernel];
+}
+
 /* Kernels may write only where no other argument lies, and never into inputs or constants. */
 static int check_step(const plan *p, const plan_step *s) {
-    static const kernel_entry copy = {NULL, 1, 1, 0};
     if (s->kernel != COPY && s->kernel >= greencc_kernel_count) return 0;
-    const kernel_entry *kernel = s->kernel == COPY ? &copy : &greencc_kernels[s->kernel];
-    uint32_t tensors = kernel->reads + kernel->writes;
-    if (s->args != tensors + kernel->integers) return 0;
+    const kernel_entry *kernel = plan_kernel(s);
+    if (s->args != kernel->args) return 0;
     if ((uint64_t)s->first_arg + s->args > p->head.args || s->name >= p->head.text_bytes) return 0;
     const uint32_t *args = p->args + s->first_arg;
     for (uint32_t i = 0; i < s->args; i++)
-        if (args[i] >= (i < tensors ? p->head.tensors : p->head.expressions)) return 0;
-    for (uint32_t i = kernel->reads; i < tensors; i++) {
+        if (args[i] >= (kernel->pattern[i] == 'i' ? p->head.expressions : p->head.tensors)) return 0;
+    for (uint32_t i = 0; i < s->args; i++) {
+        if (kernel->pattern[i] != 'w') continue;
         const plan_tensor *written = &p->tensors[args[i]];
         if (written->place != PLACE_OUTPUT && written->place != PLACE_STORAGE) return 0;
-        for (uint32_t j = 0; j < tensors; j++)
-            if (j != i && same_place(written, &p->tensors[args[j]])) return 0;
+        for (uint32_t j = 0; j < s->args; j++)
+            if (j != i && kernel->pattern[j] != 'i' && same_place(written, &p->tensors[args[j]])) return 0;
     }
     return 1;
 }

@@ -54,7 +54,7 @@ static void *work(void *argument) {
     pthread_setspecific(current, l);
     unsigned seen = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&p->generation, memory_order_acquire) == seen; i++)
+        for (int i = 0; i < p->spins && atomic_load_explicit(&p->generation, memory_order_acquire) == seen; i++)
             pause_briefly();
         if (atomic_load(&p->generation) == seen) {
             pthread_mutex_lock(&p->lock);
@@ -88,6 +88,8 @@ int pool_open(pool *p, int threads) {
     if (!current_made) return GREENCC_NO_MEMORY;
     p->threads = threads;
     p->process = getpid();
+    /* Who waits must not keep the processor from who works. */
+    p->spins = threads <= sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0;
     p->lanes = calloc((size_t)threads, sizeof *p->lanes);
     if (p->lanes == NULL) return GREENCC_NO_MEMORY;
     pthread_mutex_init(&p->lock, NULL);
@@ -168,7 +170,7 @@ static int launch(parallel_function function, void *data, int tasks) {
     atomic_store(&p->pending, p->threads - 1);
     announce(p);
     run_task(l, 0, p);
-    for (int i = 0; i < SPINS && atomic_load_explicit(&p->pending, memory_order_acquire) > 0; i++) pause_briefly();
+    for (int i = 0; i < p->spins && atomic_load_explicit(&p->pending, memory_order_acquire) > 0; i++) pause_briefly();
     if (atomic_load(&p->pending) > 0) {
         pthread_mutex_lock(&p->lock);
         atomic_store(&p->waiting, 1);
@@ -190,7 +192,7 @@ static int barrier(int task, parallel_env *env) {
         return 0;
     }
     for (int i = 0; atomic_load(&p->barrier_phase) == phase; i++) {
-        if (i < SPINS) pause_briefly();
+        if (i < p->spins) pause_briefly();
         else sched_yield();
     }
     return 0;
