@@ -32,6 +32,7 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _MAGIC = b"GCR1"
 _OK = 0
+_CLOSED = "it was closed"
 _MOST_TEXT = 4096
 _MOST_DIMS, _MOST_BYTES = 64, 1 << 40
 _CHUNK = 1 << 20
@@ -94,10 +95,12 @@ class EmulatedEngine(CheckedEngine):
     def close(self) -> None:
         """End the process, and wait until it is gone."""
         with self._turn:
-            self._end("it was closed")
+            self._end(_CLOSED)
 
     def _run(self, feeds: dict[str, Array], outputs: list[str]) -> dict[str, Array]:  # type: ignore[override]
         with self._turn:
+            if self._ended == _CLOSED:
+                raise RuntimeError(f"the engine of {self._name} was closed")
             if self._ended is not None:
                 raise UnavailableError(f"{self._name} cannot be run any more: {self._ended}")
             request = bytearray()
