@@ -45,7 +45,7 @@ class TvmArmTarget(HostTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:
@@ -120,6 +120,12 @@ class TvmArmTarget(HostTarget):
             "numpy": str(numpy.__version__),
             "python": platform.python_version(),
         }
+
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose free sizes are those of images."""
+        from greencc.targets._tvm.resolving import free_images
+
+        return free_images(model)
 
     def lower(self, model: ir.Model) -> ir.Model:
         """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.

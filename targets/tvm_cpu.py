@@ -80,6 +80,12 @@ class TvmCpuTarget(HostTarget):
             "python": platform.python_version(),
         }
 
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose free sizes are those of images."""
+        from greencc.targets._tvm.resolving import free_images
+
+        return free_images(model)
+
     def lower(self, model: ir.Model) -> ir.Model:
         """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
 

@@ -106,6 +106,14 @@ class Target(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the runtime packages an artifact depends on."""
 
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose sizes behind the batch must be known before code can be generated well; default: none.
+
+        Args:
+            model: As loaded.
+        """
+        return ()
+
     @abstractmethod
     def lower(self, model: ir.Model) -> ir.Model:
         """Return the model in the form the target's builder wants (a clone, or the model itself)."""
