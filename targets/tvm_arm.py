@@ -162,6 +162,12 @@ class TvmArmTarget(HostTarget):
         architecture = self.machine.machine.triple.partition("-")[0]
         return {"glibc": f"{check_runtime(artifact.parent, architecture)} or newer", "linux": architecture}
 
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """Operators without a kernel of ours."""
+        from greencc.targets._tvm.description import read_description
+
+        return read_description(artifact).findings
+
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
 

@@ -130,6 +130,12 @@ class TvmCpuTarget(HostTarget):
         self._schedules(warnings.append)
         return tuple(warnings)
 
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """Operators without a kernel of ours."""
+        from greencc.targets._tvm.description import read_description
+
+        return read_description(artifact).findings
+
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
 

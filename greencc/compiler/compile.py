@@ -217,6 +217,8 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
         session.warn(f"nothing was kept for the next compile: {session.cache.problem}")
     target = final.form.target or session.target
     artifact = place(target, final.form, path, work / "artifact")
+    for finding in target.findings(artifact):
+        session.warn(finding)
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
     report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)

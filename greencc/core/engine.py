@@ -122,6 +122,14 @@ class Target(ABC):
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write the artifact files of `model` into `folder` and return the main one."""
 
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """What in an artifact written by `build` runs slower than it could, and why: one sentence each; default: none.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        return ()
+
     @abstractmethod
     def open(self, artifact: Path) -> Engine:
         """Load an artifact written by `build`, as a deployment would run it."""
