@@ -94,7 +94,6 @@ def taps(window: Window, data: Array, fill: float) -> Iterator[tuple[tuple[int, 
             (i, j),
             padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across],
         )
-<<<<<<< HEAD
 
 
 @pytest.fixture(params=sorted(X86))
@@ -102,8 +101,6 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     if request.param not in runnable():
         pytest.skip(f"this processor has no {request.param}")
     return X86[request.param]
-=======
->>>>>>> dw
 
 
 def _guarded(values: Array, canary: int) -> tuple[Array, Array]:
