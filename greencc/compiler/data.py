@@ -33,8 +33,8 @@ GATE_SAMPLES = 2
 # Inputs that measurements cycle through.
 FEEDS = 32
 FEW_SAMPLES = 32
-# An emulated run of a split: about a minute where a core emulates 300 million multiply-accumulates a second.
-_EMULATED_MACS = 2e10
+# Of the certification split: about a minute where 100 million multiply-accumulates are emulated a second.
+_EMULATED_MACS = 6e9
 _UNKNOWN_MACS = 10**9
 _FEWEST_EMULATED, _MOST_EMULATED = 16, 512
 

@@ -6,6 +6,7 @@ code are paid once. Only what comes out counts; how long it takes says nothing a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import selectors
@@ -15,7 +16,9 @@ import subprocess
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 
@@ -29,9 +32,12 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _MAGIC = b"GCR1"
 _OK = 0
+_CLOSED = "it was closed"
 _MOST_TEXT = 4096
 _MOST_DIMS, _MOST_BYTES = 64, 1 << 40
 _CHUNK = 1 << 20
+
+_CLOSED = "it was closed"
 
 
 class EmulatedEngine(CheckedEngine):
@@ -75,6 +81,8 @@ class EmulatedEngine(CheckedEngine):
         except OSError as error:
             self._log.close()
             raise UnavailableError(f"{command[0]} cannot be started: {error.strerror}") from error
+        # An engine that nobody closes takes its process with it.
+        self._release = weakref.finalize(self, _release, self._process, self._log)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
@@ -89,11 +97,15 @@ class EmulatedEngine(CheckedEngine):
     def close(self) -> None:
         """End the process, and wait until it is gone."""
         with self._turn:
-            self._end("it was closed")
+            self._end(_CLOSED)
 
     def _run(self, feeds: dict[str, Array], outputs: list[str]) -> dict[str, Array]:  # type: ignore[override]
         with self._turn:
+            if self._ended == _CLOSED:
+                raise RuntimeError(f"the engine of {self._name} was closed")
             if self._ended is not None:
+                if self._ended == _CLOSED:
+                    raise RuntimeError(f"the engine of {self._name} was closed")
                 raise UnavailableError(f"{self._name} cannot be run any more: {self._ended}")
             request = bytearray()
             for spec in self._inputs:
@@ -203,13 +215,19 @@ class EmulatedEngine(CheckedEngine):
             return
         self._ended = why
         self._to.close()
-        try:
+        # It is killed below where it does not end by itself.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._from.close()
-        self._log.close()
+        self._release()
+
+
+def _release(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """End a process, wait until it is gone, and close everything that belongs to it."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, log):
+        if stream is not None:
+            stream.close()
 
 
 _HINTS: dict[int, str] = {

@@ -1,4 +1,4 @@
-"""Puts polynomials in the place of elementary functions, which LLVM would call from libm for one number after the other.
+"""Puts polynomials in the place of elementary functions, which LLVM would call from libm, number by number.
 
 Only float32 is replaced; see `kernels.vectormath` for the errors.
 """

@@ -73,8 +73,8 @@ _X86 = {
     "amx-bf16": "amx_bf16",
 }
 
-# Without AES and SHA-2: only intrinsics of their own reach them, LLVM's Cortex-A53 and A72 imply them, and the Raspberry
-# Pi 4 has them not.
+# Without AES and SHA-2: only intrinsics of their own reach them, LLVM's Cortex-A53 and A72 imply them, and the
+# Raspberry Pi 4 has them not.
 _AARCH64 = {
     "fp-armv8": "fp",
     "neon": "asimd",

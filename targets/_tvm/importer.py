@@ -72,6 +72,35 @@ class Importer:
 
         return relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype))
 
+    def sizes(self, expression: Any) -> Sequence[Any] | None:
+        """The shape of an expression, or None where its rank is not known."""
+        shape = getattr(expression.ty, "shape", None)
+        return None if shape is None else list(shape)
+
+    def sized(self, sizes: Array) -> Any:
+        """A tensor of sizes: a shape where it is a list, a constant where it is a number.
+
+        Raises:
+            InputError: It is one free size, which no operator of TVM reads.
+        """
+        from tvm import relax
+
+        if all(isinstance(size, int) for size in sizes.reshape(-1)):
+            return self.constant(sizes.astype(np.int64))
+        if sizes.ndim == 1:
+            return relax.ShapeExpr(list(sizes))
+        raise InputError(
+            "a free size is computed with as a number, which is not supported", hint=_UNSUPPORTED
+        )
+
+    def reshape(self, expression: Any, sizes: Array) -> Any:
+        """ONNX's Reshape to known sizes: 0 keeps an axis, -1 takes what is left."""
+        from tvm import relax
+
+        shape = expression.ty.shape
+        wanted = [shape[axis] if _is(size, 0) else size for axis, size in enumerate(sizes)]
+        return self.builder.emit(relax.op.reshape(expression, wanted))
+
     def bundle(self, results: Sequence[Any]) -> Any:
         """What `main` returns: tensors in the order of the outputs."""
         from tvm import relax
@@ -112,11 +141,19 @@ class Importer:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{label(node)}: TVM cannot import it: {reason}", hint=_UNSUPPORTED) from error
         if isinstance(result, relax.Tuple):
-            return [self._emitted(field) for field in result.fields]
-        if isinstance(result.ty, relax.TupleType):
+            results = [self._emitted(field) for field in result.fields]
+        elif isinstance(result.ty, relax.TupleType):
             whole = self.builder.emit(result)
-            return [self.builder.emit(relax.TupleGetItem(whole, i)) for i in range(len(result.ty.fields))]
-        return [self._emitted(result)]
+            results = [self.builder.emit(relax.TupleGetItem(whole, i)) for i in range(len(result.ty.fields))]
+        else:
+            results = [self._emitted(result)]
+        for item in results:
+            if isinstance(item.ty, relax.TensorType) and not isinstance(item.ty.shape, relax.ShapeExpr):
+                raise InputError(
+                    f"{label(node)}: its shape depends on data, and code is generated for known shapes",
+                    hint=_UNSUPPORTED,
+                )
+        return results
 
     def _emitted(self, expression: Any) -> Any:
         from tvm import relax
@@ -177,6 +214,10 @@ class Importer:
         if len(shape) == len(expression.ty.shape):
             return expression
         return self.builder.emit(relax.op.reshape(expression, relax.ShapeExpr(list(shape))))
+
+
+def _is(size: Any, number: int) -> bool:
+    return isinstance(size, int) and size == number
 
 
 def _product(sizes: Sequence[Any]) -> Any:

@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from greencc.core.capabilities import Arithmetic
 from greencc.core.errors import InputError
-from greencc.core.graph import ONNX_DOMAINS, constant_of, ensure_names, is_op, label
-from greencc.core.shapes import infer_shapes
+from greencc.core.graph import ONNX_DOMAINS, attribute_int, constant_of, ensure_names, is_op, label
 from greencc.targets._tvm.constants import folded, moved
 from greencc.targets._tvm.description import Label
 from greencc.targets._tvm.elementwise import image_attributes, image_operand
@@ -27,7 +26,9 @@ from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.resolving import resolve_shapes
 from greencc.targets._tvm.schedules import Schedules
+from greencc.targets._tvm.sizes import Sizes
 from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool, PoolKind, Workload
 
 
@@ -59,7 +60,7 @@ def lower_model(model: ir.Model, machine: Machine, schedules: Schedules) -> Lowe
     """
     clone = model.clone()
     ensure_names(clone)
-    infer_shapes(clone)
+    resolve_shapes(clone)
     return _Lowering(clone, machine, schedules).run()
 
 
@@ -70,6 +71,7 @@ class _Lowering:
         self.schedules = schedules
         self.importer = Importer(model)
         self.values = Layouts(self.importer.builder)
+        self.sizes = Sizes()
         self.kernels: dict[str, list[Label]] = {}
         self.written: dict[tuple[Workload, Schedule], Any] = {}
         self.findings: list[str] = []
@@ -186,7 +188,10 @@ class _Lowering:
         """Make constants known when somebody reads them."""
         if value in self.values:
             return
-        array = constant_of(value)
+        array, sizes = constant_of(value), self.sizes.of(value)
+        if array is None and sizes is not None:
+            self.values.define(value, self.importer.sized(sizes))
+            return
         if array is None:
             raise InputError(f"value {value.name!r} is never computed")
         self.values.define(value, self.importer.constant(array))
@@ -196,6 +201,8 @@ class _Lowering:
         array = folded(node.outputs[0])
         if array is not None:
             self.values.define(node.outputs[0], self.importer.constant(array))
+            return
+        if self._sizes(node):
             return
         if node.domain not in ONNX_DOMAINS:
             raise InputError(
@@ -208,11 +215,21 @@ class _Lowering:
         else:
             self._convert(*move, node.outputs)
 
+    def _sizes(self, node: ir.Node) -> bool:
+        """Follow tensors of sizes; they become tensors only where something else reads them."""
+        read = node.inputs[0] if node.inputs else None
+        shape = None
+        if is_op(node, "Shape") and read is not None:
+            shape = self.importer.sizes(self._plain(read))
+        return self.sizes.follow(node, shape)
+
     def _convert(
         self, node: ir.Node, operands: Sequence[ir.Value | None], outputs: Sequence[ir.Value]
     ) -> None:
         """Write an operator that reads `operands` and computes `outputs`, which may differ from the node's own."""
         if self._transpose(node, operands, outputs) or self._in_images(node, operands, outputs):
+            return
+        if self._reshape(node, operands, outputs):
             return
         inputs = [None if value is None else self._plain(value) for value in operands]
         for value, result in zip(outputs, self.importer.convert(node, inputs), strict=False):
@@ -221,6 +238,18 @@ class _Lowering:
             self.findings.append(
                 f"{label(node)} has no kernel of ours for its shapes: TVM's plain loops compute it, slowly"
             )
+
+    def _reshape(
+        self, node: ir.Node, operands: Sequence[ir.Value | None], outputs: Sequence[ir.Value]
+    ) -> bool:
+        """A Reshape to sizes that are known, which TVM's front end misreads where one is 0."""
+        if not is_op(node, "Reshape") or len(operands) < 2 or attribute_int(node, "allowzero", 0):
+            return False
+        sizes, value = self.sizes.of(operands[1]), operands[0]
+        if sizes is None or value is None or sizes.ndim != 1:
+            return False
+        self.values.define(outputs[0], self.importer.reshape(self._plain(value), sizes))
+        return True
 
     def _transpose(
         self, node: ir.Node, operands: Sequence[ir.Value | None], outputs: Sequence[ir.Value]

@@ -8,7 +8,7 @@ A function that no rule fits stays as it is, which is slow and right.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from greencc.targets._tvm.fast_math import with_fast_math
@@ -109,13 +109,13 @@ class _Rules:
 
     def _size(self, block: Block) -> int:
         """Iterations, unknown extents taken as one."""
-        return _product(_extent(var.dom.extent) for var in self.plan.get(block).iter_vars)
+        return math.prod(_extent(var.dom.extent) for var in self.plan.get(block).iter_vars)
 
     def _is_heavy(self, block: Block) -> bool:
         import tvm_ffi
         from tvm.ir import Call
 
-        found = []
+        found: list[Any] = []
         tvm_ffi.structural_walk(self.plan.get(block).body, (Call, lambda call: found.append(call.op)))
         return any(getattr(op, "name", "") in _HEAVY for op in found)
 
@@ -139,7 +139,7 @@ class _Rules:
             return
         count, parts = 0, 1
         while count < len(loops) and parts < 2 * self.machine.cores:
-            parts *= _extent(self.plan.get(loops[count]).extent)
+            parts *= self._length(loops[count])
             count += 1
         if count:
             self.plan.parallel(self.plan.fuse(*loops[:count]) if count > 1 else loops[0])
@@ -153,14 +153,67 @@ class _Rules:
         across = self._transposed(block)
         if across is not None and all(self._tile(loops[index]) >= _TILE // 2 for index in (across, -1)):
             # Square tiles read and write whole cache lines.
-            tiles = [self.plan.split(loops[index], [None, self._tile(loops[index])]) for index in (across, -1)]
+            tiles = [
+                self.plan.split(loops[index], [None, self._tile(loops[index])]) for index in (across, -1)
+            ]
             outer = [*loops[:across], tiles[0][0], *loops[across + 1 : -1], tiles[1][0]]
             self.plan.reorder(*outer, tiles[0][1], tiles[1][1])
             loops = [*outer, tiles[0][1], tiles[1][1]]
+        else:
+            # One long loop is worth more than short ones.
+            common = self._common_tail(block)
+            if common > 1:
+                loops[-common:] = [self.plan.fuse(*loops[-common:])]
+            if size >= _PARALLEL and math.prod(map(self._length, loops[:-1])) < 2 * self.machine.cores:
+                loops[-1:] = self.plan.split(loops[-1], [self._parts(loops[-1]), None])
         self._spread(loops[:-1], size)
 
+    def _length(self, loop: Loop) -> int:
+        return _extent(self.plan.get(loop).extent)
+
+    def _parts(self, loop: Loop) -> int:
+        """Equal parts for threads."""
+        return next(
+            parts for parts in range(8 * self.machine.cores, 0, -1) if self._length(loop) % parts == 0
+        )
+
+    def _common_tail(self, block: Block) -> int:
+        """How many last loops, of known length, run through every tensor in its order or do not matter to it."""
+        from tvm.tirx import IntImm
+
+        node = self.plan.get(block)
+        variables = [var.var for var in node.iter_vars]
+        extents = [_extent(var.dom.extent) for var in node.iter_vars]
+        if len(variables) != len(self.plan.get_loops(block)):
+            return 0
+        count = 0
+        while count < len(variables) and all(
+            isinstance(node.iter_vars[-count - 1].dom.extent, IntImm)
+            and self._runs_through(region, variables[-count - 1 :], extents[-count - 1 :])
+            for region in (*node.reads, *node.writes)
+        ):
+            count += 1
+        return count
+
+    def _runs_through(self, region: Any, variables: list[Any], extents: list[int]) -> bool:
+        from tvm.tirx import IntImm
+
+        indices = [each.min for each in region.region]
+        if any(_extent(each.extent) != 1 or not isinstance(each.extent, IntImm) for each in region.region):
+            return False
+        if not any(_mentions(index, variables) for index in indices):
+            return True
+        count = len(variables)
+        tail, shape = indices[-count:], [_extent(size) for size in region.source.shape[-count:]]
+        return (
+            len(tail) == count
+            and all(index.same_as(variable) for index, variable in zip(tail, variables, strict=True))
+            and not any(_mentions(index, variables) for index in indices[:-count])
+            and shape[1:] == extents[1:]
+        )
+
     def _tile(self, loop: Loop) -> int:
-        extent = _extent(self.plan.get(loop).extent)
+        extent = self._length(loop)
         return next(size for size in range(_TILE, 0, -1) if extent % size == 0)
 
     def _transposed(self, block: Block) -> int | None:
@@ -198,6 +251,7 @@ class _Rules:
         """Reductions, with what is computed before and after: by rows of the output, which stay in the cache."""
         rows = min(len(kinds) - len(kinds.lstrip("S")) for kinds in map(self._kinds, blocks))
         last, size = blocks[-1], max(self._size(block) for block in blocks)
+        # Four vectors hide the latency of an addition.
         lanes = (4 * self.machine.lanes, self.machine.lanes, 4)
         partials = [part for block in blocks for part in self._split_sums(block, lanes)]
         blocks = self._blocks()
@@ -221,7 +275,7 @@ class _Rules:
             return []
         steps = self._reduction_loops(block)
         step = self.plan.fuse(*steps) if len(steps) > 1 else steps[0]
-        extent = _extent(self.plan.get(step).extent)
+        extent = self._length(step)
         partials = []
         for parts in lanes:
             if extent % parts == 0 and extent > parts:
@@ -238,5 +292,10 @@ def _extent(value: Any) -> int:
     return int(value.value) if isinstance(value, IntImm) else value if isinstance(value, int) else 1
 
 
-def _product(values: Iterable[int]) -> int:
-    return math.prod(values)
+def _mentions(expression: Any, variables: list[Any]) -> bool:
+    import tvm_ffi
+    from tvm.tirx import Var
+
+    found: list[Any] = []
+    tvm_ffi.structural_walk(expression, (Var, found.append))
+    return any(name.same_as(variable) for name in found for variable in variables)

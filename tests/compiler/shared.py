@@ -1,16 +1,20 @@
-"""Executors for the tests of what runs on workers."""
+"""Executors for the tests of what runs on workers, and a small network."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from greencc.core.cache import Cache
 from greencc.execution import Executor, Outcome, Work
 from greencc.execution.executor import Stop, never
 
+CONV_SIZE = 16
 ENGINES = [
     ("local", 1),
     ("local", 2),
@@ -44,3 +48,38 @@ class Watched:
 
     def close(self) -> None:
         """There is nothing to end."""
+
+
+def conv_net() -> onnx.ModelProto:
+    """Three convolutions and a classifier, large enough that integers pay."""
+    rng = np.random.default_rng(1)
+    weights, nodes = [], []
+
+    def constant(name: str, *shape: int) -> str:
+        spread = 1.4 / np.sqrt(np.prod(shape[1:]))
+        values = (spread * rng.standard_normal(shape)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    value, channels = "x", 3
+    for index in range(3):
+        constant(f"w{index}", 32, channels, 3, 3)
+        nodes += [
+            helper.make_node("Conv", [value, f"w{index}"], [f"c{index}"], name=f"conv{index}", pads=[1] * 4),
+            helper.make_node("Relu", [f"c{index}"], [f"r{index}"], name=f"relu{index}"),
+        ]
+        value, channels = f"r{index}", 32
+    constant("wg", 32, 10)
+    nodes += [
+        helper.make_node("GlobalAveragePool", [value], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "wg"], ["y"], name="classifier"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, CONV_SIZE, CONV_SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from greencc.compiler.layers import Origins
-from greencc.core.engine import Target
+from greencc.core.engine import Engine, Target
 from greencc.core.errors import InputError, UsageError
 from greencc.targets import TARGETS, format_spec, make_target
 from greencc.targets._host import HostTarget
@@ -31,7 +31,7 @@ MakeModel = Callable[..., onnx.ModelProto]
 # How the run times call their integer kernels in a profile.
 INTEGER_KERNELS = {"cpu": re.compile(r"^(QLinear|QGemm$|MatMulInteger)")}
 MARKED_KERNEL = re.compile(r":int8$")
-PACKAGES = {"cpu": "onnxruntime", "tvm-cpu": "apache-tvm"}
+PACKAGES = {"cpu": "onnxruntime", "tvm-arm": "apache-tvm", "tvm-cpu": "apache-tvm"}
 NO_MODEL = re.compile(r"bad\.onnx.*(not an ONNX model|is empty)")
 PROCESS = """
 import sys, numpy
@@ -56,12 +56,26 @@ def every(kinds: Sequence[type[Target]]) -> Callable[..., object]:
 
 
 @every(TARGETS)
-def target(request: pytest.FixtureRequest) -> Target:
-    """All of them: what they compute must be right wherever it is computed, under emulation as well."""
-    return available(request.param)
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
+    """All of them: what they compute must be right wherever it is computed, under emulation as well.
+
+    Engines are closed behind the test: some are processes.
+    """
+    found = available(request.param)
+    original = type(found).open
+    engines: list[Engine] = []
+
+    def remembered(self: Target, artifact: Path) -> Engine:
+        engines.append(original(self, artifact))
+        return engines[-1]
+
+    monkeypatch.setattr(type(found), "open", remembered)
+    yield found
+    for engine in engines:
+        engine.close()
 
 
-@every([kind for kind in TARGETS if issubclass(kind, HostTarget)])
+@every([kind for kind in TARGETS if issubclass(kind, HostTarget) and kind().estimated_on() is None])
 def local(request: pytest.FixtureRequest) -> HostTarget:
     """Those that run in this process on this processor: threads, memory and times are those of a deployment."""
     found = available(request.param)

@@ -55,7 +55,7 @@ def test_wrong_specs(spec: str, message: str) -> None:
 
 
 def test_targets_are_available_and_named() -> None:
-    assert [kind.name for kind in TARGETS] == ["cpu", "openvino", "tvm-cpu"]
+    assert [kind.name for kind in TARGETS] == ["cpu", "openvino", "tvm-cpu", "tvm-arm"]
     assert CpuTarget().missing() is None
 
 
@@ -227,7 +227,7 @@ def test_this_device_and_versions() -> None:
 
 
 def test_the_options_are_the_fields() -> None:
-    assert [field.name for field in dataclasses.fields(CpuTarget)] == ["threads", "optimization"]
+    assert [field.name for field in dataclasses.fields(CpuTarget)] == ["threads", "optimization", "backend"]
 
 
 def test_a_share_of_the_threads_never_takes_more_than_was_asked_for() -> None:

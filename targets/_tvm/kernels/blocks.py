@@ -66,14 +66,14 @@ class Blocks:
         return self.count * steps * self.main.elements(products)[-1]
 
 
-def blocks_of(channels: int, vectors: int, lanes: int) -> Blocks:
+def blocks_of(channels: int, vectors: int, lanes: int, narrowest: int = _NARROWEST) -> Blocks:
     """Blocks of `vectors` vectors of `lanes` lanes, and a rest of full and narrower ones."""
     count = channels // (vectors * lanes)
     main = Block(tuple(Vector(number * lanes, lanes, lanes) for number in range(vectors)))
     rest, done = [], 0
     left = channels - count * vectors * lanes
     while done < left:
-        while lanes > max(left - done, _NARROWEST):
+        while lanes > max(left - done, narrowest):
             lanes //= 2
         rest.append(Vector(done, lanes, min(lanes, left - done)))
         done += lanes

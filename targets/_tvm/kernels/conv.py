@@ -16,8 +16,9 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.targets._tvm.kernels.blocks import Block, Blocks, blocks_of, pack_blocks
-from greencc.targets._tvm.kernels.conv_schedule import LINE, TASK, conv_space, crowded, item_bytes
+from greencc.targets._tvm.kernels.conv_schedule import conv_space
 from greencc.targets._tvm.kernels.copy import copy_row
+from greencc.targets._tvm.kernels.costs import LINE, TASK, crowded, item_bytes
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.epilogue import EpilogueCode
 from greencc.targets._tvm.kernels.products import Products, check_pairs, products_of

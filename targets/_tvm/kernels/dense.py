@@ -15,9 +15,10 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.targets._tvm.kernels.blocks import Block, Blocks, blocks_of, pack_blocks
-from greencc.targets._tvm.kernels.conv_schedule import LATENCY, TASK, step_cost
+from greencc.targets._tvm.kernels.costs import TASK, parts_of
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.epilogue import EpilogueCode
+from greencc.targets._tvm.kernels.product_schedule import product_space
 from greencc.targets._tvm.kernels.products import Products, check_pairs, products_of
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.kernels.tile import Run, Tile
@@ -26,12 +27,6 @@ from greencc.targets._tvm.workload import Dense, Workload
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
-
-_SPACE = 64
-_ROWS = 4
-"""Fewest rows of a tile: batches of more than the expected rows come too."""
-_BAND = 32
-"""Fewest rows of a task."""
 
 
 class DenseTemplate:
@@ -43,20 +38,7 @@ class DenseTemplate:
     def space(self, workload: Workload, machine: Machine) -> Sequence[Schedule]:
         assert isinstance(workload, Dense)
         products = products_of(workload.data, workload.pairs_fit, machine)
-        vectors = -(-workload.channels[1] // products.lanes)
-        costs = {
-            (rows, count): cost
-            for rows in range(_ROWS, min(max(workload.rows, _ROWS), 14) + 1)
-            for count in range(1, min(vectors, 6) + 1)
-            if (cost := _cost(workload, products, machine, rows, count)) is not None
-        }
-        best = sorted(costs, key=lambda tile: (costs[tile], tile))[: _SPACE // 2]
-        schedules = [
-            Schedule(rows, 1, count, _band(workload, machine, rows), unroll)
-            for unroll in (1, 2)
-            for rows, count in best
-        ]
-        return schedules[:_SPACE]
+        return product_space((workload.rows, *workload.channels), products, machine)
 
     def pack(
         self, workload: Workload, schedule: Schedule, machine: Machine, weights: Array
@@ -168,40 +150,10 @@ class _Code:
 
     def _tile(self, block: Block, row: Index, height: int, channel: Index, first: Index) -> None:
         plan, emit, workload = self.plan, self.emit, self.plan.workload
-        parts = 1
-        while parts * height * len(block.vectors) < LATENCY and 2 * parts <= plan.steps:
-            parts *= 2
+        parts = parts_of(height * len(block.vectors), plan.steps)
         tile = Tile(emit, plan.products, self.code, block, height, parts)
         tile.start(channel)
         places = [[row + number, emit.index(0)] for number in range(height)]
         run = Run(self.data, workload.data, workload.channels[0])
         tile.run(run, places, self.packed, first, plan.schedule.unroll)
         tile.finish(self.output, lambda number: (row + number,), channel)
-
-
-def _band(workload: Dense, machine: Machine, height: int) -> int:
-    """Rows of a task, a multiple of the tile's: they stay in the cache, and every core has work."""
-    row_bytes = workload.channels[0] * (4 if workload.data == "float32" else 1)
-    fits = max(machine.l2_bytes // 4 // row_bytes, 1)
-    fair = (
-        -(-workload.rows // machine.cores) if workload.rows >= 4 * height * machine.cores else workload.rows
-    )
-    rows = min(fits, max(fair, _BAND))
-    return max(rows // height, 1) * height
-
-
-def _cost(workload: Dense, products: Products, machine: Machine, rows: int, vectors: int) -> float | None:
-    """Relative time of all tiles per step of the sum, or None if a tile does not fit the registers."""
-    if rows * vectors + vectors + 1 > machine.registers:
-        return None
-    blocks = blocks_of(workload.channels[1], vectors, products.lanes)
-    rest = len(blocks.rest.vectors) if blocks.rest else 0
-    total = 0.0
-    for count, repeats in ((vectors, blocks.count), (rest, 1)):
-        if count:
-            full, left = divmod(workload.rows, rows)
-            total += repeats * (
-                full * step_cost(rows, count, products.depth) + left * step_cost(1, count, products.depth)
-            )
-    weights = workload.channels[0] * vectors * products.lanes * (4 if workload.data == "float32" else 1)
-    return total * (1.0 if weights <= machine.l2_bytes // 2 else 1.2)

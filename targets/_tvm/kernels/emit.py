@@ -70,6 +70,16 @@ class Emit:
     def lanes(self, value: Expr) -> int:
         return int(value.expr_ty().dtype.lanes)
 
+    def bind(self, value: Expr) -> Expr:
+        """A value computed here, once: an expression that is used twice would be written twice.
+
+        In memory that LLVM makes a register of: TVM would put a variable's value back in the place of the variable.
+        """
+        dtype, lanes = value.expr_ty().dtype, self.lanes(value)
+        held = self.registers(str(dtype).partition("x")[0], lanes)
+        self.store(held, [0], value, lanes)
+        return self.load(held, [0], lanes)
+
     def cast(self, value: Expr, dtype: str) -> Expr:
         """Converts every lane."""
         return self.T.cast(value, typed(dtype, self.lanes(value)))

@@ -133,9 +133,7 @@ class Taps:
                 for output, column in pairs:
                     place = (column * self.block.width + vector * lanes) * self.group
                     w = row.weights(place, lanes * self.group)
-                    self._accumulate(
-                        emit, row, output, vector, lambda total, x=x, w=w: self._sum(emit, total, x, w)
-                    )
+                    self._accumulate(emit, row, row.index(output, vector), (x, w))
 
     def _widened(self, emit: Emit, x: Expr) -> Expr:
         return emit.cast(x, "int32" if self.paired else "int16") if self.integer else x
@@ -193,15 +191,12 @@ class Taps:
             for vector, x in enumerate(_interleaved(emit, pair(first), pair(first + 2), 2, block)):
                 for output, entry in outputs:
                     w = row.weights((entry * block.width + vector * block.lanes) * 4, block.lanes * 4)
-                    self._accumulate(
-                        emit, row, output, vector, lambda total, x=x, w=w: self._dot(emit, total, x, w)
-                    )
+                    self._accumulate(emit, row, row.index(output, vector), (x, w))
 
-    def _accumulate(
-        self, emit: Emit, row: Row, output: int, vector: int, update: Callable[[Expr], Expr]
-    ) -> None:
-        at, lanes = [row.index(output, vector)], self.block.lanes
-        emit.store(row.sums, at, update(emit.load(row.sums, at, lanes)), lanes)
+    def _accumulate(self, emit: Emit, row: Row, place: Index, factors: tuple[Expr, Expr]) -> None:
+        total = emit.load(row.sums, [place], self.block.lanes)
+        multiply = self._dot if self.by_four else self._sum
+        emit.store(row.sums, [place], multiply(emit, total, *factors), self.block.lanes)
 
     def _dot(self, emit: Emit, total: Expr, x: Expr, w: Expr) -> Expr:
         lanes = self.block.lanes

@@ -57,10 +57,11 @@ def exp(emit: Emit, x: Expr) -> Expr:
     """e^x: 2^n e^r with |r| <= ln 2 / 2; 2^n is made from its exponent bits."""
     lanes = emit.lanes(x)
     x = emit.clip(x, -87.3, 88.3)
-    steps = emit.nearest(emit.rounded(x * _LOG2_E))
-    n = emit.cast(steps, "float32")
+    x = emit.bind(x)
+    steps = emit.bind(emit.nearest(emit.rounded(x * _LOG2_E)))
+    n = emit.bind(emit.cast(steps, "float32"))
     r = x - n * _LN2_HIGH
-    r = r - n * _LN2_LOW
+    r = emit.bind(r - n * _LN2_LOW)
     value = _polynomial(r, _EXP) * (r * r) + r + 1.0
     exponent = (steps + emit.splat("int32", 127, lanes)) << emit.splat("int32", 23, lanes)
     return value * emit.bits(exponent, "float32", lanes)
@@ -74,20 +75,21 @@ def sigmoid(emit: Emit, x: Expr) -> Expr:
 
 def tanh(emit: Emit, x: Expr) -> Expr:
     """The clamp is where it is 1 in float32."""
-    x = emit.clip(x, -_TANH_CLAMP, _TANH_CLAMP)
-    square = x * x
+    x = emit.bind(emit.clip(x, -_TANH_CLAMP, _TANH_CLAMP))
+    square = emit.bind(x * x)
     return x * _polynomial(square, _TANH_ABOVE) / _polynomial(square, _TANH_BELOW)
 
 
 def erf(emit: Emit, x: Expr) -> Expr:
     """The clamp is where it is 1 in float32."""
-    x = emit.clip(x, -_ERF_CLAMP, _ERF_CLAMP)
-    square = x * x
+    x = emit.bind(emit.clip(x, -_ERF_CLAMP, _ERF_CLAMP))
+    square = emit.bind(x * x)
     return x * _polynomial(square, _ERF_ABOVE) / _polynomial(square, _ERF_BELOW)
 
 
 def apply(emit: Emit, step: Apply, x: Expr) -> Expr:
     """An element-wise function of a float32 vector."""
+    x = emit.bind(x)
     match step.function:
         case Function.HARD_SWISH:
             return x * emit.clip(x * (1.0 / 6.0) + 0.5, 0.0, 1.0)

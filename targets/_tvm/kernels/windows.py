@@ -74,16 +74,18 @@ def tiles(window: Window, columns: int) -> tuple[Tile, ...]:
 
 def kernel_rows(emit: Emit, window: Window, row: Expr) -> tuple[Index, Index]:
     """First and one past the last kernel row inside the image, for an output row."""
-    T = emit.T
+    words = emit.T
     size, dilation = window.kernel[0], window.dilations[0]
     first = row * window.strides[0] - window.pads[0]
     low: Index = 0
     high: Index = size
     if window.pads[0]:
-        low = T.min(T.max(T.floordiv(dilation - 1 - first, dilation), emit.index(0)), emit.index(size))
+        low = words.min(
+            words.max(words.floordiv(dilation - 1 - first, dilation), emit.index(0)), emit.index(size)
+        )
     if window.pads[2]:
-        beyond = T.floordiv(window.height - 1 - first + dilation, dilation)
-        high = T.max(T.min(beyond, emit.index(size)), emit.index(0))
+        beyond = words.floordiv(window.height - 1 - first + dilation, dilation)
+        high = words.max(words.min(beyond, emit.index(size)), emit.index(0))
     return low, high
 
 

@@ -100,6 +100,7 @@ def test_integers_up_to_the_quantized_output() -> None:
         (8, 8),
         data="uint8",
         zero_point=7,
+        pairs_fit=True,
         epilogue=Epilogue(
             bias=True,
             multiplier=True,

@@ -10,7 +10,7 @@ from greencc.targets._tvm.kernels.depthwise import DEPTHWISE
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.workload import Depthwise, Window
 
-from .window_runs import ARM, X86, assembly, machine, run, taps  # noqa: F401
+from .window_runs import ARM, X86, assembly, on_every_machine, run, taps
 
 pytest.importorskip("tvm")
 
@@ -75,37 +75,43 @@ def floats(window, channels, machine, *, batch=1, schedule=None):
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_windows(name, machine):  # noqa: F811
+@on_every_machine
+def test_windows(name, machine):
     integers(WINDOWS[name], 18, machine)
-    floats(WINDOWS[name], 18, machine)
+    if machine is X86["avx2"] and name in ("stride", "dilated", "wide pads"):
+        floats(WINDOWS[name], 18, machine)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4, 7, 16, 31, 64, 109])
-def test_channels_that_fill_no_vector(channels, machine):  # noqa: F811
+@pytest.mark.parametrize("channels", [1, 7, 31, 109])
+@on_every_machine
+def test_channels_that_fill_no_vector(channels, machine):
     integers(WINDOWS["3x3"], channels, machine)
     floats(WINDOWS["3x3"], channels, machine)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_any_batch(batch, machine):  # noqa: F811
+@on_every_machine
+def test_any_batch(batch, machine):
     integers(WINDOWS["stride"], 20, machine, batch=batch)
     floats(WINDOWS["stride"], 20, machine, batch=batch)
 
 
 @pytest.mark.parametrize("zero_point", [0, 100])
-def test_zero_points(zero_point, machine):  # noqa: F811
+@on_every_machine
+def test_zero_points(zero_point, machine):
     integers(WINDOWS["3x3"], 24, machine, zero_point=zero_point)
 
 
-@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
-def test_schedules_compute_the_same(vectors, machine):  # noqa: F811
-    for columns, band in ((1, 6), (2, 4), (5, 1)):
-        schedule = Schedule(1, columns, vectors, band)
-        integers(WINDOWS["3x3"], 90, machine, schedule=schedule)
-        floats(WINDOWS["3x3"], 90, machine, schedule=schedule)
+@pytest.mark.parametrize(("columns", "vectors", "band"), [(5, 1, 1), (2, 3, 4), (1, 4, 6)])
+@on_every_machine
+def test_schedules_compute_the_same(columns, vectors, band, machine):
+    schedule = Schedule(1, columns, vectors, band)
+    integers(WINDOWS["3x3"], 42, machine, schedule=schedule)
+    floats(WINDOWS["3x3"], 42, machine, schedule=schedule)
 
 
-def test_default_comes_first_in_a_small_space(machine):  # noqa: F811
+@on_every_machine
+def test_default_comes_first_in_a_small_space(machine):
     workload = Depthwise(Window(28, 28, (3, 3), pads=(1, 1, 1, 1)), 96, machine.activation)
     space = DEPTHWISE.space(workload, machine)
     assert space[0] == DEPTHWISE.default(workload, machine)
@@ -130,7 +136,7 @@ def test_a_schedule_that_does_not_fit():
     ],
 )
 def test_integer_instructions(machine_of, name, kernel, instruction):
-    machine = machine_of[name]  # noqa: F811
+    machine = machine_of[name]
     workload = Depthwise(Window(14, 14, kernel), 64, machine.activation)
     function = DEPTHWISE.build(workload, DEPTHWISE.default(workload, machine), machine, "depthwise")
     lines = [line.split() for line in assembly(function, machine).splitlines()]

@@ -36,6 +36,17 @@ def runnable() -> list[str]:
     return [name for name, machine in X86.items() if machine.features <= flags]
 
 
+on_every_machine = pytest.mark.parametrize(
+    "machine",
+    [
+        pytest.param(
+            each, id=name, marks=pytest.mark.skipif(name not in runnable(), reason="not on this processor")
+        )
+        for name, each in X86.items()
+    ],
+)
+
+
 def compiled(function, machine: Machine):
     import tvm
 
@@ -83,13 +94,6 @@ def taps(window: Window, data: Array, fill: float) -> Iterator[tuple[tuple[int, 
             (i, j),
             padded[:, y : y + down * (rows - 1) + 1 : down, x : x + across * (columns - 1) + 1 : across],
         )
-
-
-@pytest.fixture(params=sorted(X86))
-def machine(request: pytest.FixtureRequest) -> Machine:
-    if request.param not in runnable():
-        pytest.skip(f"this processor has no {request.param}")
-    return X86[request.param]
 
 
 def _guarded(values: Array, canary: int) -> tuple[Array, Array]:
