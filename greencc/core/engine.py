@@ -114,6 +114,10 @@ class Target(ABC):
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write the artifact files of `model` into `folder` and return the main one."""
 
+    def build_seconds(self, model: ir.Model) -> float:
+        """About how long `build` takes on an idle core. Default: 0, because it only writes the model to a file."""
+        return 0.0
+
     @abstractmethod
     def open(self, artifact: Path) -> Engine:
         """Load an artifact written by `build`, as a deployment would run it."""
