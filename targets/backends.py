@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from greencc.core.engine import Target
+from greencc.targets._host import HostTarget
 from greencc.targets.cpu import CpuTarget
 from greencc.targets.openvino import OpenVinoTarget
 from greencc.targets.tvm_cpu import TvmCpuTarget
+
+# What competes with ONNX Runtime, quickest to try first.
+OTHERS: tuple[type[HostTarget], ...] = (OpenVinoTarget, TvmCpuTarget)
 
 
 def backends(target: Target) -> tuple[Target, ...]:
@@ -20,5 +24,5 @@ def backends(target: Target) -> tuple[Target, ...]:
     """
     if not isinstance(target, CpuTarget) or target != CpuTarget(threads=target.threads):
         return (target,)
-    others = (OpenVinoTarget(threads=target.threads), TvmCpuTarget(threads=target.threads))
+    others = (kind(threads=target.threads) for kind in OTHERS)
     return (target, *(other for other in others if other.missing() is None))

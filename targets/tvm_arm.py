@@ -138,6 +138,12 @@ class TvmArmTarget(HostTarget):
         self._require()
         return within_importer(model)
 
+    def build_seconds(self, model: ir.Model) -> float:
+        """It grows with the number of nodes."""
+        from greencc.targets._tvm.building import build_seconds
+
+        return build_seconds(model)
+
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json``, the files it names, and a runner for machines without Python.
 

@@ -97,6 +97,12 @@ class TvmCpuTarget(HostTarget):
         self._require()
         return within_importer(model)
 
+    def build_seconds(self, model: ir.Model) -> float:
+        """It grows with the number of nodes."""
+        from greencc.targets._tvm.building import build_seconds
+
+        return build_seconds(model)
+
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json`` and the files it names; the same model and tuned schedules give the same bytes.
 

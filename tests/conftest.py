@@ -3,10 +3,13 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from greencc.targets import backends
 
 # Nothing is kept between tests, nor in the user's cache folder.
 os.environ["GREENCC_CACHE"] = ""
@@ -25,3 +28,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 # The same examples on every machine and in every run: a failure in one place can be repeated in another.
 settings.register_profile("greencc", derandomize=True, deadline=None, database=None)
 settings.load_profile("greencc")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def onnx_runtime_alone() -> Iterator[None]:
+    """Compiles for `cpu` use ONNX Runtime alone: another run time takes seconds to try, one that compiles many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "OTHERS", ())
+        yield
+
+
+_COMPETING = backends.OTHERS
+
+
+@pytest.fixture
+def competing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All run times that are installed compete, as they do for users: for tests of that choice."""
+    monkeypatch.setattr(backends, "OTHERS", _COMPETING)

@@ -16,6 +16,7 @@ from greencc.compiler.data import Splits
 from greencc.compiler.forms import PLAN_RANK, Form, FormBuilder
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import Precision, QuantizedFormat
+from greencc.compiler.patience import not_waited_for
 from greencc.compiler.select import Choice
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
@@ -125,6 +126,9 @@ def _built(session: Session, builder: FormBuilder, form: Form, target: Target, f
     """A form, built for a run time and opened there."""
     name = f"{form.name} on {target.name}"
     trial = Trial(target, name)
+    if reason := not_waited_for(target, form.model, session.options.effort):
+        trial.reason = f"not tried: {reason}"
+        return trial
     try:
         built = builder.on(form, target, name)
         if not built.applied:

@@ -38,8 +38,12 @@ class Deadline:
         return time.perf_counter() - self.started
 
     @property
+    def left(self) -> float:
+        return self.seconds - self.elapsed
+
+    @property
     def over(self) -> bool:
-        return self.elapsed >= self.seconds
+        return self.left <= 0.0
 
 
 @dataclass

@@ -130,6 +130,10 @@ class Target(ABC):
         """
         return ()
 
+    def build_seconds(self, model: ir.Model) -> float:
+        """About how long `build` takes on an idle core. Default: 0, because it only writes the model to a file."""
+        return 0.0
+
     @abstractmethod
     def open(self, artifact: Path) -> Engine:
         """Load an artifact written by `build`, as a deployment would run it."""

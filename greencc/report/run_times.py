@@ -25,7 +25,7 @@ def sentence(report: Report) -> str | None:
         )
     timed = [item for item in others if item.ratio is not None]
     if not timed:
-        return f"Run time: {printable(first.backend)}; no other could run the model."
+        return f"Run time: {printable(first.backend)}; no other was timed."
     best = max(timed, key=lambda item: item.ratio.value if item.ratio is not None else 0.0)
     return (
         f"Run time: {printable(first.backend)}; the fastest of the others, {printable(best.form)}, was {_speed(best)} "

@@ -104,7 +104,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     from greencc.measure.memory import PeakMemory
 
     short = replace(QUICK, seconds=0.05, rounds=4, min_rounds=4, min_runs=2, warm_up_seconds=0.01)
-    monkeypatch.setitem(measurement.PROFILES, Effort.QUICK, short)
+    for effort in (Effort.QUICK, Effort.STANDARD):
+        monkeypatch.setitem(measurement.PROFILES, effort, short)
     monkeypatch.setattr(campaign, "QUICK_PROFILE", short)
     monkeypatch.setattr(measurement, "available_meters", lambda *processor: ())
     monkeypatch.setattr(measurement, "peak_memory", lambda *args, **kwargs: PeakMemory(None, "a test"))

@@ -14,7 +14,8 @@ from greencc.bundle import load
 from greencc.compiler import measurement, run_times
 from greencc.core.errors import ExitCode
 from greencc.core.report import Interval
-from greencc.targets import OpenVinoTarget
+from greencc.targets import OpenVinoTarget, TvmCpuTarget, backends
+from greencc.targets._host import HostTarget
 
 from .conftest import Outcome
 
@@ -25,12 +26,8 @@ COMPILE = (
     "calibration.npz",
     "--eval",
     "eval.npz",
-    "--effort",
-    "quick",
     "--no-cache",
 )
-
-pytestmark = pytest.mark.skipif(OpenVinoTarget().missing() is not None, reason="OpenVINO is not installed")
 
 
 def scaled(ratios: Sequence[Interval]) -> tuple[Interval, ...]:
@@ -56,29 +53,50 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("brief", "faster")
-def test_what_was_measured_faster_is_shipped(digits: Path, greencc: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize(("kind", "package"), [(OpenVinoTarget, "openvino"), (TvmCpuTarget, "apache-tvm")])
+def test_what_was_measured_faster_is_shipped(
+    digits: Path,
+    greencc: Callable[..., Outcome],
+    kind: type[HostTarget],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if missing := kind().missing():
+        pytest.skip(missing)
+    monkeypatch.setattr(backends, "OTHERS", (kind,))
     outcome = greencc(*COMPILE, "--passes", "quantize-int8", "-t", "cpu:threads=1", "-o", "out.greencc")
     assert outcome.code == ExitCode.OK, outcome.err
     with load("out.greencc") as bundle:
         report = bundle.report
         assert [(row.backend, row.chosen) for row in report.backends] == [
             ("cpu:threads=1", False),
-            ("openvino:threads=1", True),
+            (f"{kind.name}:threads=1", True),
         ]
-        assert report.target == bundle.manifest.target == "openvino:threads=1"
+        assert report.target == bundle.manifest.target == f"{kind.name}:threads=1"
         assert report.backends[1].form in {row.name for row in report.candidates if row.chosen}
-        assert "openvino" in report.versions
-        assert " on openvino" in report.verdict
+        assert package in report.versions
+        assert f" on {kind.name}" in report.verdict
         with np.load("eval.npz") as data:
             pixels = data["pixels"][:5]
         assert bundle.run({"pixels": pixels})["logits"].shape == (5, 10)
     assert "Run time: " in " ".join(outcome.out.split())
 
 
-@pytest.mark.usefixtures("brief", "faster")
+@pytest.mark.usefixtures("brief", "faster", "competing")
+@pytest.mark.skipif(TvmCpuTarget().missing() is not None, reason="nothing competes that generates code")
+def test_a_quick_compile_generates_no_code(digits: Path, greencc: Callable[..., Outcome]) -> None:
+    outcome = greencc(*COMPILE, "--effort", "quick", "--precision", "fp32", "-t", "cpu", "-o", "out.greencc")
+    assert outcome.code == ExitCode.OK, outcome.err
+    report = load("out.greencc").report
+    reasons = [row.reason for row in report.backends if row.backend == "tvm-cpu"]
+    assert reasons
+    assert all("--effort quick waits for no code" in reason for reason in reasons)
+
+
+@pytest.mark.usefixtures("brief", "faster", "competing")
 def test_onnx_runtime_alone_when_asked_for(digits: Path, greencc: Callable[..., Outcome]) -> None:
     target = "cpu:threads=1,backend=onnxruntime"
-    outcome = greencc(*COMPILE, "--precision", "int8", "-t", target, "-o", "out.greencc")
+    outcome = greencc(*COMPILE, "--effort", "quick", "--precision", "int8", "-t", target, "-o", "out.greencc")
     assert outcome.code == ExitCode.OK, outcome.err
     report = load("out.greencc").report
     assert report.target == target

@@ -13,7 +13,7 @@ import pytest
 from greencc.compiler import run_times
 from greencc.compiler.contender import Contender, contender
 from greencc.compiler.forms import PLAN_RANK
-from greencc.compiler.options import Precision, QuantizedFormat
+from greencc.compiler.options import Effort, Precision, QuantizedFormat
 from greencc.compiler.run_times import rows, try_run_times
 from greencc.compiler.select import Choice
 from greencc.core.data import Feeds
@@ -22,9 +22,7 @@ from greencc.core.errors import InputError
 from greencc.core.report import Interval
 from greencc.measure.latency import QuickComparison
 from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.targets import CpuTarget, OpenVinoTarget, make_target
-from greencc.targets.backends import backends
-from greencc.targets.cpu import Backend
+from greencc.targets import CpuTarget, OpenVinoTarget
 
 from .conftest import Bench
 
@@ -222,6 +220,40 @@ def test_a_run_time_that_cannot_run_it_is_named(
     )
 
 
+@dataclass(frozen=True)
+class Slow(CpuTarget):
+    """It says that its building takes a minute."""
+
+    name: ClassVar[str] = "slow"
+
+    def build_seconds(self, model: ir.Model) -> float:
+        return 60.0
+
+
+def test_a_quick_compile_builds_for_no_run_time_that_takes_long(
+    bench: Bench, choice: Choice, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others(monkeypatch, Other(threads=1), Slow(threads=1))
+    clock.speed = {PLAIN: 0.5, INTEGERS: 1.25, "fp32 on slow": 2.0, "int8 on slow": 3.0}
+    tried = run(bench, choice)
+    assert choice.ranked[0].form.name == INTEGERS
+    assert [trial.contender is None for trial in tried] == [False, False, False, True, True]
+    assert all(trial.reason.startswith("not tried: a compile with --effort quick") for trial in tried[3:])
+    assert clock.calls == [3, 2]
+    # It is the compile's own wish, and no fault.
+    assert bench.session.warnings == []
+
+
+def test_others_wait_for_it(
+    bench: Bench, choice: Choice, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others(monkeypatch, Slow(threads=1))
+    bench.session.options = _with(bench.session.options, effort=Effort.STANDARD)
+    clock.speed = {"fp32 on slow": 2.0, "int8 on slow": 3.0}
+    run(bench, choice)
+    assert choice.ranked[0].form.name == "int8 on slow"
+
+
 def test_nothing_is_tried_where_there_is_no_choice(
     bench: Bench, choice: Choice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,13 +306,3 @@ def test_integers_are_placed_where_each_run_time_wants_them(bench: Bench) -> Non
 
 def _quantizers(model: ir.Model) -> int:
     return sum(node.op_type == "QuantizeLinear" for node in model.graph)
-
-
-def test_onnx_runtime_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: None)
-    auto, alone = make_target("cpu:threads=2"), make_target("cpu:threads=2,backend=onnxruntime")
-    assert backends(auto) == (CpuTarget(threads=2), OpenVinoTarget(threads=2))
-    assert alone == CpuTarget(threads=2, backend=Backend.ONNXRUNTIME)
-    assert backends(alone) == (alone,)
-    monkeypatch.setattr(OpenVinoTarget, "missing", lambda self: "not installed")
-    assert backends(auto) == (auto,)

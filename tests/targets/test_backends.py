@@ -8,8 +8,16 @@ from greencc.targets import CpuTarget, OpenVinoTarget, TvmCpuTarget
 from greencc.targets._host import HostTarget
 from greencc.targets._ort import Optimization
 from greencc.targets.backends import backends
+from greencc.targets.cpu import Backend
 
 OTHERS: tuple[type[HostTarget], ...] = (OpenVinoTarget, TvmCpuTarget)
+
+ONNX_RUNTIME = (
+    CpuTarget(threads=2, backend=Backend.ONNXRUNTIME),
+    CpuTarget(threads=2, optimization=Optimization.BASIC),
+)
+
+pytestmark = pytest.mark.usefixtures("competing")
 
 
 def test_onnx_runtime_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,5 +43,5 @@ def test_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_asked_for_by_name_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in OTHERS:
         monkeypatch.setattr(kind, "missing", lambda self: None)
-    for target in (*(kind(threads=2) for kind in OTHERS), CpuTarget(optimization=Optimization.BASIC)):
+    for target in (*(kind(threads=2) for kind in OTHERS), *ONNX_RUNTIME):
         assert backends(target) == (target,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from greencc.compiler.patience import not_waited_for
 from greencc.compiler.planning.points import Point
 from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline, Session
@@ -26,6 +27,7 @@ def try_backends(
 ) -> list[Point]:
     """Points of other run times; one that cannot run a plan is left out with a warning."""
     found: list[Point] = []
+    forms = [point.form for point in best if point.form is not None]
     others = backends(session.target)[1:]
     plain = [point for point in best if point.name in ("fp32", "original")]
     wanted = {id(point): point for point in (*best[:_TRIED], *plain[:1])}
@@ -33,6 +35,10 @@ def try_backends(
         for point in wanted.values():
             if deadline.over:
                 return found
+            form, effort = point.form or forms[0], session.options.effort
+            if reason := not_waited_for(target, form.model, effort, deadline.left):
+                session.warn(f"{format_spec(target)} was not tried: {reason}")
+                break
             try:
                 found.append(_on(verifier, point, target))
             except (GreenccError, CannotBuildError) as error:

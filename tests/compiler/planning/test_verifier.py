@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,22 +11,20 @@ import onnx_ir as ir
 import pytest
 
 from greencc.compiler.planning import verifier as module
-from greencc.compiler.planning.points import PointStore
 from greencc.compiler.planning.space import PlanSteps
 from greencc.compiler.planning.verifier import CannotBuildError, Verifier
 from greencc.compiler.session import Deadline
-from greencc.compiler.slices import make_slice
 from greencc.core.cache import Cache
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
 from greencc.core.passes import Context, Outcome, Pass
-from greencc.measure.profiles import QUICK
 from greencc.passes.quantize_dynamic import QuantizeDynamic
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.targets import CpuTarget
 from greencc.targets._ort import OrtEngine
 from tests.compiler.conftest import Bench
 
-SHORT = replace(QUICK, seconds=0.02, rounds=4, min_rounds=4, min_runs=2, warm_up_seconds=0.01)
+from .conftest import SHORT, made
+
 INTEGERS = PlanSteps(quantize=QuantizeInt8())
 PART = PlanSteps(quantize=QuantizeInt8(exclude=("box_head", "score_head")))
 
@@ -45,22 +43,6 @@ class Broken(Pass):
             kind.__name__: kind for kind in (InputError, UnavailableError, UsageError)
         }
         raise kinds[self.kind]("this layer has no such form")
-
-
-def made(bench: Bench, cache: Cache) -> Verifier:
-    bench.session.cache = cache
-    samples = make_slice(bench.baseline.engine, bench.splits.planning, 16)
-    store = PointStore(cache, "a" * 64)
-    return Verifier(
-        bench.session, bench.builder, bench.baseline, bench.splits, bench.feeds, samples, store, bench.path
-    )
-
-
-@pytest.fixture
-def verifier(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Verifier]:
-    monkeypatch.setattr(module, "QUICK", SHORT)
-    yield made(bench, Cache(tmp_path / "cache"))
-    bench.session.close()
 
 
 def test_an_option_that_cannot_be_built_has_no_error_and_the_others_have(verifier: Verifier) -> None:
