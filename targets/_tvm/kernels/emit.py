@@ -21,7 +21,8 @@ _WORTH = 1 << 14
 
 # 1.5 * 2^23: adding it leaves the nearest integer, halves to even, in the low bits of a float32 below 2^22.
 _ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
+ROUNDER_BITS = 0x4B400000
+"""Those bits of 0."""
 
 
 class Emit:
@@ -125,7 +126,11 @@ class Emit:
 
     @contextmanager
     def loop(self, stop: Index, *, start: Index = 0, parallel: bool = False) -> Iterator[Expr]:
-        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop."""
+        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop.
+
+        On a single core, nothing is parallel.
+        """
+        parallel = parallel and self.machine.cores > 1
         if stop == 1 and start == 0 and not parallel:
             yield self.const("int64", 0)
             return
@@ -142,7 +147,7 @@ class Emit:
             body: Writes a task. Where tasks are small it is called twice.
         """
         few = _WORTH // max(work, 1)
-        if few < 1:
+        if few < 1 or self.machine.cores == 1:
             with self.loop(count, parallel=True) as task:
                 body(task)
             return
@@ -196,9 +201,12 @@ class Emit:
 
         In the default rounding mode the sum with 1.5 * 2^23 is nearbyint, in one operation on every processor.
         """
+        return self.rounding(value, self.splat("int32", -ROUNDER_BITS, self.lanes(value)))
+
+    def rounding(self, value: Expr, plus: Expr) -> Expr:
+        """`nearest(value) + plus` for a `plus` that `ROUNDER_BITS` was subtracted from."""
         lanes = self.lanes(value)
-        shifted = self.bits(value + self.splat("float32", _ROUNDER, lanes), "int32", lanes)
-        return shifted - self.splat("int32", _ROUNDER_BITS, lanes)
+        return self.bits(value + self.splat("float32", _ROUNDER, lanes), "int32", lanes) + plus
 
 
 def typed(dtype: str, lanes: int) -> str:
