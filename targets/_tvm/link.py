@@ -171,9 +171,10 @@ def model_source(kernels: Sequence[Kernel], plan: bytes) -> str:
     ]
     lines += ["", "const kernel_entry greencc_kernels[] = {"]
     lines += [
-        f'    {{__tvm_ffi_{kernel.symbol}, {len(kernel.pattern)}, "{kernel.pattern}"}},' for kernel in kernels
+        f'    {{__tvm_ffi_{kernel.symbol}, {len(kernel.pattern)}, "{kernel.pattern}", {kernel.alone}}},'
+        for kernel in kernels
     ]
-    lines += ['    {0, 0, ""},', "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
+    lines += ['    {0, 0, "", 0},', "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
     lines += [f"const size_t greencc_plan_size = {len(plan)};", "const unsigned char greencc_plan[] = {"]
     lines += [",".join(map(str, plan[start : start + 32])) + "," for start in range(0, len(plan), 32)]
     return "\n".join([*lines, "};", ""])

@@ -106,7 +106,7 @@ class _Code:
             shape = (samples, rows, columns)
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, plan.workload.epilogue.dtype)
-            emit.tasks(samples * plan.chunks, plan.work // plan.chunks, self._task)
+            emit.tasks(samples, plan.chunks, plan.work // plan.chunks, self._task)
 
     def _task(self, task: Expr) -> None:
         plan, emit, blocks = self.plan, self.emit, self.plan.blocks

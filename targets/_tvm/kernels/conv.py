@@ -205,7 +205,7 @@ class _Code:
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, workload.epilogue.dtype)
             tasks = plan.bands * plan.chunks
-            emit.tasks(samples * tasks, plan.work // tasks, self._task)
+            emit.tasks(samples, tasks, plan.work // tasks, self._task)
 
     def _task(self, task: Expr) -> None:
         plan, emit = self.plan, self.emit

@@ -125,8 +125,7 @@ class _Code:
                 begin = number // plan.chunks * band
                 self._task(begin, emit.T.min(emit.index(band), rows - begin), number % plan.chunks)
 
-            bands = (rows + (band - 1)) // band
-            emit.tasks(bands * plan.chunks, plan.work // plan.chunks, task)
+            emit.tasks(rows, plan.chunks, plan.work // plan.chunks, task, band=band)
 
     def _task(self, begin: Index, rows: Index, chunk: Index) -> None:
         plan, emit = self.plan, self.emit
