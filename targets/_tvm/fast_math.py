@@ -25,14 +25,33 @@ _FUNCTIONS = {
 class _ScalarEmit(Emit):
     """LLVM vectorises no loop with a fence in it, and none of these polynomials depends on how a product is rounded."""
 
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._bound: list[tuple[Expr, Expr]] = []
+
     def rounded(self, value: Expr) -> Expr:
         return value
+
+    def bind(self, value: Expr) -> Expr:
+        """A variable of the expression: there is no statement to compute it in."""
+        from tvm import tirx
+
+        variable = tirx.Var("x", str(value.expr_ty().dtype))
+        self._bound.append((variable, value))
+        return variable
+
+    def enclosed(self, result: Expr) -> Expr:
+        """The result with the values of what was bound since the last one."""
+        from tvm import tirx
+
+        while self._bound:
+            result = tirx.Let(*self._bound.pop(), result)
+        return result
 
 
 def with_fast_math(function: PrimFunc, machine: Machine) -> PrimFunc:
     """The function with polynomials for exp, erf, tanh and sigmoid of float32."""
     import tvm_ffi
-    from tvm import tirx
     from tvm.ir import Call
 
     emit = _ScalarEmit(machine)
@@ -42,7 +61,6 @@ def with_fast_math(function: PrimFunc, machine: Machine) -> PrimFunc:
         if polynomial is None or str(call.expr_ty().dtype) != "float32":
             return call
         # Polynomials name their argument many times.
-        argument = tirx.Var("x", "float32")
-        return tirx.Let(argument, call.args[0], polynomial(emit, argument))
+        return emit.enclosed(polynomial(emit, emit.bind(call.args[0])))
 
     return tvm_ffi.structural_map(function, (Call, replaced))
