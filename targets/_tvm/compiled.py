@@ -60,7 +60,7 @@ def forget() -> None:
 def _made(
     key: str, build: Callable[[Path], Path], label: str, folder: Path | None
 ) -> tuple[tempfile.TemporaryDirectory[str], Path]:
-    cache = Cache(folder) if folder is not None and _is_private(folder) else None
+    cache = private_cache(folder, KIND)
     with translated_os_errors(Path(tempfile.gettempdir()) / "greencc-library"):
         # Readable for its owner alone; removed when the process ends.
         work = tempfile.TemporaryDirectory(prefix="greencc-library-", ignore_cleanup_errors=True)
@@ -96,9 +96,14 @@ def _unpack(arrays: dict[str, Array], place: Path) -> Path:
     return place / Path(arrays["main:"].tobytes().decode()).name
 
 
-def _is_private(folder: Path) -> bool:
+def private_cache(folder: Path | None, kind: str) -> Cache | None:
+    """A cache for code: None without a folder, and where another user could put some there."""
+    return Cache(folder) if folder is not None and _is_private(folder, kind) else None
+
+
+def _is_private(folder: Path, kind: str) -> bool:
     """Make the folder of the entries, for this user alone; False where another one could put code there."""
-    place = folder / KIND
+    place = folder / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place.mkdir(mode=stat.S_IRWXU, exist_ok=True)

@@ -105,5 +105,12 @@ class Epilogue:
         """Type of the output."""
         return "float32" if self.quantize is None else self.quantize.dtype
 
+    @property
+    def range_clip(self) -> Clip | None:
+        """A Clip at the end, in steps of the output: it is the same clamp as that of the output's range."""
+        if self.quantize is None or self.quantize.scale != 1.0 or not self.steps:
+            return None
+        return self.steps[-1] if isinstance(self.steps[-1], Clip) else None
+
 
 NOTHING = Epilogue()

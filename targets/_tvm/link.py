@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greencc.core.errors import InputError, UnavailableError
+from greencc.targets._tvm.objects import executor_objects
 from greencc.targets._tvm.plan import Kernel
 
 RUNTIME = Path(__file__).parent / "runtime"
 SOURCES = ("plan.c", "pool.c", "handle.c", "executor.c")
+_HEADERS = ("internal.h", "greencc_model.h")
 
 _FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fno-ident", "-g0")
 _WARNINGS = ("-Wall", "-Wextra")
@@ -63,19 +65,21 @@ class Toolchain:
     command: tuple[str, ...]
     architecture: str
 
+    def version(self) -> str:
+        """What the compiler says that it is.
+
+        Raises:
+            UnavailableError: The compiler cannot be started.
+        """
+        return self._started(["--version"], Path()).stdout.decode(errors="replace")
+
     def run(self, arguments: Sequence[str], folder: Path, doing: str) -> None:
         """Run in a folder.
 
         Raises:
             UnavailableError: The compiler cannot be started, or fails; its first line is told.
         """
-        environment = os.environ | {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
-        try:
-            done = subprocess.run(
-                [*self.command, *arguments], cwd=folder, env=environment, capture_output=True, check=False
-            )
-        except OSError as error:
-            raise UnavailableError(f"cannot start {self.command[0]}: {error.strerror or error}") from error
+        done = self._started(arguments, folder)
         if done.returncode != 0:
             lines = (done.stderr + done.stdout).decode(errors="replace").splitlines()
             told = next((line for line in lines if "error" in line or "undefined" in line), None)
@@ -84,6 +88,15 @@ class Toolchain:
                 f"{' '.join(self.command)} failed {doing}: {reason}",
                 hint=f"check the compiler, or reinstall it: apt install {_PACKAGES[self.architecture]}",
             )
+
+    def _started(self, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
+        environment = os.environ | {"LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+        try:
+            return subprocess.run(
+                [*self.command, *arguments], cwd=folder, env=environment, capture_output=True, check=False
+            )
+        except OSError as error:
+            raise UnavailableError(f"cannot start {self.command[0]}: {error.strerror or error}") from error
 
 
 def architecture_of(triple: str) -> str:
@@ -145,19 +158,22 @@ def link_library(
     Raises:
         UnavailableError: The compiler is missing or fails.
     """
+    flags = (*_FLAGS, *_WARNINGS)
+    sources, headers = (
+        {name: (RUNTIME / name).read_text(encoding="utf-8") for name in names}
+        for names in (SOURCES, _HEADERS)
+    )
     with tempfile.TemporaryDirectory(prefix="greencc-") as name:
         folder = Path(name)
-        for source in [*SOURCES, "internal.h", "greencc_model.h"]:
-            shutil.copyfile(RUNTIME / source, folder / source)
+        for header, text in headers.items():
+            (folder / header).write_text(text, encoding="utf-8")
+        for made, content in executor_objects(toolchain, sources, headers, flags).items():
+            (folder / made).write_bytes(content)
         (folder / "model.c").write_text(model_source(kernels, plan), encoding="ascii")
         (folder / "kernels.o").write_bytes(kernels_object)
         (folder / "exports.map").write_text(_EXPORTS, encoding="ascii")
-        objects = []
-        for source in [*SOURCES, "model.c"]:
-            objects.append(source.replace(".c", ".o"))
-            toolchain.run(
-                [*_FLAGS, *_WARNINGS, "-c", source, "-o", objects[-1]], folder, f"compiling {source}"
-            )
+        toolchain.run([*flags, "-c", "model.c", "-o", "model.o"], folder, "compiling model.c")
+        objects = [source.replace(".c", ".o") for source in (*SOURCES, "model.c")]
         arguments = [*_LINK, *objects, "kernels.o", "-o", "model.so", *_LIBRARIES]
         toolchain.run(arguments, folder, "linking the model")
         shutil.copyfile(folder / "model.so", target)
@@ -171,9 +187,10 @@ def model_source(kernels: Sequence[Kernel], plan: bytes) -> str:
     ]
     lines += ["", "const kernel_entry greencc_kernels[] = {"]
     lines += [
-        f'    {{__tvm_ffi_{kernel.symbol}, {len(kernel.pattern)}, "{kernel.pattern}"}},' for kernel in kernels
+        f'    {{__tvm_ffi_{kernel.symbol}, {len(kernel.pattern)}, "{kernel.pattern}", {kernel.alone}}},'
+        for kernel in kernels
     ]
-    lines += ['    {0, 0, ""},', "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
+    lines += ['    {0, 0, "", 0},', "};", f"const uint32_t greencc_kernel_count = {len(kernels)};"]
     lines += [f"const size_t greencc_plan_size = {len(plan)};", "const unsigned char greencc_plan[] = {"]
     lines += [",".join(map(str, plan[start : start + 32])) + "," for start in range(0, len(plan), 32)]
     return "\n".join([*lines, "};", ""])

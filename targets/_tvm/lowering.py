@@ -26,10 +26,20 @@ from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.resolving import resolve_shapes
 from greencc.targets._tvm.schedules import Schedules
 from greencc.targets._tvm.sizes import Sizes
-from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool, PoolKind, Workload
+from greencc.targets._tvm.workload import (
+    BatchedProduct,
+    Conv,
+    Dense,
+    Depthwise,
+    Pool,
+    PoolKind,
+    Workload,
+    form_of,
+)
 
 
 @dataclass(frozen=True)
@@ -131,11 +141,12 @@ class _Lowering:
         workload, make = item.workload, self.importer
         template = template_of(workload)
         schedule = self.schedules.schedule(workload, self.machine)
-        written = self.written.get((workload, schedule))
+        form = form_of(workload)
+        written = self.written.get((form, schedule))
         if written is None:
             symbol = self._symbol(item)
-            written = make.function(template.build(workload, schedule, self.machine, symbol), symbol)
-            self.written[workload, schedule] = written
+            written = make.function(template.build(form, schedule, self.machine, symbol), symbol)
+            self.written[form, schedule] = written
         images = isinstance(workload, Conv | Depthwise | Pool)
         rows = make.stacked if isinstance(workload, BatchedProduct) else make.rows
         shaped = _same if images else rows
@@ -149,7 +160,7 @@ class _Lowering:
             arguments.extend(make.constant(array) for array in packed)
         if item.second is not None:
             arguments.append(make.stacked(self._plain(item.second)))
-        for argument in item.arguments:
+        for argument in (*item.arguments, *number_arguments(workload)):
             if isinstance(argument, ir.Value):
                 arguments.append(shaped(self._read(argument, images)))
             else:

@@ -67,8 +67,15 @@ def schedule(module: IRModule, machine: Machine) -> IRModule:
     return scheduled
 
 
-def compile_object(module: IRModule, machine: Machine) -> bytes:
-    """The object file of a module's TIR functions. `main` is left out: the plan takes its place."""
+def compile_object(module: IRModule, machine: Machine, *, checked: bool = False) -> bytes:
+    """The object file of a module's TIR functions. `main` is left out: the plan takes its place.
+
+    Args:
+        module: From `lower_to_kernels`.
+        machine: What code is generated for.
+        checked: Functions check the shapes and types of their arguments. They follow from the plan, which is made from
+            the same module: checks are much code for nothing.
+    """
     import tempfile
     from pathlib import Path
 
@@ -78,7 +85,8 @@ def compile_object(module: IRModule, machine: Machine) -> bytes:
     functions = {
         name: function for name, function in module.functions.items() if isinstance(function, tirx.PrimFunc)
     }
-    built = tirx.build(tvm.IRModule(functions), target=llvm_target(machine))
+    with tvm.transform.PassContext(config={"tirx.disable_assert": not checked}):
+        built = tirx.build(tvm.IRModule(functions), target=llvm_target(machine))
     with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
         path = Path(folder) / "kernels.o"
         built.write_to_file(str(path), "o")

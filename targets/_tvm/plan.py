@@ -56,10 +56,12 @@ class Kernel:
     Attributes:
         symbol: Its name.
         pattern: One letter per argument: ``r`` a tensor that it reads, ``i`` an integer, ``w`` a tensor that it writes.
+        alone: One thread computes it where the last tensor's first dimension is at most this.
     """
 
     symbol: str
     pattern: str
+    alone: int = 0
 
 
 @dataclass(frozen=True)

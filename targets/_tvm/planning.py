@@ -11,6 +11,7 @@ import numpy as np
 from greencc.core.data import Array
 from greencc.core.errors import InputError
 from greencc.targets._tvm.dims import Dim, from_tvm, is_symbol, product, symbols_of
+from greencc.targets._tvm.kernels.emit import ALONE
 from greencc.targets._tvm.plan import ALIGNMENT, Kernel, Place, Plan, PlannedStep, PlannedTensor
 from greencc.targets._tvm.storage import Lifetime, assign
 
@@ -218,7 +219,7 @@ class _Planner:
             for ty in ([out] if single else out.fields)
         ]
         pattern = "".join("r" if isinstance(arg, _Tensor) else "i" for arg in reads) + "w" * len(writes)
-        kernel = Kernel(symbol, pattern)
+        kernel = Kernel(symbol, pattern, int(self.module[symbol].attrs.get(ALONE, 0)))
         number = self.kernels.setdefault(symbol, len(self.kernels))
         if number == len(self.signatures):
             self.signatures.append(kernel)

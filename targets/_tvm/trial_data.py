@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from greencc.core.data import Array
+from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, Depthwise, Pool, Workload
 
 ALIGNMENT = 64
@@ -50,7 +51,7 @@ def weight_shape(workload: Workload) -> tuple[int, ...] | None:
 def random_arguments(
     workload: Workload, specs: list[tuple[tuple[int, ...], str]], rng: np.random.Generator
 ) -> list[Array]:
-    """Arguments but weights and output: data, then those of the epilogue.
+    """Arguments but weights and output: data, then those of the epilogue, then the numbers.
 
     Multipliers spread INT32 sums over the steps of the output, so that a wrong sum shows.
 
@@ -63,7 +64,8 @@ def random_arguments(
     datas = 2 if isinstance(workload, BatchedProduct) else 1
     integers = not isinstance(workload, BatchedProduct) and workload.data != "float32"
     arguments = [_random(*spec, rng) for spec in specs[:datas]]
-    for index, (shape, dtype) in enumerate(specs[datas:]):
+    numbers = number_arguments(workload)
+    for index, (shape, dtype) in enumerate(specs[datas : len(specs) - len(numbers)]):
         if index == int(epilogue.bias) and epilogue.multiplier:
             step = 1.0 if epilogue.quantize is None else epilogue.quantize.scale
             spread = 40.0 * step / (math.sqrt(_summed(workload)) * 73.0 * 37.0) if integers else 1.0
@@ -73,7 +75,7 @@ def random_arguments(
         else:
             values = _random(shape, dtype, rng)
         arguments.append(values)
-    return arguments
+    return [*arguments, *numbers]
 
 
 def _summed(workload: Workload) -> int:

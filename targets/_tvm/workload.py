@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
-from greencc.targets._tvm.epilogue import NOTHING, Epilogue
+from greencc.targets._tvm.epilogue import NOTHING, AddTensor, Epilogue
 
 
 @dataclass(frozen=True)
@@ -144,23 +144,46 @@ class Pool:
 Workload = Conv | Depthwise | Dense | BatchedProduct | Pool
 
 
-def shape_of(workload: Workload) -> Workload:
-    """The workload without the constants that do not decide how fast it is: what tuning is kept by."""
-    epilogue = getattr(workload, "epilogue")  # noqa: B009 - all of the union have it
-    steps = tuple(replace(step, **_neutral(step)) for step in epilogue.steps)
-    quantize = None if epilogue.quantize is None else replace(epilogue.quantize, scale=0.5, zero_point=0)
-    changes: dict[str, Any] = {"epilogue": replace(epilogue, steps=steps, quantize=quantize)}
+def form_of(workload: Workload) -> Workload:
+    """The workload without its `numbers`: what a kernel's code depends on, and so does how fast it is."""
+    epilogue: Epilogue = workload.epilogue
+    steps = epilogue.steps if epilogue.range_clip is None else epilogue.steps[:-1]
+    quantize = epilogue.quantize
+    if quantize is not None:
+        quantize = replace(quantize, scale=_scale_form(quantize.scale), zero_point=0)
+    changes: dict[str, Any] = {
+        "epilogue": replace(
+            epilogue,
+            steps=tuple(
+                replace(step, scale=_scale_form(step.scale), zero_point=0)
+                if isinstance(step, AddTensor)
+                else step
+                for step in steps
+            ),
+            quantize=quantize,
+        )
+    }
     if not isinstance(workload, BatchedProduct):
-        changes["zero_point"] = 0
+        # A depthwise kernel has less to do where borders are zeros.
+        changes["zero_point"] = int(isinstance(workload, Depthwise) and reads_zero_point(workload))
     return replace(workload, **changes)
 
 
+def reads_zero_point(workload: Workload) -> bool:
+    """Whether a kernel needs the zero point of its data: of a product, it is in the bias."""
+    if isinstance(workload, BatchedProduct | Dense) or workload.data == "float32":
+        return False
+    if isinstance(workload, Pool):
+        return workload.kind is PoolKind.AVERAGE
+    borders = any(workload.window.pads)
+    return borders and (isinstance(workload, Conv) or workload.zero_point != 0)
+
+
 def key_of(workload: Workload) -> str:
-    """A stable name of what `shape_of` leaves: kind and 16 hexadecimal digits."""
-    text = json.dumps(asdict(shape_of(workload)), sort_keys=True, default=str)
+    """A stable name of a form: kind and 16 hexadecimal digits."""
+    text = json.dumps(asdict(form_of(workload)), sort_keys=True, default=str)
     return f"{type(workload).__name__.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _neutral(step: object) -> dict[str, float | int]:
-    neutral = {"scale": 0.5, "zero_point": 0, "low": 0.0, "high": 6.0, "alpha": 0.0, "beta": 0.0}
-    return {name: value for name, value in neutral.items() if hasattr(step, name)}
+def _scale_form(scale: float) -> float:
+    return 1.0 if scale == 1.0 else 0.5

@@ -93,7 +93,7 @@ class _Code:
         self.plan = plan
         self.emit = emit
         self.name = name
-        self.code = EpilogueCode(emit, plan.workload.epilogue, plan.workload.shape[2], "float32")
+        self.code = EpilogueCode(emit, plan.workload, plan.workload.shape[2], "float32")
 
     def write(self) -> None:
         plan, emit = self.plan, self.emit
@@ -106,10 +106,11 @@ class _Code:
             shape = (samples, rows, columns)
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, plan.workload.epilogue.dtype)
-            emit.tasks(samples * plan.chunks, plan.work // plan.chunks, self._task)
+            emit.tasks(samples, plan.chunks, plan.work // plan.chunks, self._task)
 
     def _task(self, task: Expr) -> None:
         plan, emit, blocks = self.plan, self.emit, self.plan.blocks
+        self.code.begin()
         sample, chunk = task // plan.chunks, task % plan.chunks
         width = blocks.main.channels
         if blocks.count:

@@ -25,7 +25,7 @@ from greencc.targets._tvm.kernels.products import Products, check_pairs, product
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.kernels.tile import Run, Tile
 from greencc.targets._tvm.machine import Machine
-from greencc.targets._tvm.workload import Conv, Workload
+from greencc.targets._tvm.workload import Conv, Workload, reads_zero_point
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
@@ -191,7 +191,7 @@ class _Code:
         self.emit = emit
         self.name = name
         workload = plan.workload
-        self.code = EpilogueCode(emit, workload.epilogue, workload.channels[1], plan.products.sums)
+        self.code = EpilogueCode(emit, workload, workload.channels[1], plan.products.sums)
 
     def write(self) -> None:
         plan, emit, workload = self.plan, self.emit, self.plan.workload
@@ -205,10 +205,11 @@ class _Code:
             self.code.arguments(shape)
             self.output = emit.argument("output", shape, workload.epilogue.dtype)
             tasks = plan.bands * plan.chunks
-            emit.tasks(samples * tasks, plan.work // tasks, self._task)
+            emit.tasks(samples, tasks, plan.work // tasks, self._task)
 
     def _task(self, task: Expr) -> None:
         plan, emit = self.plan, self.emit
+        self.code.begin()
         self.sample = task // (plan.bands * plan.chunks)
         self.band = task // plan.chunks % plan.bands
         self.chunk = task % plan.chunks
@@ -254,6 +255,12 @@ class _Code:
         top, left = window.pads[:2]
         columns = max(0, min(window.width, plan.width - left))
         left = min(left, plan.width)
+
+        def fill(lanes: int) -> Expr:
+            if not reads_zero_point(workload):
+                return emit.splat(workload.data, 0, lanes)
+            return self.code.border(workload.data, lanes)
+
         with emit.loop(plan.input_rows(self._rows())) as row:
             line = row * (plan.width * plan.pixel)
             y = self.band * (plan.band * window.strides[0]) + row - top
@@ -268,7 +275,7 @@ class _Code:
                 shape=(columns, plan.inputs),
                 pixel=plan.pixel,
                 channels=workload.channels[0],
-                fill=workload.zero_point,
+                fill=fill,
                 dtype=workload.data,
             )
 

@@ -21,7 +21,7 @@ def copy_row(
     shape: tuple[int, int],
     pixel: int,
     channels: int,
-    fill: int,
+    fill: Callable[[int], Expr],
     dtype: str,
 ) -> None:
     """Copies a row of an image between borders.
@@ -37,7 +37,7 @@ def copy_row(
         shape: Pixels, and channels of each, to copy.
         pixel: From one pixel to the next in the target.
         channels: Of the data.
-        fill: Of borders.
+        fill: A vector of so many lanes of what borders hold.
         dtype: Of both.
     """
     sample, row, channel = source
@@ -49,7 +49,7 @@ def copy_row(
             emit,
             size,
             dtype,
-            lambda offset, lanes: emit.store(target, [begin + offset], emit.splat(dtype, fill, lanes), lanes),
+            lambda offset, lanes: emit.store(target, [begin + offset], fill(lanes), lanes),
         )
 
     def copied() -> None:

@@ -107,7 +107,7 @@ class _Code:
         self.emit = emit
         self.name = name
         workload = plan.workload
-        self.code = EpilogueCode(emit, workload.epilogue, workload.channels[1], plan.products.sums)
+        self.code = EpilogueCode(emit, workload, workload.channels[1], plan.products.sums)
 
     def write(self) -> None:
         plan, emit, workload = self.plan, self.emit, self.plan.workload
@@ -125,11 +125,11 @@ class _Code:
                 begin = number // plan.chunks * band
                 self._task(begin, emit.T.min(emit.index(band), rows - begin), number % plan.chunks)
 
-            bands = (rows + (band - 1)) // band
-            emit.tasks(bands * plan.chunks, plan.work // plan.chunks, task)
+            emit.tasks(rows, plan.chunks, plan.work // plan.chunks, task, band=band)
 
     def _task(self, begin: Index, rows: Index, chunk: Index) -> None:
         plan, emit = self.plan, self.emit
+        self.code.begin()
         blocks, chunks = plan.blocks, plan.chunks
         width, size = blocks.main.channels, plan.steps * blocks.main.elements(plan.products)[-1]
         if blocks.count:

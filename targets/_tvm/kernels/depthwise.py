@@ -88,7 +88,7 @@ class _Writer:
         self.window = workload.window
         self.schedule = schedule
         self.sums = "float32" if workload.data == "float32" else "int32"
-        self.epilogue = EpilogueCode(emit, workload.epilogue, workload.channels, self.sums)
+        self.epilogue = EpilogueCode(emit, workload, workload.channels, self.sums)
         self.placed = _placed(_taps(workload, schedule, emit.machine), self.window.kernel[0])
 
     def write(self) -> None:
@@ -108,6 +108,7 @@ class _Writer:
         self.output = emit.argument("output", output, self.workload.epilogue.dtype)
         bands = -(-rows // schedule.band)
         with emit.loop(batch * bands, parallel=True) as task:
+            self.epilogue.begin()
             sample = emit.T.floordiv(task, emit.index(bands))
             first = emit.T.floormod(task, emit.index(bands)) * schedule.band
             size = (
@@ -150,8 +151,9 @@ class _Writer:
 
             def load(offset: int, first: int, size: int) -> Expr | None:
                 if tile.border and not inside(window, begin + offset):
-                    zero_point = self.workload.zero_point
-                    return emit.splat(self.workload.data, zero_point, size) if zero_point else None
+                    if self.workload.zero_point == 0:
+                        return None
+                    return self.epilogue.border(self.workload.data, size)
                 return emit.load(self.data, [sample, image_row, begin + offset, channel + first], size)
 
             def weights(position: int, size: int) -> Expr:

@@ -16,12 +16,16 @@ Expr = Any
 Index = Any
 """An int or an INT64 expression."""
 
+ALONE = "greencc.alone"
+"""Attribute of a function: one thread had better compute an output of up to so many samples (or rows)."""
+
 _WORTH = 1 << 14
 """Operations of vectors in the time that it takes to wake threads."""
 
 # 1.5 * 2^23: adding it leaves the nearest integer, halves to even, in the low bits of a float32 below 2^22.
 _ROUNDER = 12582912.0
-_ROUNDER_BITS = 0x4B400000
+ROUNDER_BITS = 0x4B400000
+"""Those bits of 0."""
 
 
 class Emit:
@@ -42,14 +46,16 @@ class Emit:
         self.T = script
         self.llvm_major = int(codegen.llvm_version_major())
         self._tirx = tirx
+        self._alone = 0
 
     @contextmanager
     def function(self, name: str) -> Iterator[None]:
         """The function that is open; its arguments come first."""
         with self.T.prim_func(s_tir=True):
             self.T.func_name(name)
-            self.T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
             yield
+            attributes = {"tirx.noalias": True, "tirx.is_scheduled": True}
+            self.T.func_attr(attributes | ({ALONE: self._alone} if self._alone else {}))
 
     # Values
 
@@ -125,7 +131,11 @@ class Emit:
 
     @contextmanager
     def loop(self, stop: Index, *, start: Index = 0, parallel: bool = False) -> Iterator[Expr]:
-        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop."""
+        """A loop variable from `start` to below `stop`; one serial iteration is written without a loop.
+
+        On a single core, nothing is parallel.
+        """
+        parallel = parallel and self.machine.cores > 1
         if stop == 1 and start == 0 and not parallel:
             yield self.const("int64", 0)
             return
@@ -133,24 +143,23 @@ class Emit:
         with (self.T.parallel if parallel else self.T.serial)(begin, end) as variable:
             yield variable
 
-    def tasks(self, count: Expr, work: int, body: Callable[[Expr], None]) -> None:
-        """A parallel loop; so few tasks that threads would cost more than they save are done one after the other.
+    def tasks(
+        self, size: Expr, parts: int, work: int, body: Callable[[Expr], None], *, band: int = 1
+    ) -> None:
+        """A parallel loop; where threads would cost more than they save, whoever calls is told to use one: `ALONE`.
 
         Args:
-            count: Tasks, a symbolic number.
-            work: Operations of vectors that one takes.
-            body: Writes a task. Where tasks are small it is called twice.
+            size: The symbolic dimension of the output, its first.
+            parts: Tasks for every `band` of it.
+            work: Operations of vectors that a task takes.
+            body: Writes a task.
+            band: See `parts`.
         """
-        few = _WORTH // max(work, 1)
-        if few < 1:
-            with self.loop(count, parallel=True) as task:
-                body(task)
-            return
-        with self.T.If(count <= few):
-            with self.T.Then(), self.loop(count) as task:
-                body(task)
-            with self.T.Else(), self.loop(count, parallel=True) as task:
-                body(task)
+        if self.machine.cores > 1:
+            self._alone = _WORTH // max(work, 1) // parts * band
+        bands = size if band == 1 else (size + (band - 1)) // band
+        with self.loop(bands * parts, parallel=True) as task:
+            body(task)
 
     def share(self, count: int, chunk: Index, chunks: int) -> AbstractContextManager[Expr]:
         """The loop over the part of `count` that one of `chunks` tasks has."""
@@ -196,9 +205,12 @@ class Emit:
 
         In the default rounding mode the sum with 1.5 * 2^23 is nearbyint, in one operation on every processor.
         """
+        return self.rounding(value, self.splat("int32", -ROUNDER_BITS, self.lanes(value)))
+
+    def rounding(self, value: Expr, plus: Expr) -> Expr:
+        """`nearest(value) + plus` for a `plus` that `ROUNDER_BITS` was subtracted from."""
         lanes = self.lanes(value)
-        shifted = self.bits(value + self.splat("float32", _ROUNDER, lanes), "int32", lanes)
-        return shifted - self.splat("int32", _ROUNDER_BITS, lanes)
+        return self.bits(value + self.splat("float32", _ROUNDER, lanes), "int32", lanes) + plus
 
 
 def typed(dtype: str, lanes: int) -> str:

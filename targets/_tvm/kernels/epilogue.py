@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from greencc.targets._tvm.epilogue import (
     AddChannels,
     AddTensor,
@@ -21,29 +19,42 @@ from greencc.targets._tvm.epilogue import (
 )
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.vectormath import apply, heavy
+from greencc.targets._tvm.numbers import (
+    HIGH,
+    LOW,
+    OUTPUT_SCALE,
+    OUTPUT_ZERO_POINT,
+    ZERO_POINT,
+    added_scale,
+    added_zero_point,
+    numbers_of,
+)
+from greencc.targets._tvm.workload import Workload
 
 
 class EpilogueCode:
-    """Writes one epilogue: `arguments` once, in its place among the function's, then `start` and `finish`.
+    """Writes one epilogue: `arguments`, in their place among the function's; `begin` in every task; `start`, `finish`.
 
     Attributes:
-        epilogue: What is written.
+        epilogue: What is written: that of the workload.
         channels: Output channels.
         sums: Type of the sums, ``float32`` or ``int32``.
         heavy: It takes so many operations that it had better be written in a loop.
     """
 
-    def __init__(self, emit: Emit, epilogue: Epilogue, channels: int, sums: str) -> None:
-        self.epilogue = epilogue
+    def __init__(self, emit: Emit, workload: Workload, channels: int, sums: str) -> None:
+        self.epilogue: Epilogue = workload.epilogue
         self.channels = channels
         self.sums = sums
-        self.heavy = any(heavy(step) for step in epilogue.steps)
+        self.heavy = any(heavy(step) for step in self.epilogue.steps)
         self._emit = emit
         self._constants: dict[str, Expr] = {}
         self._steps: list[Expr | None] = []
+        self._names = tuple(numbers_of(workload))
+        self._border: Expr = None
 
     def arguments(self, shape: Sequence[Index]) -> None:
-        """Declares the epilogue's arguments; `shape` is the output's, channels last."""
+        """Declares the epilogue's arguments and the numbers; `shape` is the output's, channels last."""
         epilogue, channels = self.epilogue, (self.channels,)
         for name, wanted, dtype in (
             ("bias", epilogue.bias, self.sums),
@@ -60,6 +71,25 @@ class EpilogueCode:
                     self._steps.append(self._emit.argument(f"channels{number}", channels, "float32"))
                 case _:
                     self._steps.append(None)
+        if self._names:
+            self._numbers = self._emit.argument("numbers", (len(self._names),), "int32")
+
+    def begin(self) -> None:
+        """In every task, before `border` is called."""
+        if ZERO_POINT in self._names:
+            self._border = self._emit.bind(self._number(ZERO_POINT))
+
+    def border(self, dtype: str, lanes: int) -> Expr:
+        """Integer data outside the image."""
+        return self._emit.broadcast(self._emit.cast(self._border, dtype), lanes)
+
+    def _number(self, name: str, dtype: str = "int32") -> Expr:
+        """A scalar. It is loaded where it is used: processors broadcast operands from memory at no cost."""
+        value = self._emit.load(self._numbers, [self._names.index(name)], 1)
+        return value if dtype == "int32" else self._emit.bits(value, dtype, 1)
+
+    def _splat(self, name: str, dtype: str, lanes: int) -> Expr:
+        return self._emit.broadcast(self._number(name, dtype), lanes)
 
     def start(self, channel: Index, lanes: int) -> Expr:
         """What sums of `lanes` channels from `channel` on start at: the bias or zeros."""
@@ -75,13 +105,13 @@ class EpilogueCode:
             value = emit.rounded(value * emit.load(self._constants["multiplier"], [channel], lanes))
         if self.epilogue.offset:
             value = value + emit.load(self._constants["offset"], [channel], lanes)
-        bounds = self._last_clip()
-        for step, buffer in zip(self.epilogue.steps, self._steps, strict=True):
+        bounds = self.epilogue.range_clip
+        for number, (step, buffer) in enumerate(zip(self.epilogue.steps, self._steps, strict=True)):
             if step is bounds:
                 break
             match step:
                 case AddTensor():
-                    value = value + self._added(step, emit.load(buffer, at, lanes), lanes)
+                    value = value + self._added(number, step, emit.load(buffer, at, lanes))
                 case Clip():
                     value = emit.clip(value, step.low, step.high)
                 case Apply():
@@ -90,36 +120,25 @@ class EpilogueCode:
                     value = emit.rounded(value * emit.load(buffer, [channel], lanes))
                 case AddChannels():
                     value = value + emit.load(buffer, [channel], lanes)
-        return (
-            value
-            if self.epilogue.quantize is None
-            else self._quantized(value, self.epilogue.quantize, bounds)
-        )
+        return value if self.epilogue.quantize is None else self._quantized(value, self.epilogue.quantize)
 
-    def _last_clip(self) -> Clip | None:
-        """A Clip at the end, in steps of the output: it is the same clamp as that of the output's range."""
-        quantize, steps = self.epilogue.quantize, self.epilogue.steps
-        if quantize is None or quantize.scale != 1.0 or not steps or not isinstance(steps[-1], Clip):
-            return None
-        return steps[-1]
-
-    def _quantized(self, value: Expr, quantize: Quantize, clip: Clip | None) -> Expr:
-        """Clamped to the output's range (and `clip`), rounded (halves to even), and narrowed."""
+    def _quantized(self, value: Expr, quantize: Quantize) -> Expr:
+        """Clamped to the output's range, rounded (halves to even), and narrowed."""
         emit, lanes = self._emit, self._emit.lanes(value)
         if quantize.scale != 1.0:
-            value = value / emit.splat("float32", quantize.scale, lanes)
-        limits = np.iinfo(quantize.dtype)
-        zero_point = quantize.zero_point
-        low, high = float(limits.min - zero_point), float(limits.max - zero_point)
-        if clip is not None:
-            low, high = (min(max(bound, low), high) for bound in (clip.low, clip.high))
-        value = emit.clip(value, low, high)
-        integers = emit.nearest(value) + emit.splat("int32", zero_point, lanes)
+            value = value / self._splat(OUTPUT_SCALE, "float32", lanes)
+        value = emit.minimum(value, self._splat(HIGH, "float32", lanes))
+        value = emit.maximum(value, self._splat(LOW, "float32", lanes))
+        integers = emit.rounding(value, self._splat(OUTPUT_ZERO_POINT, "int32", lanes))
         return emit.cast(integers, quantize.dtype)
 
-    def _added(self, step: AddTensor, value: Expr, lanes: int) -> Expr:
-        emit = self._emit
+    def _added(self, number: int, step: AddTensor, value: Expr) -> Expr:
+        emit, lanes = self._emit, self._emit.lanes(value)
         if step.dtype != "float32":
-            shifted = emit.cast(value, "int32") - emit.splat("int32", step.zero_point, lanes)
-            value = emit.cast(shifted, "float32")
-        return value if step.scale == 1.0 else emit.rounded(value * emit.splat("float32", step.scale, lanes))
+            value = emit.cast(value, "int32") - self._splat(added_zero_point(number), "int32", lanes)
+            value = emit.cast(value, "float32")
+        return (
+            value
+            if step.scale == 1.0
+            else emit.rounded(value * self._splat(added_scale(number), "float32", lanes))
+        )

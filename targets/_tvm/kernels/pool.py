@@ -93,7 +93,7 @@ class _Writer:
         self.average = workload.kind is PoolKind.AVERAGE
         self.integer = workload.data != "float32"
         self.sums = "int32" if self.integer and self.average else workload.data
-        self.epilogue = EpilogueCode(emit, workload.epilogue, workload.channels, "float32")
+        self.epilogue = EpilogueCode(emit, workload, workload.channels, "float32")
 
     def write(self) -> None:
         emit, window, schedule, workload = self.emit, self.window, self.schedule, self.workload
@@ -107,6 +107,7 @@ class _Writer:
         bands = -(-rows // schedule.band)
         lanes = emit.machine.vector_bits // (32 if self.average or not self.integer else 8)
         with emit.loop(batch * bands, parallel=True) as task:
+            self.epilogue.begin()
             sample = emit.T.floordiv(task, emit.index(bands))
             first = emit.T.floormod(task, emit.index(bands)) * schedule.band
             size = (
@@ -192,8 +193,8 @@ class _Writer:
         emit, workload = self.emit, self.workload
         taken = emit.T.cast(emit.index(rows * columns), "int32")
         if self.integer:
-            if workload.zero_point:
-                total = total - emit.broadcast(taken * workload.zero_point, lanes)
+            zero_point = self.epilogue.border("int32", 1)
+            total = total - emit.broadcast(taken * zero_point, lanes)
             total = emit.cast(total, "float32")
         kernel = self.window.kernel
         count = emit.const("int32", kernel[0] * kernel[1]) if workload.count_borders else taken

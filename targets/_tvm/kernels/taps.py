@@ -176,7 +176,7 @@ class Taps:
             if known not in columns:
                 loaded = row.load(known, 0, block.width)
                 if loaded is None:
-                    loaded = emit.splat(self.workload.data, self.workload.zero_point, block.width)
+                    loaded = emit.splat(self.workload.data, 0, block.width)
                 columns[known] = emit.T.Bind(_dealt(emit, loaded, block))
             return columns[known]
 

@@ -37,8 +37,9 @@ class Template(Protocol):
     """One kind of workload.
 
     A function's arguments are buffers: data, packed weights (those of `pack`, in order), the epilogue's arguments, the
-    output. Data are of the type `Machine.activation` when quantized. Buffers are aligned to 64 bytes, do not overlap,
-    and have exactly the size of their shape: no byte outside is read or written.
+    `numbers` where there are any, the output. Data are of the type `Machine.activation` when quantized. Buffers are
+    aligned to 64 bytes, do not overlap, and have exactly the size of their shape: no byte outside is read or written.
+    The code depends on the workload's form alone (`workload.form_of`).
     """
 
     def default(self, workload: Workload, machine: Machine) -> Schedule:

@@ -217,6 +217,13 @@ static uint64_t now(void) {
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
+static int is_small(const greencc_handle *h, const plan_step *s) {
+    const plan *p = &h->plan;
+    if (s->args == 0 || plan_kernel(s)->alone == 0) return 0;
+    const dl_tensor *written = &h->tensors[p->args[s->first_arg + s->args - 1]];
+    return written->ndim > 0 && written->shape[0] <= plan_kernel(s)->alone;
+}
+
 static int run_steps(greencc_handle *h, const message *m) {
     const plan *p = &h->plan;
     uint64_t before = h->profiled ? now() : 0;
@@ -228,6 +235,7 @@ static int run_steps(greencc_handle *h, const message *m) {
             memcpy(h->tensors[ids[1]].data, h->tensors[ids[0]].data, (size_t)h->bytes[ids[1]]);
         } else {
             ffi_any result = {0, 0, {0}};
+            h->pool.alone = is_small(h, s);
             if (greencc_kernels[s->kernel].function(NULL, args, (int32_t)s->args, &result) != 0) {
                 report(m->text, m->size, "step %u (%s) failed: %s", i, p->text + s->name, pool_error(&h->pool));
                 return GREENCC_FAILED;

@@ -50,11 +50,13 @@ enum { FFI_INT = 1, FFI_TENSOR = 7, DEVICE_CPU = 1 };
 typedef int (*kernel_function)(void *self, const ffi_any *args, int32_t count, ffi_any *result);
 
 /* Made for each model: what its plan's steps may call, and how. The pattern has a letter per argument: 'r' a tensor
- * that is read, 'w' one that is written, 'i' an integer. */
+ * that is read, 'w' one that is written, 'i' an integer. One thread computes it alone where the last argument, a tensor,
+ * has a first dimension of at most `alone`: others would be woken for less than that costs. */
 typedef struct {
     kernel_function function;
     uint32_t args;
     const char *pattern;
+    int64_t alone;
 } kernel_entry;
 
 extern const kernel_entry greencc_kernels[];
@@ -157,6 +159,7 @@ typedef int (*parallel_function)(int task, parallel_env *env, void *data);
 struct pool {
     int threads;
     int started;
+    int alone; /* loops run on the thread that launches them */
     int spins; /* how often to look for work, or its end, before sleeping */
     pid_t process;
     lane *lanes;

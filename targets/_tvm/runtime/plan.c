@@ -56,7 +56,7 @@ static int same_place(const plan_tensor *a, const plan_tensor *b) {
 }
 
 const kernel_entry *plan_kernel(const plan_step *step) {
-    static const kernel_entry copy = {NULL, 2, "rw"};
+    static const kernel_entry copy = {NULL, 2, "rw", 0};
     return step->kernel == COPY ? &copy : &greencc_kernels[step->kernel];
 }
 

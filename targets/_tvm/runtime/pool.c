@@ -157,7 +157,7 @@ const char *pool_error(const pool *p) {
 static int launch(parallel_function function, void *data, int tasks) {
     lane *l = pthread_getspecific(current);
     pool *p = l == NULL ? NULL : l->owner;
-    if (p == NULL || l->busy || p->threads == 1 || tasks == 1) {
+    if (p == NULL || l->busy || p->alone || p->threads == 1 || tasks == 1) {
         parallel_env alone = {NULL, 1};
         return function(0, &alone, data);
     }

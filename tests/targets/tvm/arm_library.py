@@ -12,9 +12,10 @@ from greencc.core.data import Array, TensorSpec
 from greencc.core.engine import Engine
 from greencc.targets._tvm.arm_engine import open_arm
 from greencc.targets._tvm.kernels.select import template_of
+from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.presets import ArmMachine
 from greencc.targets._tvm.runner import build_runner
-from greencc.targets._tvm.workload import Workload
+from greencc.targets._tvm.workload import Workload, form_of
 
 
 def library(
@@ -54,8 +55,11 @@ def library(
     output = relax.TensorType([samples, *shape], workload.epilogue.dtype)
     with builder.function("main", [x]):
         with builder.dataflow():
-            kernel = builder.add_func(template.build(workload, schedule, machine, "kernel"), "kernel")
-            constants = [relax.const(np.ascontiguousarray(array)) for array in (*packed, *arguments)]
+            kernel = builder.add_func(
+                template.build(form_of(workload), schedule, machine, "kernel"), "kernel"
+            )
+            given = (*packed, *arguments, *number_arguments(workload))
+            constants = [relax.const(np.ascontiguousarray(array)) for array in given]
             result = builder.emit_output(relax.call_tir(kernel, [x, *constants], out_ty=output))
         builder.emit_func_output(result)
     module: Any = builder.get()

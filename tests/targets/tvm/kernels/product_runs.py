@@ -23,7 +23,8 @@ from greencc.targets._tvm.epilogue import (
 from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.machine import Machine
-from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense
+from greencc.targets._tvm.numbers import number_arguments
+from greencc.targets._tvm.workload import BatchedProduct, Conv, Dense, form_of
 
 _AVX2 = ("sse4.1", "avx", "avx2", "fma")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -114,14 +115,16 @@ def run(
     """The output of a workload's kernel; `weights` of a batched product are its second operand."""
     template = template_of(workload)
     chosen = schedule or template.default(workload, machine)
-    kernel = compiled(template.build(workload, chosen, machine, "kernel"), machine)["kernel"]
+    kernel = compiled(template.build(form_of(workload), chosen, machine, "kernel"), machine)["kernel"]
     if isinstance(workload, BatchedProduct):
         packed, shape = (weights,), (len(data), workload.shape[0], workload.shape[2])
     else:
         packed = template.pack(workload, chosen, machine, weights)
         inner = workload.window.output if isinstance(workload, Conv) else ()
         shape = (len(data), *inner, workload.channels[1])
-    return call(kernel, [data, *packed, *arguments], shape, workload.epilogue.dtype)
+    return call(
+        kernel, [data, *packed, *arguments, *number_arguments(workload)], shape, workload.epilogue.dtype
+    )
 
 
 def convolved(workload: Conv, data: Array, weights: Array) -> Array:

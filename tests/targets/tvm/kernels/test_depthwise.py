@@ -8,7 +8,8 @@ import pytest
 from greencc.targets._tvm.epilogue import Clip, Epilogue, Quantize
 from greencc.targets._tvm.kernels.depthwise import DEPTHWISE
 from greencc.targets._tvm.kernels.template import Schedule
-from greencc.targets._tvm.workload import Depthwise, Window
+from greencc.targets._tvm.numbers import number_arguments
+from greencc.targets._tvm.workload import Depthwise, Window, form_of
 
 from .window_runs import ARM, X86, assembly, on_every_machine, run, taps
 
@@ -52,9 +53,10 @@ def integers(window, channels, machine, *, batch=1, zero_point=None, schedule=No
     bias = rng.integers(-5000, 5000, channels).astype(np.int32)
     multiplier = rng.uniform(1e-4, 1e-2, channels).astype(np.float32)
     packed = DEPTHWISE.pack(workload, schedule, machine, weights)
-    function = DEPTHWISE.build(workload, schedule, machine, "depthwise")
+    function = DEPTHWISE.build(form_of(workload), schedule, machine, "depthwise")
     shape = (batch, *window.output, channels)
-    got = run(function, machine, [data, *packed, bias, multiplier], shape, "uint8")
+    inputs = [data, *packed, bias, multiplier, *number_arguments(workload)]
+    got = run(function, machine, inputs, shape, "uint8")
     sums = expected_sums(workload, data, weights, bias).astype(np.float32)
     want = np.clip(np.rint(sums * multiplier) + 7, 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(got, want)

@@ -8,7 +8,8 @@ import pytest
 from greencc.targets._tvm.epilogue import Clip, Epilogue, Quantize
 from greencc.targets._tvm.kernels.pool import POOL
 from greencc.targets._tvm.kernels.template import Schedule
-from greencc.targets._tvm.workload import Pool, PoolKind, Window
+from greencc.targets._tvm.numbers import number_arguments
+from greencc.targets._tvm.workload import Pool, PoolKind, Window, form_of
 
 from .window_runs import X86, on_every_machine, run, taps
 
@@ -59,8 +60,9 @@ def check_average(window, channels, dtype, machine, *, batch=1, count_borders=Fa
     if dtype != "float32":
         epilogue = Epilogue(multiplier=True, quantize=Quantize("uint8", 1.0, 3))
     workload = Pool(window, channels, PoolKind.AVERAGE, dtype, count_borders, zero_point, epilogue)
-    function = POOL.build(workload, schedule or POOL.default(workload, machine), machine, "pool")
-    inputs = [data] if dtype == "float32" else [data, multiplier]
+    schedule = schedule or POOL.default(workload, machine)
+    function = POOL.build(form_of(workload), schedule, machine, "pool")
+    inputs = [data] if dtype == "float32" else [data, multiplier, *number_arguments(workload)]
     got = run(function, machine, inputs, (batch, *window.output, channels), epilogue.dtype)
     want = mean(window, data.astype(np.float64) - zero_point, count_borders)
     if dtype == "float32":
