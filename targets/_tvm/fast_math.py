@@ -23,26 +23,42 @@ _FUNCTIONS = {
 
 
 class _ScalarEmit(Emit):
-    """LLVM vectorises no loop with a fence in it, and none of these polynomials depends on how a product is rounded."""
+    """Writes one expression, where there is no block of statements to keep values in.
+
+    LLVM vectorises no loop with a fence in it, and none of these polynomials depends on how a product is rounded.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._bound: list[tuple[Expr, Expr]] = []
 
     def rounded(self, value: Expr) -> Expr:
+        return value
+
+    def bind(self, value: Expr) -> Expr:
+        """A variable of the expression: see `closed`."""
+        name = self._tirx.Var("x", str(value.expr_ty().dtype))
+        self._bound.append((name, value))
+        return name
+
+    def closed(self, value: Expr) -> Expr:
+        """The value with what its variables stand for around it."""
+        for name, meaning in reversed(self._bound):
+            value = self._tirx.Let(name, meaning, value)
         return value
 
 
 def with_fast_math(function: PrimFunc, machine: Machine) -> PrimFunc:
     """The function with polynomials for exp, erf, tanh and sigmoid of float32."""
     import tvm_ffi
-    from tvm import tirx
     from tvm.ir import Call
-
-    emit = _ScalarEmit(machine)
 
     def replaced(call: Any) -> Any:
         polynomial = _FUNCTIONS.get(getattr(call.op, "name", ""))
         if polynomial is None or str(call.expr_ty().dtype) != "float32":
             return call
+        emit = _ScalarEmit(machine)
         # Polynomials name their argument many times.
-        argument = tirx.Var("x", "float32")
-        return tirx.Let(argument, call.args[0], polynomial(emit, argument))
+        return emit.closed(polynomial(emit, emit.bind(call.args[0])))
 
     return tvm_ffi.structural_map(function, (Call, replaced))
