@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import traceback
@@ -191,5 +192,7 @@ def choose_backend(
     bundle = where / "model.greencc"
     compile_model(Path(model), options, output=bundle, force=True)
     opened = load(bundle)
-    target = opened.manifest.target
-    return clock.result(opened.artifact, target=target, backend=make_target(target).name)
+    picked = opened.manifest.target
+    told = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    notes = {"target": picked, "backend": make_target(picked).name, "form": told["precision"]}
+    return clock.result(opened.artifact, **notes)

@@ -18,6 +18,7 @@ import onnx
 
 from benchmarks.backends_tools import (
     BATCHES,
+    FP32,
     ITEMS,
     PLOT_BATCHES,
     PRECISIONS,
@@ -44,6 +45,8 @@ NAME, ROOFLINE = "backends", "backends_roofline"
 SAMPLES = 64
 JUDGED, QUICK_JUDGED = 1500, 200
 STARTS = 5
+FLOATS = ("fp32", "original")
+"""Precisions that a report gives to forms without integers."""
 BUILD_TIMEOUT, MEASURE_TIMEOUT, CHOICE_TIMEOUT, START_TIMEOUT = 900.0, 1800.0, 900.0, 120.0
 
 
@@ -321,8 +324,11 @@ class _Bench:
                 row: Row = {"precision": precision, "threads": threads, "error": _problem(done)}
                 if row["error"] is None:
                     key = Item(done.result["backend"], precision).key
-                    point = latency_of(self.rows.get(key), threads, 1)
-                    row |= {"backend": done.result["backend"], "seconds": done.seconds}
+                    # A compile that went back to floats has no counterpart among the INT8 artifacts.
+                    same = (done.result["form"] in FLOATS) == (precision == FP32)
+                    point = latency_of(self.rows.get(key), threads, 1) if same else None
+                    row |= {name: done.result[name] for name in ("backend", "form")}
+                    row["seconds"] = done.seconds
                     row |= {
                         "best": point and point["best"],
                         "ratio": _inverse(point and point["speedups"].get("best")),

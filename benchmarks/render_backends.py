@@ -287,7 +287,9 @@ def choice_table(document: Document) -> str:
             best = next((item.label for item in ITEMS if item.key == choice["best"]), NONE)
             ratio = choice["ratio"]
             met = NONE if ratio is None else "met" if ratio["value"] <= CHOICE_GOAL else "missed"
-            rows.append([name, _label(choice["backend"]), best, ratio_text(ratio), met])
+            rows.append(
+                [name, f"{_label(choice['backend'])} ({choice['form']})", best, ratio_text(ratio), met]
+            )
     header = [
         "model",
         "chosen",

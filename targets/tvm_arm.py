@@ -45,7 +45,7 @@ class TvmArmTarget(HostTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
-    ships_onnx: ClassVar[bool] = False
+    ships_code: ClassVar[bool] = True
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:
@@ -121,6 +121,12 @@ class TvmArmTarget(HostTarget):
             "python": platform.python_version(),
         }
 
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose free sizes are those of images."""
+        from greencc.targets._tvm.resolving import free_images
+
+        return free_images(model)
+
     def lower(self, model: ir.Model) -> ir.Model:
         """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
 
@@ -155,6 +161,12 @@ class TvmArmTarget(HostTarget):
 
         architecture = self.machine.machine.triple.partition("-")[0]
         return {"glibc": f"{check_runtime(artifact.parent, architecture)} or newer", "linux": architecture}
+
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """Operators without a kernel of ours."""
+        from greencc.targets._tvm.description import read_description
+
+        return read_description(artifact).findings
 
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.

@@ -80,6 +80,12 @@ class TvmCpuTarget(HostTarget):
             "python": platform.python_version(),
         }
 
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose free sizes are those of images."""
+        from greencc.targets._tvm.resolving import free_images
+
+        return free_images(model)
+
     def lower(self, model: ir.Model) -> ir.Model:
         """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
 
@@ -123,6 +129,12 @@ class TvmCpuTarget(HostTarget):
         warnings: list[str] = []
         self._schedules(warnings.append)
         return tuple(warnings)
+
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """Operators without a kernel of ours."""
+        from greencc.targets._tvm.description import read_description
+
+        return read_description(artifact).findings
 
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.

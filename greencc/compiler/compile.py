@@ -16,6 +16,7 @@ from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender, closed_on_error
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
+from greencc.compiler.fixing import fix_sizes
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder, recipe_precision
 from greencc.compiler.layer_energy import layer_energies
 from greencc.compiler.layers import layer_times, quantization_errors
@@ -188,6 +189,7 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
         session.source = digest(source)
         inputs = input_specs(source)
         splits = open_splits(session, inputs, model_counts(source)[1])
+        source, path = fix_sizes(session, source, path, splits)
     batch = inputs[0].batch if inputs else None
     original, baseline = _baseline(session, source, path)
     choice: Choice | None = None
@@ -215,6 +217,8 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
         session.warn(f"nothing was kept for the next compile: {session.cache.problem}")
     target = final.form.target or session.target
     artifact = place(target, final.form, path, work / "artifact")
+    for finding in target.findings(artifact):
+        session.warn(finding)
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
     report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)

@@ -106,6 +106,14 @@ class Target(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the runtime packages an artifact depends on."""
 
+    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
+        """Inputs whose sizes behind the batch must be known before code can be generated well; default: none.
+
+        Args:
+            model: As loaded.
+        """
+        return ()
+
     @abstractmethod
     def lower(self, model: ir.Model) -> ir.Model:
         """Return the model in the form the target's builder wants (a clone, or the model itself)."""
@@ -113,6 +121,14 @@ class Target(ABC):
     @abstractmethod
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write the artifact files of `model` into `folder` and return the main one."""
+
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """What in an artifact written by `build` runs slower than it could, and why: one sentence each; default: none.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        return ()
 
     @abstractmethod
     def open(self, artifact: Path) -> Engine:

@@ -132,6 +132,33 @@ def bind_sizes(model: ir.Model, sizes: Mapping[str, int], *, batch: int | None =
     return _bound(model, known, shapes)
 
 
+def fix_inner_sizes(model: ir.Model, feed_shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
+    """Return a clone whose inputs have these shapes but for the first axes, which stay as they are.
+
+    Args:
+        model: Left unchanged; the clone shares its tensors.
+        feed_shapes: Shapes by input name, of the declared rank.
+    """
+    sizes: dict[str, int] = {}
+    shapes: dict[str, tuple[int | ir.SymbolicDim, ...]] = {}
+    first = {_free_batch(value) for value in model.graph.inputs}
+    for value in model.graph.inputs:
+        fed = feed_shapes.get(value.name or "")
+        if value.shape is None or fed is None or not len(value.shape):
+            continue
+        shapes[value.name or ""] = (value.shape[0], *fed[1:])
+        for dim, size in list(zip(value.shape, fed, strict=True))[1:]:
+            if isinstance(dim, ir.SymbolicDim) and dim.value and dim.value not in first:
+                sizes.setdefault(dim.value, size)
+    return _bound(model, sizes, shapes)
+
+
+def _free_batch(value: ir.Value) -> str | None:
+    """The name of a free first axis."""
+    size = value.shape[0] if value.shape is not None and len(value.shape) else 0
+    return size.value if isinstance(size, ir.SymbolicDim) else None
+
+
 def _bound(
     model: ir.Model, sizes: Mapping[str, int], shapes: Mapping[str, Iterable[int | ir.SymbolicDim]]
 ) -> ir.Model:

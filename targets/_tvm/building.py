@@ -62,7 +62,13 @@ def build_library(
     with translated_os_errors(folder / "model.json"):
         folder.mkdir(parents=True, exist_ok=True)
         return write_library(
-            lowered.module, folder, machine=machine, inputs=inputs, outputs=outputs, kernels=lowered.kernels
+            lowered.module,
+            folder,
+            machine=machine,
+            inputs=inputs,
+            outputs=outputs,
+            kernels=lowered.kernels,
+            findings=lowered.findings,
         )
 
 

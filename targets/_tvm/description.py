@@ -60,6 +60,7 @@ class Description:
         steps: One label per step of the plan.
         library: The file `LIBRARY`.
         weights: The file `WEIGHTS`.
+        findings: What runs slower than it could, and why: one sentence each.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -71,6 +72,7 @@ class Description:
     steps: tuple[Label, ...]
     library: FileFacts
     weights: FileFacts
+    findings: tuple[str, ...] = ()
 
     def dump(self) -> str:
         """The JSON text."""
@@ -86,6 +88,7 @@ class Description:
                 {"node": step.node, "op_type": step.op_type, "arithmetic": step.arithmetic.value}
                 for step in self.steps
             ],
+            "findings": list(self.findings),
             "files": {
                 name: {"size": facts.size, "sha256": facts.sha256}
                 for name, facts in ((LIBRARY, self.library), (WEIGHTS, self.weights))
@@ -129,6 +132,9 @@ class _Reader:
         features = data.get("features")
         if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
             raise self.wrong("features")
+        findings = data.get("findings", [])
+        if not isinstance(findings, list) or not all(isinstance(text, str) for text in findings):
+            raise self.wrong("findings")
         return Description(
             inputs=tuple(self.spec(row, "inputs") for row in self.rows(data, "inputs")),
             outputs=tuple(self.spec(row, "outputs") for row in self.rows(data, "outputs")),
@@ -139,6 +145,7 @@ class _Reader:
             steps=tuple(self.label(row) for row in self.rows(data, "kernels")),
             library=self.file(files[LIBRARY]),
             weights=self.file(files[WEIGHTS]),
+            findings=tuple(findings),
         )
 
     def wrong(self, key: str) -> InputError:

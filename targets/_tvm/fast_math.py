@@ -23,10 +23,7 @@ _FUNCTIONS = {
 
 
 class _ScalarEmit(Emit):
-    """Writes one expression, where there is no block of statements to keep values in.
-
-    LLVM vectorises no loop with a fence in it, and none of these polynomials depends on how a product is rounded.
-    """
+    """LLVM vectorises no loop with a fence in it, and none of these polynomials depends on how a product is rounded."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
@@ -36,16 +33,20 @@ class _ScalarEmit(Emit):
         return value
 
     def bind(self, value: Expr) -> Expr:
-        """A variable of the expression: see `closed`."""
-        name = self._tirx.Var("x", str(value.expr_ty().dtype))
-        self._bound.append((name, value))
-        return name
+        """A variable of the expression: there is no statement to compute it in."""
+        from tvm import tirx
 
-    def closed(self, value: Expr) -> Expr:
-        """The value with what its variables stand for around it."""
-        for name, meaning in reversed(self._bound):
-            value = self._tirx.Let(name, meaning, value)
-        return value
+        variable = tirx.Var("x", str(value.expr_ty().dtype))
+        self._bound.append((variable, value))
+        return variable
+
+    def enclosed(self, result: Expr) -> Expr:
+        """The result with the values of what was bound since the last one."""
+        from tvm import tirx
+
+        while self._bound:
+            result = tirx.Let(*self._bound.pop(), result)
+        return result
 
 
 def with_fast_math(function: PrimFunc, machine: Machine) -> PrimFunc:
@@ -53,12 +54,13 @@ def with_fast_math(function: PrimFunc, machine: Machine) -> PrimFunc:
     import tvm_ffi
     from tvm.ir import Call
 
+    emit = _ScalarEmit(machine)
+
     def replaced(call: Any) -> Any:
         polynomial = _FUNCTIONS.get(getattr(call.op, "name", ""))
         if polynomial is None or str(call.expr_ty().dtype) != "float32":
             return call
-        emit = _ScalarEmit(machine)
         # Polynomials name their argument many times.
-        return emit.closed(polynomial(emit, emit.bind(call.args[0])))
+        return emit.enclosed(polynomial(emit, emit.bind(call.args[0])))
 
     return tvm_ffi.structural_map(function, (Call, replaced))

@@ -41,6 +41,7 @@ def write_library(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     kernels: Mapping[str, Label | Sequence[Label]],
+    findings: Sequence[str] = (),
 ) -> Path:
     """Compile a module and write its files into a folder that exists; return the path of `model.json`.
 
@@ -53,6 +54,7 @@ def write_library(
         inputs: Main's parameters: names and shapes as the model calls them.
         outputs: What main returns, likewise.
         kernels: What our kernels compute, by symbol: one label for all calls, or one per call in their order.
+        findings: What the description says of slow parts.
 
     Raises:
         InputError: TVM cannot compile the module, it cannot be planned, or a file cannot be written.
@@ -89,6 +91,7 @@ def write_library(
         steps=labels_for([plan.symbol(step) for step in plan.steps], labels),
         library=library,
         weights=weights,
+        findings=tuple(findings),
     )
     main = folder / FILE_NAME
     with atomic_file(main) as path:

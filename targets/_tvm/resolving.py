@@ -50,6 +50,39 @@ def resolve_shapes(model: ir.Model) -> None:
         infer_shapes(model)
 
 
+def free_images(model: ir.Model) -> tuple[str, ...]:
+    """Inputs with free sizes behind the batch, in a model whose convolutions or pools slide over such sizes.
+
+    Args:
+        model: Not changed.
+
+    Raises:
+        InputError: The shapes are inconsistent.
+    """
+    names = tuple(
+        str(value.name)
+        for value in model.graph.inputs
+        if value.shape is not None and not all(isinstance(size, int) for size in list(value.shape)[1:])
+    )
+    if not names:
+        return ()
+    clone = model.clone()
+    resolve_shapes(clone)
+    slides = any(is_op(node, *_SLIDING) and not _has_fixed_size(node.inputs[0]) for node in clone.graph)
+    return names if slides else ()
+
+
+_SLIDING = ("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool")
+
+
+def _has_fixed_size(value: ir.Value | None) -> bool:
+    return (
+        value is not None
+        and value.shape is not None
+        and all(isinstance(size, int) for size in list(value.shape)[2:])
+    )
+
+
 def _name_inputs(model: ir.Model) -> None:
     """Names for nameless sizes: the first axes are the batch."""
     for value in model.graph.inputs:

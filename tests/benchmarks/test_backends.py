@@ -393,6 +393,7 @@ def document():
         "threads": 1,
         "error": None,
         "backend": tvm,
+        "form": "fp32",
         "best": "cpu-fp32",
         "ratio": ratio,
     }
