@@ -25,7 +25,7 @@ def chain(dtype: str) -> Quantized:
     """Three channels, a depthwise convolution, a residual sum, a mean and a product."""
     net = Quantized(3, 8, 8, dtype)
     net.product("Conv", "x", "first", (12, 3, 3, 3), attributes="<strides=[2,2], pads=[0,0,1,1]>", tail=RELU)
-    net.weights |= {"low": np.array(-1.5, np.float32), "high": np.array(2.0, np.float32)}
+    net.weights |= {"low": np.array(-7.0, np.float32), "high": np.array(9.0, np.float32)}
     net.product(
         "Conv",
         "first",
@@ -45,7 +45,7 @@ def chain(dtype: str) -> Quantized:
         tail="skip = DequantizeLinear(first, first_s, first_z) a = Add({x}, skip) {y} = Relu(a)",
         exact=False,
     )
-    net.operator("GlobalAveragePool", ["sum"], "mean", grid=(net.scales["sum"] / 2, 90), exact=False)
+    net.operator("GlobalAveragePool", ["sum"], "mean", grid=(net.scales["sum"] / 2.3, 90), exact=False)
     net.operator("Flatten", ["mean"], "flat")
     net.product("Gemm", "flat", "logits", (10, 12), attributes="<transB=1>")
     return net
@@ -65,7 +65,7 @@ def branches(dtype: str) -> Quantized:
         ["most"],
         "some",
         attributes="<kernel_shape=[2,2], pads=[0,0,1,1]>",
-        grid=(grid[0] / 2, 60),
+        grid=(grid[0] / 1.7, 60),
         exact=False,
     )
     net.operator("Transpose", ["some"], "turned", attributes="<perm=[0,2,3,1]>")
@@ -119,7 +119,7 @@ def judge(net: Quantized, compiled: Compiled, samples: int, shape: tuple[int, ..
         assert got[name].dtype == net.dtype
         assert got[name].shape == wanted[name].shape
         # Neither stuck at a bound nor at the zero point: values say something.
-        assert len(np.unique(got[name])) > 20, name
+        assert len(np.unique(got[name])) > 12, name
     for name in net.exact:
         np.testing.assert_array_equal(got[name], wanted[name], err_msg=name)
     for name in net.close:
@@ -179,9 +179,9 @@ def test_libraries_hold_integer_instructions(name: str, tmp_path: Path) -> None:
 def test_values_on_other_grids_are_moved_as_floats(tmp_path: Path) -> None:
     net = Quantized(4, 6, 6)
     net.product("Conv", "x", "left", (4, 4, 1, 1))
-    net.product("Conv", "x", "right", (4, 4, 1, 1), grid=(net.scales["left"] * 2, 80))
-    grid = (net.scales["left"] * 3, 90)
+    net.product("Conv", "x", "right", (4, 4, 1, 1), grid=(net.scales["left"] * 1.9, 80))
+    grid = (net.scales["left"] * 2.1, 90)
     net.operator("Concat", ["left", "right"], "both", attributes="<axis=1>", grid=grid, exact=False)
-    net.operator("MaxPool", ["both"], "most", attributes="<kernel_shape=[2,2]>", grid=(grid[0] * 2, 99), exact=False)
+    net.operator("MaxPool", ["both"], "most", attributes="<kernel_shape=[2,2]>", grid=(grid[0] * 1.3, 99), exact=False)
     compiled = compile_model(net.model(), MACHINES[runnable()[0]], tmp_path)
     judge(net, compiled, 3, (4, 6, 6))
