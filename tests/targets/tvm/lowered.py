@@ -23,11 +23,11 @@ from greencc.targets._tvm.schedules import DefaultSchedules
 
 
 def parsed(
-    body: str, weights: Mapping[str, Array], inputs: str, outputs: str, *, opset: int = 17, unused: bool = False
+    body: str, weights: Mapping[str, Array], inputs: str, outputs: str, *, opset: int = 17
 ) -> ir.Model:
-    """A model from ONNX's text; weights that it does not name are left out, unless they are wanted."""
+    """A model from ONNX's text; weights that it does not name are left out."""
     words = set(re.findall(r"\w+", body + outputs))
-    read = [ir.tensor(array, name=name) for name, array in weights.items() if name in words or unused]
+    read = [ir.tensor(array, name=name) for name, array in weights.items() if name in words]
     text = f'<ir_version: 8, opset_import: ["" : {opset}, "custom" : 1]> g ({inputs}) => ({outputs}) {{ {body} }}'
     model = ir.from_onnx_text(text, initializers=read)
     ensure_names(model)
