@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,7 @@ class Importer:
             InputError: TVM has no such operator, or not with these operands.
         """
         from tvm import relax
+        from tvm.ir import GenericConst
         from tvm.relax.frontend.onnx.onnx_frontend import onnx_input
 
         if node.op_type in _CONTROL:
@@ -131,6 +133,12 @@ class Importer:
             )
         if node.op_type not in self._operators:
             raise InputError(f"{label(node)}: TVM has no operator {node.op_type}", hint=_UNSUPPORTED)
+        extreme = {"Max": relax.op.maximum, "Min": relax.op.minimum}.get(node.op_type)
+        if extreme is not None and not all(isinstance(item, GenericConst) for item in inputs):
+            # The front end stacks the operands in memory first.
+            results = [functools.reduce(lambda a, b: self.builder.emit(extreme(a, b)), inputs)]
+            self._check_shape(node, inputs, results[0])
+            return results
         attributes = self._frontend._parse_attr(ir.to_proto(node).attribute)
         attributes.update(changes or {})
         attributes["tvm_custom"] = {"name": str(node.name), "num_outputs": len(node.outputs)}

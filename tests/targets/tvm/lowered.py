@@ -135,7 +135,9 @@ class Quantized:
         self._tensor(f"{stored}_w", self.rng.integers(-128, 128, shape).astype(np.int8))
         self._tensor(f"{stored}_ws", scales)
         self._tensor(f"{stored}_wz", np.zeros(channels, np.int8))
-        self.lines.append(f"{stored}_wf = DequantizeLinear<axis={axis}>({stored}_w, {stored}_ws, {stored}_wz)")
+        self.lines.append(
+            f"{stored}_wf = DequantizeLinear<axis={axis}>({stored}_w, {stored}_ws, {stored}_wz)"
+        )
         operands = f"{self._read(read)}, {stored}_wf"
         step = self.scales[read] * 0.01 * np.sqrt(depth)
         if bias == "int32":

@@ -90,7 +90,8 @@ GRAPHS = {
         "float[N,16,6,6] a, float[N,8,6,12] b, float[N,8,12,6] e, float[M,8,6,6] f",
     ),
     "constants of all shapes": Graph(
-        CONV + "a = Mul(c, c1811) b = Add(a, c811) d = Sub(c1166, b) e = Div(d, two) f = Mul(c6, e) g = Add(f, c866) "
+        CONV
+        + "a = Mul(c, c1811) b = Add(a, c811) d = Sub(c1166, b) e = Div(d, two) f = Mul(c6, e) g = Add(f, c866) "
         "y = Conv(g, v8)",
         "float[N,8,6,6] y, float[N,8,6,6] c, float[N,8,6,6] f",
     ),
@@ -99,7 +100,8 @@ GRAPHS = {
         "float[N,8,6,6] y, float[N,3,6,6] z",
     ),
     "bounds": Graph(
-        CONV + "a = Clip(c, low, high) b = Clip(c, low) d = Clip(c, , high) e = Clip(c, l) f = Clip(x, low, high)",
+        CONV
+        + "a = Clip(c, low, high) b = Clip(c, low) d = Clip(c, , high) e = Clip(c, l) f = Clip(x, low, high)",
         "float[N,8,6,6] a, float[N,8,6,6] b, float[N,8,6,6] d, float[N,8,6,6] e, float[N,3,6,6] f",
         f"{IMAGE}, float l",
     ),
@@ -142,13 +144,15 @@ GRAPHS = {
         opset=18,
     ),
     "normalisations": Graph(
-        CONV + "a = BatchNormalization(c, b8, m8, b8, var8) r = Relu(a) b = BatchNormalization(z, m8, b8, m8, var8) "
+        CONV
+        + "a = BatchNormalization(c, b8, m8, b8, var8) r = Relu(a) b = BatchNormalization(z, m8, b8, m8, var8) "
         "d = Conv(r, v8) e = Relu(d) f = BatchNormalization(e, b8, b8, m8, var8)",
         "float[N,8,6,6] f, float[N,8,6,6] b",
         f"{IMAGE}, float[N,8,6,6] z",
     ),
     "functions": Graph(
-        CONV + "g = Sigmoid(c) s = Mul(c, g) d = Conv(s, v8) h = HardSigmoid<alpha=0.16666667>(d) m = Mul(h, d) "
+        CONV
+        + "g = Sigmoid(c) s = Mul(c, g) d = Conv(s, v8) h = HardSigmoid<alpha=0.16666667>(d) m = Mul(h, d) "
         "e = Conv(m, v8) k = HardSwish(e) l = LeakyRelu<alpha=0.3>(x) f = Sigmoid(x) i = Mul(x, f)",
         "float[N,8,6,6] k, float[N,3,6,6] l, float[N,3,6,6] i",
     ),
@@ -160,7 +164,7 @@ GRAPHS = {
         "float[N,4,8] x",
     ),
     "windows": Graph(
-        'a = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x) b = AveragePool<kernel_shape=[3,2], '
+        "a = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x) b = AveragePool<kernel_shape=[3,2], "
         'auto_pad="SAME_UPPER", strides=[2,1]>(x) c = AveragePool<kernel_shape=[2,2], pads=[1,0,0,1], '
         "count_include_pad=1>(x) d = ConvTranspose<strides=[2,2]>(x, transposed) e = GlobalMaxPool(x)",
         "float[N,3,3,3] a, float[N,3,3,6] b, float[N,3,6,6] c, float[N,5,12,12] d, float[N,3,1,1] e",
@@ -222,7 +226,9 @@ def test_same_as_the_reference(name: str, tmp_path: Path) -> None:
 
 
 def test_empty_batches(tmp_path: Path) -> None:
-    graph = Graph(CONV + "p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, dense)", "float[N,5] y, float[N,8,6,6] c")
+    graph = Graph(
+        CONV + "p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, dense)", "float[N,5] y, float[N,8,6,6] c"
+    )
     check(graph, tmp_path, batches=(0, 1, 5, 0))
 
 
@@ -237,10 +243,14 @@ def test_weights_that_nothing_reads(tmp_path: Path) -> None:
 
 def test_layouts_that_cancel_out_move_nothing() -> None:
     graph = GRAPHS["NHWC in and out"]
-    text = str(lowered(parsed(graph.body, WEIGHTS, graph.inputs, graph.outputs), MACHINES["vnni512"]).module["main"])
+    text = str(
+        lowered(parsed(graph.body, WEIGHTS, graph.inputs, graph.outputs), MACHINES["vnni512"]).module["main"]
+    )
     assert "permute_dims" not in text
     graph = GRAPHS["Concats"]
-    text = str(lowered(parsed(graph.body, WEIGHTS, graph.inputs, graph.outputs), MACHINES["vnni512"]).module["main"])
+    text = str(
+        lowered(parsed(graph.body, WEIGHTS, graph.inputs, graph.outputs), MACHINES["vnni512"]).module["main"]
+    )
     # Once the input, and once each output.
     assert text.count("permute_dims(") == 5
 

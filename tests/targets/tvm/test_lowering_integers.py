@@ -59,7 +59,9 @@ def branches(dtype: str) -> Quantized:
     net.product("Conv", "first", "left", (6, 4, 3, 3), attributes="<group=2, pads=[1,1,1,1]>", grid=grid)
     net.product("Conv", "first", "right", (5, 8, 1, 1), tail=RELU, grid=grid)
     net.operator("Concat", ["left", "right"], "both", attributes="<axis=1>")
-    net.operator("MaxPool", ["both"], "most", attributes="<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>")
+    net.operator(
+        "MaxPool", ["both"], "most", attributes="<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>"
+    )
     net.operator(
         "AveragePool",
         ["most"],
@@ -182,6 +184,8 @@ def test_values_on_other_grids_are_moved_as_floats(tmp_path: Path) -> None:
     net.product("Conv", "x", "right", (4, 4, 1, 1), grid=(net.scales["left"] * 1.9, 80))
     grid = (net.scales["left"] * 2.1, 90)
     net.operator("Concat", ["left", "right"], "both", attributes="<axis=1>", grid=grid, exact=False)
-    net.operator("MaxPool", ["both"], "most", attributes="<kernel_shape=[2,2]>", grid=(grid[0] * 1.3, 99), exact=False)
+    net.operator(
+        "MaxPool", ["both"], "most", attributes="<kernel_shape=[2,2]>", grid=(grid[0] * 1.3, 99), exact=False
+    )
     compiled = compile_model(net.model(), MACHINES[runnable()[0]], tmp_path)
     judge(net, compiled, 3, (4, 6, 6))
