@@ -92,6 +92,9 @@ def _next(value: ir.Value, channels: int, axis: int, taken: set[ir.Node]) -> _Fo
     if is_op(node, "Clip"):
         bounds = _bounds(node)
         return None if bounds is None else ([node], [Clip(*bounds)], [])
+    if is_op(node, "Max", "Min"):
+        bound = _bound(node, value, channels, axis)
+        return None if bound is None else ([node], [bound], [])
     if is_op(node, *_FUNCTIONS):
         step = _function(node)
         return None if step is None else ([node], [step], [])
@@ -176,6 +179,19 @@ def _function(node: ir.Node) -> Step | None:
 def _number(node: ir.Node, name: str, default: float) -> float:
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_float()
+
+
+def _bound(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Clip | None:
+    """The bound of a Max or Min of a value and a constant number."""
+    others = [operand for operand in node.inputs if operand is not value]
+    constant = folded(others[0]) if len(node.inputs) == 2 and len(others) == 1 else None
+    rank = None if value.shape is None else value.shape.rank()
+    if constant is None or constant.size != 1 or per_channel(constant, channels, axis, rank) is None:
+        return None
+    number = float(constant.reshape(()))
+    if np.isnan(number):
+        return None
+    return Clip(number, np.inf) if node.op_type == "Max" else Clip(-np.inf, number)
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from greencc.core.errors import InputError
 from greencc.core.graph import label, opset_of
 
 _UNSUPPORTED = "compile for the target 'cpu', or change the model so that it does without this operator"
+_CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 class Importer:
@@ -78,20 +80,15 @@ class Importer:
         return None if shape is None else list(shape)
 
     def sized(self, sizes: Array) -> Any:
-        """A tensor of sizes: a shape where it is a list, a constant where it is a number.
-
-        Raises:
-            InputError: It is one free size, which no operator of TVM reads.
-        """
+        """A tensor of sizes: a shape where it is a list of free ones, a constant where all are known."""
         from tvm import relax
 
         if all(isinstance(size, int) for size in sizes.reshape(-1)):
             return self.constant(sizes.astype(np.int64))
         if sizes.ndim == 1:
             return relax.ShapeExpr(list(sizes))
-        raise InputError(
-            "a free size is computed with as a number, which is not supported", hint=_UNSUPPORTED
-        )
+        tensor = self.builder.emit(relax.op.shape_to_tensor(relax.ShapeExpr([sizes.item()])))
+        return self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr([])))
 
     def reshape(self, expression: Any, sizes: Array) -> Any:
         """ONNX's Reshape to known sizes: 0 keeps an axis, -1 takes what is left."""
@@ -125,10 +122,23 @@ class Importer:
             InputError: TVM has no such operator, or not with these operands.
         """
         from tvm import relax
+        from tvm.ir import GenericConst
         from tvm.relax.frontend.onnx.onnx_frontend import onnx_input
 
+        if node.op_type in _CONTROL:
+            raise InputError(
+                f"{label(node)} chooses what is computed while the model runs, and generated code is one fixed "
+                "sequence of kernels",
+                hint=_UNSUPPORTED,
+            )
         if node.op_type not in self._operators:
             raise InputError(f"{label(node)}: TVM has no operator {node.op_type}", hint=_UNSUPPORTED)
+        extreme = {"Max": relax.op.maximum, "Min": relax.op.minimum}.get(node.op_type)
+        if extreme is not None and not all(isinstance(item, GenericConst) for item in inputs):
+            # The front end stacks the operands in memory first.
+            results = [functools.reduce(lambda a, b: self.builder.emit(extreme(a, b)), inputs)]
+            self._check_shape(node, inputs, results[0])
+            return results
         attributes = self._frontend._parse_attr(ir.to_proto(node).attribute)
         attributes.update(changes or {})
         attributes["tvm_custom"] = {"name": str(node.name), "num_outputs": len(node.outputs)}
@@ -148,12 +158,45 @@ class Importer:
         else:
             results = [self._emitted(result)]
         for item in results:
-            if isinstance(item.ty, relax.TensorType) and not isinstance(item.ty.shape, relax.ShapeExpr):
-                raise InputError(
-                    f"{label(node)}: its shape depends on data, and code is generated for known shapes",
-                    hint=_UNSUPPORTED,
-                )
+            self._check_shape(node, inputs, item)
         return results
+
+    def _check_shape(self, node: ir.Node, inputs: Sequence[Any], result: Any) -> None:
+        """Refuse sizes that do not follow from those of the inputs."""
+        from tvm import relax
+
+        if not isinstance(result.ty, relax.TensorType):
+            return
+        if isinstance(result.ty.shape, relax.ShapeExpr):
+            if all(self._follows(size) for size in result.ty.shape):
+                return
+        else:
+            shapes = [self._text(shape) for shape in map(_free_shape, inputs) if shape is not None]
+            if len(shapes) > 1:
+                raise InputError(
+                    f"{label(node)}: its operands' sizes, {' and '.join(shapes)}, are free and cannot be shown to fit",
+                    hint="give the model's inputs fixed sizes but for the batch, or compile for the target 'cpu'",
+                )
+        raise InputError(
+            f"{label(node)}: its shape depends on data, and code is generated for known shapes",
+            hint=_UNSUPPORTED,
+        )
+
+    def _follows(self, size: Any) -> bool:
+        """Whether a size is made of the inputs' free sizes."""
+        import tvm_ffi
+        from tvm.tirx import Var
+
+        found: list[Any] = []
+        tvm_ffi.structural_walk(size, (Var, found.append))
+        return all(any(name.same_as(known) for known in self._symbols.values()) for name in found)
+
+    def _text(self, shape: Sequence[Any]) -> str:
+        """A shape in the model's names."""
+        text = ", ".join(str(size) for size in shape)
+        for key, variable in self._symbols.items():
+            text = text.replace(str(variable.name), key)
+        return f"[{text}]"
 
     def _emitted(self, expression: Any) -> Any:
         from tvm import relax
@@ -214,6 +257,15 @@ class Importer:
         if len(shape) == len(expression.ty.shape):
             return expression
         return self.builder.emit(relax.op.reshape(expression, relax.ShapeExpr(list(shape))))
+
+
+def _free_shape(expression: Any) -> list[Any] | None:
+    """The shape of a tensor that has sizes which are not constants."""
+    from tvm.tirx import IntImm
+
+    shape = getattr(getattr(expression, "ty", None), "shape", None)
+    sizes = [] if shape is None else list(shape)
+    return sizes if any(not isinstance(size, IntImm) for size in sizes) else None
 
 
 def _is(size: Any, number: int) -> bool:

@@ -196,10 +196,12 @@ def test_a_bias_on_another_grid_is_added_as_float() -> None:
         ("s = HardSigmoid<alpha=0.16666667>(c) y = Mul(s, c)", (Apply(Function.HARD_SWISH),)),
         ("y = LeakyRelu<alpha=0.5>(c)", (Apply(Function.LEAKY_RELU, 0.5),)),
         ("a = Add(c, x) y = Relu(a)", (AddTensor("float32"), Clip(0.0, np.inf))),
+        ("a = Max(c, low) y = Min(high, a)", (Clip(-1.5, np.inf), Clip(-np.inf, 2.5))),
     ],
 )
 def test_functions_behind_a_convolution(body: str, steps: tuple[object, ...]) -> None:
-    (found,) = kernels("c = Conv(x, w)" + body, {"w": float32(8, 8, 1, 1)})
+    weights = {"w": float32(8, 8, 1, 1), "low": scalar(-1.5), "high": scalar(2.5)}
+    (found,) = kernels("c = Conv(x, w)" + body, weights)
     assert found.workload.epilogue.steps == steps
     assert found.output.name == "y"
 

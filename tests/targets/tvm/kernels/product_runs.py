@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from greencc.core.data import Array
 from greencc.targets._tvm.epilogue import (
@@ -50,6 +51,22 @@ def runnable() -> list[str]:
         for name, machine in MACHINES.items()
         if machine.x86 and "sse2" in flags and machine.features <= flags
     ]
+
+
+def cases(names: Iterable[str], best: Collection[str], others: Collection[str]) -> list[object]:
+    """Machine and name: on the best machine those of `best`, on each other one those of `others`; all of them in the
+    full run."""
+    names = list(names)
+    return [
+        pytest.param(machine, name, marks=() if name in (others if number else best) else pytest.mark.full)
+        for number, machine in enumerate(runnable())
+        for name in names
+    ]
+
+
+def some(machines: Iterable[str], core: Collection[str]) -> list[object]:
+    """Machines, those of `core` in every run."""
+    return [pytest.param(name, marks=() if name in core else pytest.mark.full) for name in machines]
 
 
 def compiled(function, machine: Machine):

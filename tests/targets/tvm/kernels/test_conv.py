@@ -15,7 +15,7 @@ from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.workload import Conv, Window
 
-from .product_runs import MACHINES, convolved, epilogue_arguments, finished, inputs, run, runnable
+from .product_runs import MACHINES, cases, convolved, epilogue_arguments, finished, inputs, run, runnable
 
 _QUANTIZED = Epilogue(
     bias=True, multiplier=True, steps=(Clip(-90.5, 100.0),), quantize=Quantize("uint8", 1.0, 3)
@@ -66,20 +66,17 @@ def _check(
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
 
 
-def _cases() -> list[object]:
-    """Every shape on the best machine, and some on each other one; all of them in the full run."""
-    some = ("rgb stride 2", "groups")
-    return [
-        pytest.param(machine, name, marks=() if number == 0 or name in some else pytest.mark.full)
-        for number, machine in enumerate(runnable())
-        for name in _SHAPES
-    ]
+@pytest.mark.parametrize(("machine", "name"), cases(_SHAPES, _SHAPES, ["rgb stride 2"]))
+def test_every_shape_in_integers(machine: str, name: str) -> None:
+    _check(_conv(name, MACHINES[machine], True), MACHINES[machine], samples=2)
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
-@pytest.mark.parametrize(("machine", "name"), _cases())
-def test_every_shape_on_every_instruction_set(machine: str, name: str, quantized: bool) -> None:
-    _check(_conv(name, MACHINES[machine], quantized), MACHINES[machine], samples=2)
+_FLOATS = ("one channel", "wide 3x3", "1x1, odd channels", "dilated", "asymmetric", "groups")
+
+
+@pytest.mark.parametrize(("machine", "name"), cases(_SHAPES, _FLOATS, ["groups"]))
+def test_every_shape_in_floats(machine: str, name: str) -> None:
+    _check(_conv(name, MACHINES[machine], False), MACHINES[machine], samples=2)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3])
@@ -115,8 +112,8 @@ def test_pairs_that_do_not_fit_are_refused() -> None:
 )
 def test_any_schedule_computes_the_same(schedule: Schedule, quantized: bool) -> None:
     machine = replace(MACHINES[runnable()[0]], cores=4)
-    for name in ("rgb stride 2", "1x1, odd channels"):
-        _check(_conv(name, machine, quantized), machine, 2, schedule)
+    name = "rgb stride 2" if quantized else "1x1, odd channels"
+    _check(_conv(name, machine, quantized), machine, 2, schedule)
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
@@ -133,7 +130,7 @@ def test_tasks_share_output_channels_and_bands(quantized: bool) -> None:
 _BORDERS = st.tuples(*[st.integers(0, 3)] * 4)
 
 
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(
     size=st.tuples(st.integers(4, 12), st.integers(4, 12)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),

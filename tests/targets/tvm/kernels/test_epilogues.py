@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +19,17 @@ from greencc.targets._tvm.epilogue import (
 )
 from greencc.targets._tvm.workload import Conv, Dense, Window
 
-from .product_runs import MACHINES, convolved, epilogue_arguments, finished, inputs, run, runnable
+from .product_runs import (
+    MACHINES,
+    cases,
+    convolved,
+    epilogue_arguments,
+    finished,
+    inputs,
+    run,
+    runnable,
+    some,
+)
 
 _U8 = Quantize("uint8", 1.0, 117)
 _EXACT = {
@@ -44,16 +53,7 @@ _FUNCTIONS = {
 }
 
 
-def _cases(names: Iterable[str], some: Sequence[str]) -> list[object]:
-    """Every name on the best machine, and some on each other one; all of them in the full run."""
-    return [
-        pytest.param(machine, name, marks=() if number == 0 or name in some else pytest.mark.full)
-        for number, machine in enumerate(runnable())
-        for name in names
-    ]
-
-
-@pytest.mark.parametrize(("machine", "name"), _cases(_EXACT, ["offset", "add s8"]))
+@pytest.mark.parametrize(("machine", "name"), cases(_EXACT, _EXACT, ["add s8"]))
 def test_integer_sums_end_bit_exact(machine: str, name: str) -> None:
     """Also with a tail of two channels, which is stored lane by lane."""
     epilogue, activation = _EXACT[name], MACHINES[machine].activation
@@ -67,7 +67,7 @@ def test_integer_sums_end_bit_exact(machine: str, name: str) -> None:
     np.testing.assert_array_equal(got, finished(epilogue, sums, arguments))
 
 
-@pytest.mark.parametrize(("machine", "name"), _cases(_FUNCTIONS, ["Silu"]))
+@pytest.mark.parametrize(("machine", "name"), cases(_FUNCTIONS, _FUNCTIONS, []))
 def test_functions(machine: str, name: str) -> None:
     epilogue = _FUNCTIONS[name]
     workload = Dense((8, 22), 5, MACHINES[machine].activation, epilogue=epilogue)
@@ -79,7 +79,7 @@ def test_functions(machine: str, name: str) -> None:
     np.testing.assert_allclose(got, finished(epilogue, sums, arguments), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("machine", runnable())
+@pytest.mark.parametrize("machine", some(runnable(), [runnable()[0], "plain"]))
 def test_float_sums_through_everything(machine: str) -> None:
     steps = (
         AddTensor("float32"),
@@ -99,7 +99,7 @@ def test_float_sums_through_everything(machine: str) -> None:
     np.testing.assert_allclose(got, finished(epilogue, sums, arguments), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("machine", runnable())
+@pytest.mark.parametrize("machine", some(runnable(), runnable()[:1]))
 def test_float_sums_are_quantized_within_a_step(machine: str) -> None:
     epilogue = Epilogue(bias=True, quantize=Quantize("uint8", 0.1, 100))
     workload = Dense((8, 22), epilogue=epilogue)

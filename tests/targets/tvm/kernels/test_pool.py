@@ -11,7 +11,7 @@ from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.workload import Pool, PoolKind, Window, form_of
 
-from .window_runs import X86, on_every_machine, run, taps
+from .window_runs import X86, on_every_machine, on_the_best_machine, run, taps
 
 pytest.importorskip("tvm")
 
@@ -71,9 +71,15 @@ def check_average(window, channels, dtype, machine, *, batch=1, count_borders=Fa
         np.testing.assert_array_equal(got, np.clip(np.rint(want * multiplier) + 3, 0, 255).astype(np.uint8))
 
 
+@on_every_machine
+def test_rows_and_columns_that_differ(machine):
+    check_maximum(WINDOWS["asymmetric"], 13, "uint8", machine)
+    check_average(WINDOWS["asymmetric"], 13, "uint8", machine)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 @pytest.mark.parametrize("name", WINDOWS)
-@on_every_machine
+@on_the_best_machine
 def test_windows(name, dtype, machine):
     check_maximum(WINDOWS[name], 13, dtype, machine)
     check_average(WINDOWS[name], 13, dtype, machine)
@@ -100,7 +106,7 @@ def test_any_batch(batch, machine):
 
 
 @pytest.mark.parametrize("name", ["3x3", "wide"])
-@on_every_machine
+@on_the_best_machine
 def test_schedules_compute_the_same(name, machine):
     workload = Pool(WINDOWS[name], 40, PoolKind.AVERAGE, "uint8")
     space = POOL.space(workload, machine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +36,25 @@ def runnable() -> list[str]:
     return [name for name, machine in X86.items() if machine.features <= flags]
 
 
-on_every_machine = pytest.mark.parametrize(
-    "machine",
-    [
-        pytest.param(
-            each, id=name, marks=pytest.mark.skipif(name not in runnable(), reason="not on this processor")
-        )
-        for name, each in X86.items()
-    ],
-)
+def _machines(core: Collection[str]) -> pytest.MarkDecorator:
+    there = runnable()
+    return pytest.mark.parametrize(
+        "machine",
+        [
+            pytest.param(
+                each,
+                id=name,
+                marks=[pytest.mark.skipif(name not in there, reason="not on this processor")]
+                + [pytest.mark.full] * (name not in core),
+            )
+            for name, each in X86.items()
+        ],
+    )
+
+
+on_every_machine = _machines(X86)
+on_the_best_machine = _machines(runnable()[:1])
+"""And on every one in the full run."""
 
 
 def compiled(function, machine: Machine):
