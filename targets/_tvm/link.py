@@ -13,7 +13,9 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from greencc.core.errors import InputError, UnavailableError
 from greencc.targets._tvm.plan import Kernel
@@ -147,20 +149,41 @@ def link_library(
     """
     with tempfile.TemporaryDirectory(prefix="greencc-") as name:
         folder = Path(name)
-        for source in [*SOURCES, "internal.h", "greencc_model.h"]:
-            shutil.copyfile(RUNTIME / source, folder / source)
+        objects = _executor(toolchain, shutil.which(toolchain.command[0]))
+        for each, contents in objects.items():
+            (folder / each).write_bytes(contents)
         (folder / "model.c").write_text(model_source(kernels, plan), encoding="ascii")
         (folder / "kernels.o").write_bytes(kernels_object)
         (folder / "exports.map").write_text(_EXPORTS, encoding="ascii")
-        objects = []
-        for source in [*SOURCES, "model.c"]:
-            objects.append(source.replace(".c", ".o"))
-            toolchain.run(
-                [*_FLAGS, *_WARNINGS, "-c", source, "-o", objects[-1]], folder, f"compiling {source}"
-            )
-        arguments = [*_LINK, *objects, "kernels.o", "-o", "model.so", *_LIBRARIES]
+        shutil.copyfile(RUNTIME / "internal.h", folder / "internal.h")
+        shutil.copyfile(RUNTIME / "greencc_model.h", folder / "greencc_model.h")
+        own = _compiled(toolchain, "model.c", folder)
+        arguments = [*_LINK, *objects, own, "kernels.o", "-o", "model.so", *_LIBRARIES]
         toolchain.run(arguments, folder, "linking the model")
         shutil.copyfile(folder / "model.so", target)
+
+
+@lru_cache(maxsize=4)
+def _executor(toolchain: Toolchain, program: str | None) -> Mapping[str, bytes]:
+    """Object files by name, which every model has; kept, for compiling them takes most of a small model's time.
+
+    Args:
+        toolchain: What compiles.
+        program: The file that its name stands for now.
+    """
+    with tempfile.TemporaryDirectory(prefix="greencc-") as name:
+        folder = Path(name)
+        for source in [*SOURCES, "internal.h", "greencc_model.h"]:
+            shutil.copyfile(RUNTIME / source, folder / source)
+        objects = [_compiled(toolchain, source, folder) for source in SOURCES]
+        return MappingProxyType({each: (folder / each).read_bytes() for each in objects})
+
+
+def _compiled(toolchain: Toolchain, source: str, folder: Path) -> str:
+    """Compile a file of the folder; the object's name."""
+    target = source.replace(".c", ".o")
+    toolchain.run([*_FLAGS, *_WARNINGS, "-c", source, "-o", target], folder, f"compiling {source}")
+    return target
 
 
 def model_source(kernels: Sequence[Kernel], plan: bytes) -> str:
