@@ -171,10 +171,11 @@ class Importer:
             if all(self._follows(size) for size in result.ty.shape):
                 return
         else:
-            shapes = [self._text(shape) for shape in map(_free_shape, inputs) if shape is not None]
+            shapes = [shape for shape in map(_free_shape, inputs) if shape is not None]
             if len(shapes) > 1:
                 raise InputError(
-                    f"{label(node)}: its operands' sizes, {' and '.join(shapes)}, are free and cannot be shown to fit",
+                    f"{label(node)}: its operands' sizes follow from free sizes of the inputs "
+                    f"({', '.join(self._differing(shapes))}) and cannot be shown to fit",
                     hint="give the model's inputs fixed sizes but for the batch, or compile for the target 'cpu'",
                 )
         raise InputError(
@@ -184,19 +185,18 @@ class Importer:
 
     def _follows(self, size: Any) -> bool:
         """Whether a size is made of the inputs' free sizes."""
-        import tvm_ffi
-        from tvm.tirx import Var
+        known = self._symbols.values()
+        return all(any(name.same_as(variable) for variable in known) for name in _variables(size))
 
-        found: list[Any] = []
-        tvm_ffi.structural_walk(size, (Var, found.append))
-        return all(any(name.same_as(known) for known in self._symbols.values()) for name in found)
-
-    def _text(self, shape: Sequence[Any]) -> str:
-        """A shape in the model's names."""
-        text = ", ".join(str(size) for size in shape)
-        for key, variable in self._symbols.items():
-            text = text.replace(str(variable.name), key)
-        return f"[{text}]"
+    def _differing(self, shapes: Sequence[Sequence[Any]]) -> list[str]:
+        """The free sizes, in the model's names, that axes consist of which are not written equally everywhere."""
+        columns = [column for column in zip(*shapes, strict=False) if len(set(map(str, column))) > 1]
+        found = [name for column in columns for size in column for name in _variables(size)]
+        return sorted(
+            key
+            for key, variable in self._symbols.items()
+            if any(name.same_as(variable) for name in found) or not columns
+        )
 
     def _emitted(self, expression: Any) -> Any:
         from tvm import relax
@@ -266,6 +266,16 @@ def _free_shape(expression: Any) -> list[Any] | None:
     shape = getattr(getattr(expression, "ty", None), "shape", None)
     sizes = [] if shape is None else list(shape)
     return sizes if any(not isinstance(size, IntImm) for size in sizes) else None
+
+
+def _variables(size: Any) -> list[Any]:
+    """What a size is computed from."""
+    import tvm_ffi
+    from tvm.tirx import Var
+
+    found: list[Any] = []
+    tvm_ffi.structural_walk(size, (Var, found.append))
+    return found
 
 
 def _is(size: Any, number: int) -> bool:

@@ -285,7 +285,7 @@ ERRORS: Mapping[str, tuple[Graph, str]] = {
     ),
     "sizes that nothing shows to be equal": (
         Graph("y = Add(x, z)", "float[N,K] y", "float[N,H] x, float[N,W] z"),
-        r"\(Add\): its operands' sizes, \[N, H\] and \[N, W\], are free and cannot be shown to fit",
+        r"\(Add\): its operands' sizes follow from free sizes of the inputs \(H, W\) and cannot be shown to fit",
     ),
     "a choice": (
         Graph(

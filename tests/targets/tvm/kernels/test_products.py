@@ -14,7 +14,7 @@ from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.workload import BatchedProduct, Dense
 
-from .product_runs import MACHINES, epilogue_arguments, finished, inputs, run, runnable
+from .product_runs import MACHINES, epilogue_arguments, finished, inputs, run, runnable, some
 
 _QUANTIZED = Epilogue(
     bias=True, multiplier=True, steps=(Clip(-60.5, 100.0),), quantize=Quantize("int8", 1.0, 3)
@@ -43,7 +43,7 @@ def _check(workload: Dense, machine: Machine, rows: int, schedule: Schedule | No
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("channels", [(1, 1), (33, 77), (130, 24)], ids=str)
-@pytest.mark.parametrize("machine", runnable())
+@pytest.mark.parametrize("machine", some(runnable(), [runnable()[0], "plain"]))
 def test_rows_of_any_number(machine: str, channels: tuple[int, int], quantized: bool) -> None:
     _check(_dense(MACHINES[machine], channels, 1, quantized), MACHINES[machine], 11)
 
@@ -71,7 +71,7 @@ def _batched(machine: Machine, workload: BatchedProduct, samples: int) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [(5, 7, 3), (1, 20, 64), (9, 40, 103)], ids=str)
-@pytest.mark.parametrize("machine", runnable())
+@pytest.mark.parametrize("machine", some(runnable(), [runnable()[0], "plain"]))
 def test_products_of_activations(machine: str, shape: tuple[int, int, int], transposed: bool) -> None:
     epilogue = Epilogue(steps=(AddTensor("float32", 0.5), Clip(-3.0, 9.0)))
     _batched(MACHINES[machine], BatchedProduct(shape, transposed, epilogue), 3)
