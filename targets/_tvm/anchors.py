@@ -71,7 +71,12 @@ def read_tail(value: ir.Value, channels: int, axis: int, taken: set[ir.Node]) ->
         if grid is not None:
             tail.grid = grid
         tail.nodes.extend(nodes)
-        tail.steps.extend(steps)
+        for step in steps:
+            before = tail.steps[-1] if tail.steps else None
+            if isinstance(before, Clip) and isinstance(step, Clip):
+                tail.steps[-1] = before.then(step)
+            else:
+                tail.steps.append(step)
         tail.arguments.extend(arguments)
         tail.value = nodes[-1].outputs[0]
         if grid is not None:
@@ -195,7 +200,7 @@ def _bound(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Clip | N
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """The bounds of a Clip when they are constant."""
+    """The bounds of a Clip when they are constant numbers, in order."""
     bounds = []
     for index, (name, missing) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         attribute, value = node.attributes.get(name), input_at(node, index)
@@ -208,7 +213,8 @@ def _bounds(node: ir.Node) -> tuple[float, float] | None:
             if constant is None or constant.size != 1:
                 return None
             bounds.append(float(constant.reshape(())))
-    return bounds[0], bounds[1]
+    low, high = bounds
+    return None if np.isnan(low) or np.isnan(high) else (min(low, high), high)
 
 
 def batch_norm(node: ir.Node) -> tuple[Array, Array] | None:
@@ -325,12 +331,12 @@ def _integer_bias(bias: ir.Value, scale: Array, channels: int) -> Array | None:
 
 
 def _spread(array: Array | None, channels: int) -> Array | None:
-    """One number per channel from a bias."""
+    """One number per channel from a bias: a Gemm's may be one per row, too."""
     if array is None:
         return None
     if array.size == 1:
         return np.full(channels, array.reshape(()))
-    return array.reshape(-1) if array.size == max(array.shape) == channels else None
+    return array.reshape(-1) if array.shape in ((channels,), (1, channels)) else None
 
 
 def finish(sums: Sums, tail: Tail, groups_axis: int) -> tuple[Epilogue, Array, list[Array | ir.Value]]:

@@ -52,7 +52,16 @@ class Grid:
 
 
 def grid_of(node: ir.Node) -> Grid | None:
-    """The grid of a QuantizeLinear or DequantizeLinear; None unless it is constant, float32 and without blocks."""
+    """The grid of a QuantizeLinear or DequantizeLinear; None unless it is constant, float32 and without blocks.
+
+    Scales are finite and above 0, so that greater integers stand for greater numbers.
+    """
+    grid = _constant_grid(node)
+    return grid if grid is not None and np.all((grid.scale > 0) & (grid.scale < np.inf)) else None
+
+
+def _constant_grid(node: ir.Node) -> Grid | None:
+    """Like `grid_of`, with any scales."""
     scale, zero_point = constant_of(input_at(node, 1)), constant_of(input_at(node, 2))
     if scale is None or scale.dtype != np.float32 or scale.ndim > 1 or attribute_int(node, "block_size", 0):
         return None
@@ -144,7 +153,7 @@ def folded(value: ir.Value | None) -> Array | None:
     if node is None or not is_op(node, "DequantizeLinear") or attribute_int(node, "block_size", 0):
         return None
     integers = constant_of(node.inputs[0])
-    grid = grid_of(node)
+    grid = _constant_grid(node)
     if integers is None or grid is None:
         return None
     shape = [-1 if axis == grid.axis else 1 for axis in range(integers.ndim)]

@@ -28,10 +28,17 @@ class AddTensor:
 
 @dataclass(frozen=True)
 class Clip:
-    """Relu is Clip(0, inf)."""
+    """min(max(x, low), high), as ONNX has it: `high` where that is below `low`. Relu is Clip(0, inf)."""
 
     low: float
     high: float
+
+    def then(self, after: Clip) -> Clip:
+        """One Clip that does what this one and another behind it do; its bounds are in order."""
+        low, high = (
+            min(max(bound, after.low), after.high) for bound in (min(self.low, self.high), self.high)
+        )
+        return Clip(low, high)
 
 
 class Function(Enum):
@@ -106,11 +113,18 @@ class Epilogue:
         return "float32" if self.quantize is None else self.quantize.dtype
 
     @property
-    def range_clip(self) -> Clip | None:
-        """A Clip at the end, in steps of the output: it is the same clamp as that of the output's range."""
-        if self.quantize is None or self.quantize.scale != 1.0 or not self.steps:
-            return None
-        return self.steps[-1] if isinstance(self.steps[-1], Clip) else None
+    def written_steps(self) -> tuple[Step, ...]:
+        """Steps without `range_clips`: what there is code for."""
+        count = len(self.steps)
+        if self.quantize is not None and self.quantize.scale == 1.0:
+            while count and isinstance(self.steps[count - 1], Clip):
+                count -= 1
+        return self.steps[:count]
+
+    @property
+    def range_clips(self) -> tuple[Clip, ...]:
+        """All Clips at the end, in steps of the output: they are the same clamp as that of the output's range."""
+        return tuple(step for step in self.steps[len(self.written_steps) :] if isinstance(step, Clip))
 
 
 NOTHING = Epilogue()

@@ -238,6 +238,10 @@ class Importer:
         """[n, 1, 1, c] without its middle axes."""
         return self._reshaped(image, [image.ty.shape[0], image.ty.shape[3]])
 
+    def unflat(self, rows: Any) -> Any:
+        """[n, c] as the image [n, 1, 1, c]."""
+        return self._reshaped(rows, [rows.ty.shape[0], 1, 1, rows.ty.shape[1]])
+
     def unrows(self, result: Any, like: Any) -> Any:
         """The axes of `like` but the last, and the result's last."""
         return self._reshaped(result, [*list(like.ty.shape)[:-1], result.ty.shape[-1]])

@@ -162,7 +162,9 @@ class _Lowering:
             arguments.append(make.stacked(self._plain(item.second)))
         for argument in (*item.arguments, *number_arguments(workload)):
             if isinstance(argument, ir.Value):
-                arguments.append(shaped(self._read(argument, images)))
+                flat = images and argument.shape is not None and argument.shape.rank() == 2
+                read = make.unflat(self._plain(argument)) if flat else self._read(argument, images)
+                arguments.append(shaped(read))
             else:
                 arguments.append(make.constant(argument))
         shape = [make.batch(data), *_output_shape(workload)]
@@ -181,7 +183,7 @@ class _Lowering:
         self.kernels.setdefault(written.name_hint, []).append(label)
 
     def _symbol(self, item: Fused) -> str:
-        name = re.sub(r"\W+", "_", str(item.nodes[0].name)).strip("_")[:40]
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", str(item.nodes[0].name)).strip("_")[:40]
         return f"k{len(self.written)}_{type(item.workload).__name__.lower()}_{name}"
 
     def _read(self, value: ir.Value, image: bool) -> Any:

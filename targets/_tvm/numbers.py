@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from greencc.core.data import Array
-from greencc.targets._tvm.epilogue import AddTensor
+from greencc.targets._tvm.epilogue import AddTensor, Clip
 from greencc.targets._tvm.kernels.emit import ROUNDER_BITS
 from greencc.targets._tvm.workload import BatchedProduct, Workload, reads_zero_point
 
@@ -48,10 +48,10 @@ def numbers_of(workload: Workload) -> dict[str, int | float]:
             numbers[OUTPUT_SCALE] = quantize.scale
         limits = np.iinfo(quantize.dtype)
         low, high = (float(limit - quantize.zero_point) for limit in (limits.min, limits.max))
-        clip = epilogue.range_clip
-        if clip is not None:
-            low, high = (min(max(bound, low), high) for bound in (clip.low, clip.high))
-        numbers |= {LOW: low, HIGH: high, OUTPUT_ZERO_POINT: quantize.zero_point - ROUNDER_BITS}
+        bounds = Clip(-np.inf, np.inf)
+        for clip in (*epilogue.range_clips, Clip(low, high)):
+            bounds = bounds.then(clip)
+        numbers |= {LOW: bounds.low, HIGH: bounds.high, OUTPUT_ZERO_POINT: quantize.zero_point - ROUNDER_BITS}
     return numbers
 
 

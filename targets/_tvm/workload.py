@@ -147,7 +147,6 @@ Workload = Conv | Depthwise | Dense | BatchedProduct | Pool
 def form_of(workload: Workload) -> Workload:
     """The workload without its `numbers`: what a kernel's code depends on, and so does how fast it is."""
     epilogue: Epilogue = workload.epilogue
-    steps = epilogue.steps if epilogue.range_clip is None else epilogue.steps[:-1]
     quantize = epilogue.quantize
     if quantize is not None:
         quantize = replace(quantize, scale=_scale_form(quantize.scale), zero_point=0)
@@ -158,7 +157,7 @@ def form_of(workload: Workload) -> Workload:
                 replace(step, scale=_scale_form(step.scale), zero_point=0)
                 if isinstance(step, AddTensor)
                 else step
-                for step in steps
+                for step in epilogue.written_steps
             ),
             quantize=quantize,
         )

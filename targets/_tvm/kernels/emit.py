@@ -188,12 +188,15 @@ class Emit:
         return plain(left, right)
 
     def clip(self, value: Expr, low: float, high: float) -> Expr:
-        """Infinite bounds cost nothing."""
+        """min(max(value, low), high), and NaN of NaN. Infinite bounds cost nothing.
+
+        Processors keep a NaN where it is the second operand (x86) or always (llvm.maximum on AArch64).
+        """
         lanes = self.lanes(value)
-        if high != float("inf"):
-            value = self.minimum(value, self.splat("float32", high, lanes))
         if low != -float("inf"):
-            value = self.maximum(value, self.splat("float32", low, lanes))
+            value = self._extreme("maximum", self.T.max, self.splat("float32", low, lanes), value)
+        if high != float("inf"):
+            value = self._extreme("minimum", self.T.min, self.splat("float32", high, lanes), value)
         return value
 
     def rounded(self, value: Expr) -> Expr:

@@ -63,7 +63,7 @@ class EpilogueCode:
         ):
             if wanted:
                 self._constants[name] = self._emit.argument(name, channels, dtype)
-        for number, step in enumerate(epilogue.steps):
+        for number, step in enumerate(epilogue.written_steps):
             match step:
                 case AddTensor():
                     self._steps.append(self._emit.argument(f"added{number}", shape, step.dtype))
@@ -105,10 +105,7 @@ class EpilogueCode:
             value = emit.rounded(value * emit.load(self._constants["multiplier"], [channel], lanes))
         if self.epilogue.offset:
             value = value + emit.load(self._constants["offset"], [channel], lanes)
-        bounds = self.epilogue.range_clip
-        for number, (step, buffer) in enumerate(zip(self.epilogue.steps, self._steps, strict=True)):
-            if step is bounds:
-                break
+        for number, (step, buffer) in enumerate(zip(self.epilogue.written_steps, self._steps, strict=True)):
             match step:
                 case AddTensor():
                     value = value + self._added(number, step, emit.load(buffer, at, lanes))

@@ -96,8 +96,8 @@ def apply(emit: Emit, step: Apply, x: Expr) -> Expr:
         case Function.HARD_SIGMOID:
             return emit.clip(x * step.alpha + step.beta, 0.0, 1.0)
         case Function.LEAKY_RELU:
-            zero = emit.splat("float32", 0.0, emit.lanes(x))
-            return emit.maximum(x, zero) + emit.minimum(x, zero) * step.alpha
+            infinity = float("inf")
+            return emit.clip(x, 0.0, infinity) + emit.clip(x, -infinity, 0.0) * step.alpha
         case Function.SIGMOID:
             return sigmoid(emit, x)
         case Function.SILU:

@@ -234,3 +234,19 @@ def test_a_residual_sum_and_its_scale(tmp_path: Path) -> None:
     value = sums * multiplier + np.float32(0.5) * (skip.astype(np.float32) - 2)
     expected = np.clip(np.rint(value) + 3, -128, 127).astype(np.int8)
     np.testing.assert_array_equal(run(main, arm, data), expected)
+
+
+def test_bounds_keep_what_is_no_number(tmp_path: Path) -> None:
+    """Also in a tail of two channels, and in the wrong order the upper bound wins."""
+    arm = arm_machine(ArmPreset.RPI5)
+    rng = np.random.default_rng(4)
+    weights, data = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 22), (5, 8)))
+    data[1, 3] = np.nan
+    for low, high in ((-1.0, 1.0), (2.0, -1.0)):
+        workload = Dense((8, 22), epilogue=Epilogue(steps=(Clip(low, high),)))
+        folder = tmp_path / str(low)
+        folder.mkdir()
+        main = library(workload, arm, folder, ((8,), "float32"), weights, [], (22,))
+        expected = np.clip(data @ weights, np.float32(low), np.float32(high))
+        assert np.isnan(expected).sum() == 22
+        np.testing.assert_allclose(run(main, arm, data), expected, rtol=1e-5, atol=1e-6)

@@ -196,7 +196,13 @@ def test_a_bias_on_another_grid_is_added_as_float() -> None:
         ("s = HardSigmoid<alpha=0.16666667>(c) y = Mul(s, c)", (Apply(Function.HARD_SWISH),)),
         ("y = LeakyRelu<alpha=0.5>(c)", (Apply(Function.LEAKY_RELU, 0.5),)),
         ("a = Add(c, x) y = Relu(a)", (AddTensor("float32"), Clip(0.0, np.inf))),
-        ("a = Max(c, low) y = Min(high, a)", (Clip(-1.5, np.inf), Clip(-np.inf, 2.5))),
+        ("a = Max(c, low) y = Min(high, a)", (Clip(-1.5, 2.5),)),
+        ("a = Relu(c) y = Clip(a, low, high)", (Clip(0.0, 2.5),)),
+        (
+            "a = Relu(c) b = Add(a, x) y = Relu(b)",
+            (Clip(0.0, np.inf), AddTensor("float32"), Clip(0.0, np.inf)),
+        ),
+        ("y = Clip(c, high, low)", (Clip(-1.5, -1.5),)),
     ],
 )
 def test_functions_behind_a_convolution(body: str, steps: tuple[object, ...]) -> None:
@@ -204,6 +210,52 @@ def test_functions_behind_a_convolution(body: str, steps: tuple[object, ...]) ->
     (found,) = kernels("c = Conv(x, w)" + body, weights)
     assert found.workload.epilogue.steps == steps
     assert found.output.name == "y"
+
+
+@pytest.mark.parametrize("body", ["y = Clip(c, low, none)", "y = Clip(c, none)", "y = Max(c, none)"])
+def test_a_bound_that_is_no_number_is_left_alone(body: str) -> None:
+    weights = {"w": float32(8, 8, 1, 1), "low": scalar(-1.5), "none": scalar(np.nan)}
+    (found,) = kernels("c = Conv(x, w)" + body, weights)
+    assert found.output.name == "c"
+
+
+def test_all_bounds_before_the_quantized_output_hold() -> None:
+    weights = {**QUANTIZED, "low": scalar(-1.0), "high": scalar(6.0)}
+    (found,) = kernels(
+        PRODUCT + "r = Relu(c) k = Clip(r, low, high) y = QuantizeLinear(k, sy, zy)",
+        weights,
+        inputs="uint8[N,8,6,6] x",
+        output="uint8[N,8,6,6] y",
+    )
+    assert found.workload.epilogue.steps == (Clip(0.0, float(np.float32(6.0) / np.float32(0.3))),)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, np.inf, np.nan])
+def test_integers_on_a_grid_that_is_none_are_computed_in_float(scale: float) -> None:
+    body = PRODUCT + "y = QuantizeLinear(c, sy, zy)"
+    shapes = {"inputs": "uint8[N,8,6,6] x", "output": "uint8[N,8,6,6] y"}
+    (found,) = kernels(body, {**QUANTIZED, "sy": scalar(scale)}, **shapes)
+    assert found.integers
+    assert found.output.name == "c"
+    (found,) = kernels(body, {**QUANTIZED, "sx": scalar(scale)}, **shapes)
+    assert not found.integers
+    steps = np.append(np.float32(scale), QUANTIZED["sw"][1:]).astype(np.float32)
+    (found,) = kernels(body, {**QUANTIZED, "sw": steps}, **shapes)
+    assert not found.integers
+    np.testing.assert_array_equal(
+        found.weights, QUANTIZED["w"].astype(np.float32) * steps.reshape(-1, 1, 1, 1)
+    )
+
+
+@pytest.mark.parametrize(("shape", "taken"), [((8,), True), ((1, 8), True), ((1, 1), True), ((8, 1), False)])
+def test_a_bias_per_row_is_none_of_the_channels(shape: tuple[int, ...], taken: bool) -> None:
+    found = kernels(
+        "y = Gemm(x, w, b)",
+        {"w": float32(4, 8), "b": float32(*shape)},
+        inputs="float[8,4] x",
+        output="float[8,8] y",
+    )
+    assert bool(found) is taken
 
 
 def test_what_is_read_elsewhere_is_stored() -> None:

@@ -99,6 +99,9 @@ GRAPHS = {
         CONV + "a = PRelu(c, slope) b = PRelu(a, slope_one) y = Conv(b, v8) z = PRelu(x, slope_one)",
         "float[N,8,6,6] y, float[N,3,6,6] z",
     ),
+    "bounds in the wrong order": Graph(
+        CONV + "a = Clip(c, high, low) b = Clip(x, high, low)", "float[N,8,6,6] a, float[N,3,6,6] b"
+    ),
     "bounds": Graph(
         CONV
         + "a = Clip(c, low, high) b = Clip(c, low) d = Clip(c, , high) e = Clip(c, l) f = Clip(x, low, high)",
@@ -143,6 +146,12 @@ GRAPHS = {
         "float[N,8,1,1] a, float[N,8] s",
         opset=18,
     ),
+    "sums of means": Graph(
+        CONV + "a = ReduceMean<axes=[2,3], keepdims=0>(c) b = Add(a, z) d = Relu(b) e = Gemm(z, square) "
+        "f = ReduceMean<axes=[2,3], keepdims=0>(x) y = Add(f, g) h = Flatten(y)",
+        "float[N,8] d, float[N,8] e, float[N,3] h",
+        f"{IMAGE}, float[N,8] z, float[N,3] g",
+    ),
     "normalisations": Graph(
         CONV
         + "a = BatchNormalization(c, b8, m8, b8, var8) r = Relu(a) b = BatchNormalization(z, m8, b8, m8, var8) "
@@ -163,6 +172,7 @@ GRAPHS = {
         "float[N,5,8] p, float[32,32] g",
         "float[N,4,8] x",
     ),
+    "a bias per row": Graph("y = Gemm(x, dense, per_row)", "float[5,5] y", "float[5,8] x"),
     "windows": Graph(
         "a = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x) b = AveragePool<kernel_shape=[3,2], "
         'auto_pad="SAME_UPPER", strides=[2,1]>(x) c = AveragePool<kernel_shape=[2,2], pads=[1,0,0,1], '
@@ -186,6 +196,7 @@ GRAPHS = {
     ),
     "a fixed batch": Graph(CONV + "y = Conv(c, v8)", "float[2,8,6,6] y", "float[2,3,6,6] x"),
 }
+WEIGHTS |= {"per_row": float32(5, 1), "square": float32(8, 8)}
 WEIGHTS |= {"sizes": int64(0, 5, 2, 4), "scale": float32(4)}
 
 
@@ -239,6 +250,16 @@ def test_weights_that_nothing_reads(tmp_path: Path) -> None:
     )
     check_model(model, tmp_path, (2,))
     assert (tmp_path / "weights.bin").stat().st_size < 4096
+
+
+def test_names_in_any_script(tmp_path: Path) -> None:
+    model = parsed(CONV + "y = Relu(c) z = Softplus(x)", WEIGHTS, IMAGE, "float[N,8,6,6] y, float[N,3,6,6] z")
+    for node in model.graph:
+        node.name = f"卷积é_{node.op_type}"
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.name = f"größe_{value.name}"
+    model.graph.inputs[0].shape = ir.Shape(["größe", 3, 6, 6])
+    check_model(model, tmp_path, (2,))
 
 
 def test_layouts_that_cancel_out_move_nothing() -> None:

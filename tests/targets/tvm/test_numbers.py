@@ -42,9 +42,21 @@ def clipped(number: int) -> Epilogue:
     )
 
 
+def clipped_twice(number: int) -> Epilogue:
+    """The second alone would let through what the first does not."""
+    return Epilogue(
+        multiplier=True,
+        steps=(Clip(-5.0 * number, 20.0 * number), Clip(-90.0, 30.0)),
+        quantize=Quantize("int8", 1.0, number),
+    )
+
+
 PAIRS = {
     "conv": [Conv(WINDOW, (8, 8), 1, "uint8", each, epilogue=epilogue(each)) for each in (1, 2)],
     "conv, clipped": [Conv(WINDOW, (8, 8), 1, "uint8", each, epilogue=clipped(each)) for each in (0, 2)],
+    "conv, clipped twice": [
+        Conv(WINDOW, (8, 8), 1, "uint8", each, epilogue=clipped_twice(each)) for each in (1, 2)
+    ],
     "depthwise": [Depthwise(WINDOW, 8, "uint8", each, epilogue(each)) for each in (1, 2)],
     "dense": [Dense((8, 8), 1, "uint8", each, epilogue=epilogue(each)) for each in (1, 2)],
     "pool": [
@@ -82,6 +94,23 @@ def test_a_clip_narrows_the_range_of_the_output() -> None:
         HIGH: 40.0,
         OUTPUT_ZERO_POINT: 2 - ROUNDER_BITS,
     }
+
+
+def test_clips_narrow_the_range_one_after_the_other() -> None:
+    numbers = numbers_of(PAIRS["conv, clipped twice"][1])
+    assert (numbers[LOW], numbers[HIGH]) == (-10.0, 30.0)
+    assert form_of(PAIRS["conv, clipped twice"][0]) == form_of(PAIRS["conv, clipped"][1])
+
+
+@pytest.mark.parametrize("first", [(-3.0, 2.0), (4.0, 6.0), (5.0, 1.0), (0.0, float("inf"))])
+@pytest.mark.parametrize("second", [(-1.0, 9.0), (3.0, 4.5), (2.0, -2.0), (-float("inf"), -1.0)])
+def test_two_clips_are_one(first: tuple[float, float], second: tuple[float, float]) -> None:
+    values = np.linspace(-9.0, 12.0, 85)
+    both = Clip(*first).then(Clip(*second))
+    assert both.low <= both.high
+    np.testing.assert_array_equal(
+        np.clip(values, both.low, both.high), np.clip(np.clip(values, *first), *second)
+    )
 
 
 def test_words_are_integers_and_the_bits_of_floats() -> None:

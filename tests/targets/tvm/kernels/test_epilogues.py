@@ -32,12 +32,21 @@ from .product_runs import (
 )
 
 _U8 = Quantize("uint8", 1.0, 117)
+_CLIP = Clip(-3.0, 8.0)
 _EXACT = {
     "nothing": Epilogue(multiplier=True, quantize=_U8),
     "bias": Epilogue(bias=True, multiplier=True, quantize=Quantize("int8", 1.0, -3)),
     "offset": Epilogue(bias=True, multiplier=True, offset=True, quantize=_U8),
     "relu": Epilogue(multiplier=True, steps=(Clip(0.0, float("inf")),), quantize=Quantize("uint8", 1.0, 0)),
     "clip out of range": Epilogue(multiplier=True, steps=(Clip(1000.0, 2000.0),), quantize=_U8),
+    "two clips": Epilogue(multiplier=True, steps=(Clip(-4.0, 9.0), Clip(-7.0, 5.0)), quantize=_U8),
+    "two clips, another scale": Epilogue(
+        multiplier=True, steps=(Clip(-4.0, 9.0), Clip(-7.0, 5.0)), quantize=Quantize("int8", 0.37, 5)
+    ),
+    "equal clips around a sum": Epilogue(
+        multiplier=True, steps=(_CLIP, AddTensor("uint8", 0.3, 60), _CLIP), quantize=_U8
+    ),
+    "bounds in the wrong order": Epilogue(multiplier=True, steps=(Clip(3.0, -2.0),), quantize=_U8),
     "another scale": Epilogue(multiplier=True, steps=(Clip(-3.0, 50.0),), quantize=Quantize("int8", 0.37, 5)),
     "float output": Epilogue(bias=True, multiplier=True, offset=True),
     "add u8": Epilogue(multiplier=True, steps=(AddTensor("uint8", 0.3, 60), Clip(0.0, 99.0)), quantize=_U8),
@@ -87,6 +96,7 @@ def test_float_sums_through_everything(machine: str) -> None:
         Apply(Function.SILU),
         AddChannels(),
         Clip(-1.0, 3.0),
+        Clip(-0.5, 4.0),
         Apply(Function.GELU),
     )
     epilogue = Epilogue(bias=True, steps=steps)
@@ -97,6 +107,35 @@ def test_float_sums_through_everything(machine: str) -> None:
     arguments = epilogue_arguments(epilogue, sums.shape, "float32", rng)
     got = run(workload, MACHINES[machine], data, weights, arguments)
     np.testing.assert_allclose(got, finished(epilogue, sums, arguments), rtol=1e-5, atol=1e-5)
+
+
+_BOUNDS = (
+    Clip(0.0, float("inf")),
+    Clip(-float("inf"), 1.0),
+    Clip(-1.0, 1.0),
+    Apply(Function.LEAKY_RELU, 0.1),
+    Apply(Function.HARD_SIGMOID, 0.2, 0.5),
+    Apply(Function.HARD_SWISH),
+)
+
+
+@pytest.mark.parametrize("step", _BOUNDS, ids=str)
+@pytest.mark.parametrize("machine", some(runnable(), [runnable()[0], "plain"]))
+def test_bounds_keep_what_is_no_number(machine: str, step: Clip | Apply) -> None:
+    """Also in a tail of two channels."""
+    workload = Dense((8, 22), epilogue=Epilogue(steps=(step,)))
+    data, weights = inputs(workload, 5, np.random.default_rng(6))
+    data[1::2, 3] = np.nan
+    got = run(workload, MACHINES[machine], data, weights, [])
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(data @ weights))
+
+
+@pytest.mark.parametrize("machine", some(runnable(), [runnable()[0], "plain"]))
+def test_a_bound_below_the_other_wins(machine: str) -> None:
+    workload = Dense((8, 22), epilogue=Epilogue(steps=(Clip(2.0, -1.0),)))
+    data, weights = inputs(workload, 5, np.random.default_rng(7))
+    got = run(workload, MACHINES[machine], data, weights, [])
+    np.testing.assert_array_equal(got, np.full((5, 22), -1.0, np.float32))
 
 
 @pytest.mark.parametrize("machine", some(runnable(), runnable()[:1]))
