@@ -208,6 +208,14 @@ def test_what_runs_is_a_private_copy(
     assert temporary() == []
 
 
+@pytest.mark.parametrize(("mode", "copied"), [(0o755, 0o700), (0o644, 0o600), (0o655, 0o600)])
+def test_programs_stay_programs(path: Path, mode: int, copied: int) -> None:
+    (path / "artifact/weights.bin").chmod(mode)
+    with load(path) as bundle:
+        copy = bundle.runnable().parent
+        assert stat.S_IMODE((copy / "weights.bin").stat().st_mode) == copied
+
+
 def test_a_bundle_that_is_dropped_leaves_nothing(path: Path, temporary: Callable[[], list[Path]]) -> None:
     bundle = load(path)
     bundle.runnable()
