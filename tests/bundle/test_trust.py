@@ -309,6 +309,40 @@ def test_a_record_that_others_may_have_written(
     assert target.opened == []
 
 
+@pytest.mark.parametrize("how", ["folder", "link"])
+def test_a_record_below_a_folder_of_others(
+    path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    if how == "folder":
+        store.rename(shared / "trusted")
+    else:
+        (shared / "trusted").symlink_to(store)
+    monkeypatch.setenv("GREENCC_TRUST_STORE", str(shared / "trusted"))
+    load(path).engine()
+    shared.chmod(0o777)
+    with pytest.raises(InputError, match=r"shared, on the way to the record .* written by others") as caught:
+        load(path).engine()
+    assert f"chmod go-w {shared}" in (caught.value.hint or "")
+    # Others may add to such a folder, and not rename what is ours.
+    shared.chmod(0o1777)
+    load(path).engine()
+
+
+def test_folders_made_for_the_record_are_private(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREENCC_TRUST_STORE", str(tmp_path / "a/b/c"))
+    before = os.umask(0)
+    try:
+        trust(read_manifest(path), "a test")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/c")] == [0o700] * 3
+    load(path).engine()
+
+
 def test_a_record_of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
