@@ -152,12 +152,10 @@ class TvmArmTarget(HostTarget):
         """
         from greencc.targets._tvm.arm_engine import check_runtime
         from greencc.targets._tvm.building import build_library
-        from greencc.targets._tvm.runner import build_runner
 
         self._require()
         built = self.machine.machine
-        main = build_library(model, folder, built)
-        build_runner(folder, built)
+        main = build_library(model, folder, built, with_runner=True)
         check_runtime(folder, built.triple.partition("-")[0])
         return main
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from greencc.targets._tvm.schedules import TunedSchedules
 
 
+MAX_THREADS = 256
+"""Of a library (`_tvm/runtime/internal.h`)."""
+
+
 @dataclass(frozen=True)
 class TvmCpuTarget(HostTarget):
     """Generated code. What computes reference values is ONNX Runtime, as for the `cpu` target."""
@@ -40,6 +44,17 @@ class TvmCpuTarget(HostTarget):
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
     ships_code: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threads > MAX_THREADS:
+            raise UsageError(
+                f"{self.name}:threads is {self.threads}", hint=f"expected 0 (all cores) to {MAX_THREADS}"
+            )
+
+    def used_threads(self) -> int:
+        """All cores where no number is given, but no more than a library takes."""
+        return min(super().used_threads(), MAX_THREADS)
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here, or None. TVM is not imported."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,9 @@ def _copied(source: Path, copy: Path, size: int) -> str:
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror}") from error
     with stream, translated_os_errors(copy), copy.open("xb") as written:
+        # Programs of a bundle are started from the copy, by emulators too, which ask for the bit.
+        executable = os.fstat(stream.fileno()).st_mode & stat.S_IXUSR
+        os.fchmod(written.fileno(), 0o700 if executable else 0o600)
         left = size + 1
         while left and (chunk := stream.read(min(_CHUNK, left))):
             digest.update(chunk)

@@ -18,6 +18,7 @@ from pathlib import Path
 from greencc.bundle.manifest import Manifest
 from greencc.core.errors import InputError, UsageError
 from greencc.core.files import atomic_file, translated_os_errors
+from greencc.core.ownership import exposed_parent, make_private
 
 VARIABLE = "GREENCC_TRUST"
 """SHA-256 of manifests that are trusted as well, separated by commas: for build machines."""
@@ -156,9 +157,10 @@ def _checked_folder(*, make: bool = False) -> Path | None:
         return None
     if make:
         with translated_os_errors(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(folder)
     try:
         facts = folder.stat()
+        exposed = exposed_parent(folder)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -166,6 +168,12 @@ def _checked_folder(*, make: bool = False) -> Path | None:
     if not stat.S_ISDIR(facts.st_mode):
         raise InputError(f"{folder}, the record of trusted bundles, is no folder", hint=_ELSEWHERE)
     _refuse_foreign(folder, facts)
+    if exposed is not None:
+        raise InputError(
+            f"{exposed}, on the way to the record of trusted bundles, belongs to another user or can be written by "
+            "others: they could put another record there",
+            hint=f"run: chmod go-w {exposed}, or choose another folder with ${STORE_VARIABLE}",
+        )
     return folder
 
 

@@ -32,7 +32,8 @@ from greencc.core.cache_entries import (
 )
 from greencc.core.data import Array
 from greencc.core.errors import InputError
-from greencc.core.files import atomic_file
+from greencc.core.files import atomic_file, translated_os_errors
+from greencc.core.ownership import make_private
 from greencc.core.version import __version__
 
 VARIABLE = "GREENCC_CACHE"
@@ -151,6 +152,9 @@ class Cache:
             return
         content = encode(EntryHeader(kind, key, __version__, time.time(), label, device), arrays)
         try:
+            # Compiled code is only kept in a folder that nobody else can write to, whatever the umask is.
+            with translated_os_errors(self.folder):
+                make_private(self.folder)
             with atomic_file(self._path(kind, key)) as path:
                 path.write_bytes(content)
         except InputError as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, UnavailableError
-from greencc.core.files import sha256_file, translated_os_errors
-from greencc.targets._tvm.description import LIBRARY, WEIGHTS, Description, FileFacts, read_description
+from greencc.core.files import translated_os_errors
+from greencc.targets._tvm import checked
+from greencc.targets._tvm.description import LIBRARY, RUNNER, WEIGHTS, Description, read_description
 from greencc.targets._tvm.elf import needs_of
 from greencc.targets._tvm.emulated import EmulatedEngine
 from greencc.targets._tvm.emulator import FEATURES, Emulator
 from greencc.targets._tvm.presets import ArmMachine
-from greencc.targets._tvm.runner import RUNNER
 
 _THREADS = 2
 """Of emulated engines: more than one, so that what threads do to each other is seen."""
@@ -39,16 +40,28 @@ def open_arm(main: Path, arm: ArmMachine, *, native: bool) -> Engine:
     name = main.parent.name
     check_emulated(name, description, arm)
     folder = main.parent
-    for file, facts in ((LIBRARY, description.library), (WEIGHTS, description.weights)):
-        _check_file(folder / file, facts)
-    runner = folder / RUNNER
-    if not runner.is_file():
-        raise InputError(f"{folder} has no {RUNNER}", hint="compile the model again for tvm-arm")
-    if needs_of(runner).architecture != "aarch64":
-        raise InputError(f"{runner} is no program for aarch64", hint="compile the model again for tvm-arm")
-    arguments = [*map(str, (folder / LIBRARY, folder / WEIGHTS)), "--serve", "--threads", str(_THREADS)]
-    command = Emulator.find().command(arm.emulated, runner, *arguments)
-    return EmulatedEngine(command, name, description.inputs, description.outputs)
+    if description.runner is None:
+        raise InputError(f"{main} lists no {RUNNER}", hint="compile the model again for tvm-arm")
+    emulator = Emulator.find()
+    # The library and the runner are mapped before the engine is there: the copies are not needed for longer.
+    with (
+        translated_os_errors(Path(tempfile.gettempdir()) / "greencc-run"),
+        tempfile.TemporaryDirectory(prefix="greencc-run-") as private,
+        checked.opened(folder / WEIGHTS, description.weights) as weights,
+    ):
+        runner, library = Path(private) / RUNNER, Path(private) / LIBRARY
+        library.write_bytes(checked.contents(folder / LIBRARY, description.library))
+        runner.write_bytes(checked.contents(folder / RUNNER, description.runner))
+        runner.chmod(0o700)
+        if needs_of(runner).architecture != "aarch64":
+            raise InputError(
+                f"{folder / RUNNER} is no program for aarch64", hint="compile the model again for tvm-arm"
+            )
+        command = emulator.command(
+            *(arm.emulated, runner, str(library), checked.path_of(weights)),
+            *("--serve", "--threads", str(_THREADS)),
+        )
+        return EmulatedEngine(command, name, description.inputs, description.outputs, files=(weights,))
 
 
 def check_emulated(name: str, description: Description, arm: ArmMachine) -> None:
@@ -68,14 +81,6 @@ def check_emulated(name: str, description: Description, arm: ArmMachine) -> None
             f"{name} needs {', '.join(missing)}, which {arm.title} (emulated as {arm.emulated}) does not have",
             hint=f"it was compiled for {description.cpu}: compile it for this preset",
         )
-
-
-def _check_file(path: Path, facts: FileFacts) -> None:
-    with translated_os_errors(path):
-        if not path.is_file():
-            raise InputError(f"{path} is missing", hint="the artifact is incomplete; copy it again")
-        if path.stat().st_size != facts.size or sha256_file(path) != facts.sha256:
-            raise InputError(f"{path} is not the file that was described", hint="copy the artifact again")
 
 
 def check_runtime(folder: Path, architecture: str) -> str:

@@ -43,7 +43,12 @@ def build_seconds(model: ir.Model) -> float:
 
 
 def build_library(
-    model: ir.Model, folder: Path, machine: Machine, schedules: Schedules | None = None
+    model: ir.Model,
+    folder: Path,
+    machine: Machine,
+    schedules: Schedules | None = None,
+    *,
+    with_runner: bool = False,
 ) -> Path:
     """Write the library of a model; the same model and machine give the same bytes.
 
@@ -52,6 +57,7 @@ def build_library(
         folder: Where the files go; made where it does not exist.
         machine: What code is generated for.
         schedules: How each kernel is written; default: without tuning.
+        with_runner: Write a program that runs the model without Python as well.
 
     Returns:
         The path of ``model.json``, which names the other files with their hashes.
@@ -77,6 +83,7 @@ def build_library(
             outputs=outputs,
             kernels=lowered.kernels,
             findings=lowered.findings,
+            with_runner=with_runner,
         )
 
 

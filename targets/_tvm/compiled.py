@@ -19,6 +19,7 @@ import numpy as np
 from greencc.core.cache import Cache, cache_key, default_folder
 from greencc.core.data import Array
 from greencc.core.files import translated_os_errors
+from greencc.core.ownership import exposed_parent, make_private
 
 KIND = "library"
 # What is read whole, and would push most else out of the cache.
@@ -67,9 +68,10 @@ def _made(
     place = Path(work.name) / KIND
     try:
         found = cache.get(KIND, key) if cache is not None else None
-        if found is not None:
-            return work, _unpack(found, place)
-        place.mkdir()
+        with translated_os_errors(place):
+            place.mkdir()
+        if found is not None and (main := _unpack(found, place)) is not None:
+            return work, main
         main = build(place)
         if cache is not None and sum(file.stat().st_size for file in place.iterdir()) <= _MOST_BYTES:
             cache.put(KIND, key, _pack(main), label=label)
@@ -87,13 +89,16 @@ def _pack(main: Path) -> dict[str, Array]:
     }
 
 
-def _unpack(arrays: dict[str, Array], place: Path) -> Path:
+def _unpack(arrays: dict[str, Array], place: Path) -> Path | None:
+    """Write the files of an entry; None, and nothing written, where it does not have a main one."""
+    names = {key: Path(key.removeprefix("file:")).name for key in arrays if key.startswith("file:")}
+    main = arrays["main:"].tobytes().decode(errors="replace") if "main:" in arrays else ""
+    if main not in names.values():
+        return None
     with translated_os_errors(place):
-        place.mkdir()
-        for key, content in arrays.items():
-            if (name := key.removeprefix("file:")) != key:
-                (place / Path(name).name).write_bytes(content.tobytes())
-    return place / Path(arrays["main:"].tobytes().decode()).name
+        for key, name in names.items():
+            (place / name).write_bytes(arrays[key].tobytes())
+    return place / main
 
 
 def private_cache(folder: Path | None, kind: str) -> Cache | None:
@@ -105,8 +110,9 @@ def _is_private(folder: Path, kind: str) -> bool:
     """Make the folder of the entries, for this user alone; False where another one could put code there."""
     place = folder / kind
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+        make_private(place)
+        if exposed_parent(folder) is not None:
+            return False
         facts = [path.lstat() for path in (folder, place)]
     except OSError:
         # A cache that cannot be written costs time, never the result.

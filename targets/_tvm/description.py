@@ -19,6 +19,8 @@ SCHEMA = "greencc.tvm/1"
 FILE_NAME = "model.json"
 LIBRARY = "model.so"
 WEIGHTS = "weights.bin"
+RUNNER = "runner"
+"""The program of models for machines that may have no Python."""
 MAX_BYTES = 16 << 20
 MAX_ROWS = 100_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +62,7 @@ class Description:
         steps: One label per step of the plan.
         library: The file `LIBRARY`.
         weights: The file `WEIGHTS`.
+        runner: The file `RUNNER`, where there is one.
         findings: What runs slower than it could, and why: one sentence each.
     """
 
@@ -72,6 +75,7 @@ class Description:
     steps: tuple[Label, ...]
     library: FileFacts
     weights: FileFacts
+    runner: FileFacts | None = None
     findings: tuple[str, ...] = ()
 
     def dump(self) -> str:
@@ -91,7 +95,8 @@ class Description:
             "findings": list(self.findings),
             "files": {
                 name: {"size": facts.size, "sha256": facts.sha256}
-                for name, facts in ((LIBRARY, self.library), (WEIGHTS, self.weights))
+                for name, facts in ((LIBRARY, self.library), (WEIGHTS, self.weights), (RUNNER, self.runner))
+                if facts is not None
             },
         }
         return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -127,7 +132,7 @@ class _Reader:
         if found != SCHEMA:
             raise InputError(f"{self.where} has schema {found!r}", hint=f"this version reads {SCHEMA!r}")
         files = data.get("files")
-        if not isinstance(files, dict) or set(files) != {LIBRARY, WEIGHTS}:
+        if not isinstance(files, dict) or set(files) - {RUNNER} != {LIBRARY, WEIGHTS}:
             raise self.wrong("files")
         features = data.get("features")
         if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
@@ -145,6 +150,7 @@ class _Reader:
             steps=tuple(self.label(row) for row in self.rows(data, "kernels")),
             library=self.file(files[LIBRARY]),
             weights=self.file(files[WEIGHTS]),
+            runner=self.file(files[RUNNER]) if RUNNER in files else None,
             findings=tuple(findings),
         )
 

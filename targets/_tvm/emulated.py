@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
@@ -28,7 +29,7 @@ from greencc.targets._engine import CheckedEngine
 
 RUN_SECONDS = 600.0
 """The longest that one run may take."""
-_START_SECONDS = 60.0
+START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _MAGIC = b"GCR1"
 _OK = 0
@@ -37,7 +38,17 @@ _MOST_TEXT = 4096
 _MOST_DIMS, _MOST_BYTES = 64, 1 << 40
 _CHUNK = 1 << 20
 
-_CLOSED = "it was closed"
+
+@dataclass(frozen=True)
+class _Deadline:
+    """A moment of the monotonic clock, and how many seconds there were until then."""
+
+    time: float
+    seconds: float
+
+    @classmethod
+    def after(cls, seconds: float) -> _Deadline:
+        return cls(time.monotonic() + seconds, seconds)
 
 
 class EmulatedEngine(CheckedEngine):
@@ -49,6 +60,8 @@ class EmulatedEngine(CheckedEngine):
         inputs: In the model's order.
         outputs: Likewise.
         run_seconds: The longest that one run may take.
+        start_seconds: The longest until the runner says what the model is.
+        files: Descriptors that the process gets as well.
 
     Raises:
         UnavailableError: The emulator cannot be started.
@@ -63,6 +76,8 @@ class EmulatedEngine(CheckedEngine):
         outputs: Sequence[TensorSpec],
         *,
         run_seconds: float = RUN_SECONDS,
+        start_seconds: float = START_SECONDS,
+        files: Sequence[int] = (),
     ) -> None:
         super().__init__(name, inputs, outputs)
         self._limit = run_seconds
@@ -77,6 +92,7 @@ class EmulatedEngine(CheckedEngine):
                 stderr=self._log,
                 bufsize=0,
                 start_new_session=True,
+                pass_fds=files,
             )
         except OSError as error:
             self._log.close()
@@ -89,7 +105,7 @@ class EmulatedEngine(CheckedEngine):
         for pipe in (self._to, self._from):
             os.set_blocking(pipe.fileno(), False)
         try:
-            self._check_hello()
+            self._check_hello(_Deadline.after(start_seconds))
         except BaseException:
             self.close()
             raise
@@ -104,15 +120,13 @@ class EmulatedEngine(CheckedEngine):
             if self._ended == _CLOSED:
                 raise RuntimeError(f"the engine of {self._name} was closed")
             if self._ended is not None:
-                if self._ended == _CLOSED:
-                    raise RuntimeError(f"the engine of {self._name} was closed")
                 raise UnavailableError(f"{self._name} cannot be run any more: {self._ended}")
             request = bytearray()
             for spec in self._inputs:
                 array = np.ascontiguousarray(feeds[spec.name])
                 request += struct.pack(f"<{array.ndim}qQ", *array.shape, array.nbytes)
                 request += array.tobytes()
-            deadline = time.monotonic() + self._limit
+            deadline = _Deadline.after(self._limit)
             try:
                 self._send(request, deadline)
                 (status,) = struct.unpack("<I", self._receive(4, deadline))
@@ -128,8 +142,7 @@ class EmulatedEngine(CheckedEngine):
                 raise
         return {name: found[name] for name in outputs}
 
-    def _check_hello(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+    def _check_hello(self, deadline: _Deadline) -> None:
         if self._receive(4, deadline) != _MAGIC:
             raise InputError(f"{self._name}: what was started is not a runner of greencc")
         counts = struct.unpack("<II", self._receive(8, deadline))
@@ -143,7 +156,7 @@ class EmulatedEngine(CheckedEngine):
                 if spec.shape is None or (size, dims) != (spec.dtype.itemsize, len(spec.shape)):
                     raise InputError(f"{self._name}: {role} {spec.name!r} is not what its description says")
 
-    def _output(self, spec: TensorSpec, deadline: float) -> Array:
+    def _output(self, spec: TensorSpec, deadline: _Deadline) -> Array:
         rank = len(spec.shape or ())
         *shape, size = struct.unpack(f"<{rank}qQ", self._receive(8 * rank + 8, deadline))
         if (
@@ -155,11 +168,11 @@ class EmulatedEngine(CheckedEngine):
         data = self._receive(size, deadline)
         return np.frombuffer(data, spec.dtype).reshape(shape)
 
-    def _text(self, deadline: float) -> str:
+    def _text(self, deadline: _Deadline) -> str:
         (length,) = struct.unpack("<I", self._receive(4, deadline))
         return self._receive(min(length, _MOST_TEXT), deadline).decode("utf-8", "replace")
 
-    def _send(self, data: bytes | bytearray, deadline: float) -> None:
+    def _send(self, data: bytes | bytearray, deadline: _Deadline) -> None:
         rest = memoryview(data)
         with selectors.DefaultSelector() as selector:
             selector.register(self._to, selectors.EVENT_WRITE)
@@ -172,7 +185,7 @@ class EmulatedEngine(CheckedEngine):
                 except BrokenPipeError as error:
                     raise self._died() from error
 
-    def _receive(self, size: int, deadline: float) -> bytearray:
+    def _receive(self, size: int, deadline: _Deadline) -> bytearray:
         found = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(self._from, selectors.EVENT_READ)
@@ -187,10 +200,10 @@ class EmulatedEngine(CheckedEngine):
                 found += piece
         return found
 
-    def _wait(self, selector: selectors.BaseSelector, deadline: float) -> None:
-        if not selector.select(max(0.0, deadline - time.monotonic())):
+    def _wait(self, selector: selectors.BaseSelector, deadline: _Deadline) -> None:
+        if not selector.select(max(0.0, deadline.time - time.monotonic())):
             raise UnavailableError(
-                f"{self._name} did not answer within {self._limit:g} s under emulation",
+                f"{self._name} did not answer within {deadline.seconds:g} s under emulation",
                 hint="give fewer samples, or run it on the device",
             )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import itertools
 import math
 import os
 import statistics
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import numpy as np
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import NodeTime
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
-from greencc.core.files import sha256_file
 from greencc.core.machine import CpuInfo
 from greencc.targets._engine import CheckedEngine
-from greencc.targets._tvm.description import FILE_NAME, LIBRARY, WEIGHTS, FileFacts, read_description
+from greencc.targets._tvm import checked
+from greencc.targets._tvm.description import FILE_NAME, LIBRARY, WEIGHTS, read_description
 from greencc.targets._tvm.features import check_cpu, this_cpu
 
 _ABI = 1
@@ -30,6 +30,9 @@ _ERROR_BYTES = 1024
 _ALIGNMENT = 64
 _SMALL_BYTES = 16 << 10
 """Up to here, copying a tensor costs less than asking NumPy for its address."""
+_loads = itertools.count(1)
+_engines: weakref.WeakSet[TvmEngine] = weakref.WeakSet()
+"""All that are open, for a forked child."""
 
 
 class TvmEngine(CheckedEngine):
@@ -58,10 +61,13 @@ class TvmEngine(CheckedEngine):
         # One call at a time: the arrays of pointers below are shared.
         self._turn = threading.Lock()
         self._error = ctypes.create_string_buffer(_ERROR_BYTES)
+        self._interrupted = False
+        code = checked.contents(path.parent / LIBRARY, description.library)
         weights = path.parent / WEIGHTS
-        _check_file(weights, description.weights)
-        code = _checked_bytes(path.parent / LIBRARY, description.library)
-        self._library, handle, self._finalizer = self._open(code, path.parent / LIBRARY, weights, threads)
+        with checked.opened(weights, description.weights) as file:
+            self._library, handle, self._finalizer = self._open(
+                code, path.parent / LIBRARY, weights, file, threads
+            )
         self._handle: ctypes.c_void_p | None = handle
         self._key: tuple[tuple[int, ...], ...] | None = None
         inputs, outputs = len(description.inputs), len(description.outputs)
@@ -73,6 +79,7 @@ class TvmEngine(CheckedEngine):
         self._own_outputs: list[Array | None] = []
         self._large_outputs: list[int] = []
         self._check_counts()
+        _engines.add(self)
 
     def close(self) -> None:
         """Free the model, its threads and its memory."""
@@ -90,31 +97,33 @@ class TvmEngine(CheckedEngine):
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
         ready = self._checked(feeds)
         wanted = [spec.name for spec in self.outputs]
-        self._run(ready, wanted)
         times: list[list[int]] = []
         buffer = (ctypes.c_uint64 * max(1, len(self._steps)))()
-        self._library.greencc_profile(self._opened(), 1)
-        try:
-            for _ in range(runs):
-                self._run(ready, wanted)
-                status = self._library.greencc_step_times(self._opened(), buffer, len(self._steps))
-                self._raise(status, "profiling")
-                times.append(list(buffer[: len(self._steps)]))
-        finally:
-            self._library.greencc_profile(self._opened(), 0)
+        # One turn for all: the times are those of these runs, and nobody closes the model between them.
+        with self._turn:
+            handle = self._opened()
+            self._run_once(ready, wanted)
+            self._library.greencc_profile(handle, 1)
+            try:
+                for _ in range(runs):
+                    self._run_once(ready, wanted)
+                    status = self._library.greencc_step_times(handle, buffer, len(self._steps))
+                    self._raise(status, "profiling")
+                    times.append(list(buffer[: len(self._steps)]))
+            finally:
+                self._library.greencc_profile(handle, 0)
         return [
             NodeTime(step.node, step.kind, statistics.median(column) / 1000)
             for step, column in zip(self._steps, zip(*times, strict=True), strict=True)
         ]
 
     def _run(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
-        try:
+        with self._turn:
             return self._run_once(feeds, outputs)
-        except MemoryError as error:
-            raise _error(_NO_MEMORY, f"running {self._name}: out of memory: {error}") from error
 
     def _run_once(self, feeds: Feeds, outputs: list[str]) -> dict[str, Array]:
-        with self._turn:
+        """Run; whoever calls has the turn."""
+        try:
             handle = self._opened()
             key = tuple([feeds[name].shape for name in self._names])
             if key != self._key:
@@ -149,6 +158,8 @@ class TvmEngine(CheckedEngine):
                 own = self._own_outputs[index]
                 found[name] = large[index] if own is None else own.copy()
             return found
+        except MemoryError as error:
+            raise _error(_NO_MEMORY, f"running {self._name}: out of memory: {error}") from error
 
     def _prepare(self, handle: ctypes.c_void_p, key: tuple[tuple[int, ...], ...]) -> None:
         """Shapes of the inputs as the library takes them, and of the outputs; arrays of our own for small tensors."""
@@ -169,7 +180,21 @@ class TvmEngine(CheckedEngine):
             self._output_bytes[index] = math.prod(shape) * dtype.itemsize
         self._key = key
 
+    def _forked(self) -> None:
+        """In a forked child. A run of another thread has stayed in the parent: what it left is half done."""
+        if not self._turn.locked():
+            return
+        self._turn = threading.Lock()
+        self._interrupted = True
+        self._handle = None
+        self._finalizer.detach()
+
     def _opened(self) -> ctypes.c_void_p:
+        if self._interrupted:
+            raise UnavailableError(
+                f"{self._name} cannot be run in this process: it was forked while the model was running",
+                hint="open the model again in the child, or start the child before the first run",
+            )
         if self._handle is None:
             raise RuntimeError(f"the engine of {self._name} was closed")
         return self._handle
@@ -179,29 +204,34 @@ class TvmEngine(CheckedEngine):
             raise _error(status, f"{doing} {self._name}: {self._error.value.decode(errors='replace')}")
 
     def _open(
-        self, code: bytes, path: Path, weights: Path, threads: int
-    ) -> tuple[Any, ctypes.c_void_p, Callable[[], Any]]:
+        self, code: bytes, path: Path, weights: Path, weights_file: int, threads: int
+    ) -> tuple[Any, ctypes.c_void_p, weakref.finalize[Any, Any]]:
         """The library, a handle, and what frees both."""
         file = _in_memory(code)
         try:
-            library = ctypes.CDLL(f"/proc/self/fd/{file}")
+            library = ctypes.CDLL(_unique_path(file))
+        except OSError as error:
+            os.close(file)
+            raise InputError(f"{path} cannot be loaded: {error}", hint="compile the model again") from error
+        try:
             _declare(library)
             if library.greencc_abi() != _ABI:
                 raise InputError(f"{path} is of another version of greencc", hint="compile the model again")
-        except (OSError, AttributeError) as error:
-            os.close(file)
+            handle, name = ctypes.c_void_p(), checked.path_of(weights_file).encode()
+            status = library.greencc_open(name, threads, ctypes.byref(handle), self._error, _ERROR_BYTES)
+            if status:
+                self._error.value = self._error.value.replace(name, os.fsencode(weights))[: _ERROR_BYTES - 1]
+                self._raise(status, "loading")
+        except AttributeError as error:
+            _unload(library, file)
             raise InputError(f"{path} cannot be loaded: {error}", hint="compile the model again") from error
-        except InputError:
+        except BaseException:
             _unload(library, file)
             raise
-        handle = ctypes.c_void_p()
-        status = library.greencc_open(
-            os.fsencode(weights), threads, ctypes.byref(handle), self._error, _ERROR_BYTES
-        )
-        if status:
-            _unload(library, file)
-            self._raise(status, "loading")
-        return library, handle, weakref.finalize(self, _free, library, handle, file)
+        finalizer = weakref.finalize(self, _free, library, handle, file)
+        # At exit a thread may still be in a run, and the system frees all anyway.
+        finalizer.atexit = False
+        return library, handle, finalizer
 
     def _check_counts(self) -> None:
         """The description must be that of the library: arrays are made by its ranks."""
@@ -254,39 +284,10 @@ def _small_arrays(
     return arrays
 
 
-def _check_file(path: Path, facts: FileFacts) -> None:
-    try:
-        size = path.stat().st_size
-        digest = sha256_file(path) if size == facts.size else None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if digest != facts.sha256:
-        raise _changed(path)
-
-
-def _checked_bytes(path: Path, facts: FileFacts) -> bytes:
-    """The contents of a file that is as described: what is loaded is what was checked."""
-    try:
-        data = path.read_bytes() if path.stat().st_size == facts.size else b""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) != facts.size or hashlib.sha256(data).hexdigest() != facts.sha256:
-        raise _changed(path)
-    return data
-
-
-def _changed(path: Path) -> InputError:
-    return InputError(
-        f"{path} is not the file that {FILE_NAME} describes: it was changed or damaged",
-        hint="compile the model again, or copy the whole folder again",
-    )
-
-
 def _in_memory(code: bytes) -> int:
     """A file without a name that holds the code.
 
-    The dynamic linker knows libraries by path and inode: a second model built at the path of one that is still open
-    would otherwise run the first one's code.
+    A second model built at the path of one that is still open is another file then, whatever happens to that path.
     """
     try:
         file = os.memfd_create("model.so")
@@ -295,6 +296,17 @@ def _in_memory(code: bytes) -> int:
     with open(file, "wb", closefd=False) as stream:
         stream.write(code)
     return file
+
+
+def _unique_path(file: int) -> str:
+    """A path of an open file that no other load in this process has had.
+
+    The dynamic linker takes a path that it knows for the library that it knows, also where that could not be unmapped
+    and the descriptor is another file's by now. So each path is spelled differently: the digits of a count, in steps
+    that lead nowhere.
+    """
+    steps = "".join("../fd/" if digit == "1" else "./" for digit in f"{next(_loads):b}")
+    return f"/proc/self/fd/{steps}{file}"
 
 
 def _declare(library: Any) -> None:
@@ -324,3 +336,11 @@ def _unload(library: Any, file: int) -> None:
     unload.argtypes = [ctypes.c_void_p]
     unload(library._handle)
     os.close(file)
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -141,6 +141,12 @@ def needed_features(triple: str, asked: Iterable[str], implied: Iterable[str]) -
     return tuple(sorted(table.keys() & {*asked, *implied}))
 
 
+def linux_flags(triple: str, features: Iterable[str]) -> list[tuple[str, str]]:
+    """Instruction sets with Linux's names of them, sorted; those without one are left out."""
+    table = _TABLES[architecture_of(triple)]
+    return [(name, table[name]) for name in sorted(features) if name in table]
+
+
 def this_cpu(root: Path = machine.ROOT) -> CpuInfo:
     """`/proc/cpuinfo`, and the architecture of the programs that run here."""
     import platform

@@ -14,6 +14,7 @@ from greencc.core.files import atomic_file, sha256_file
 from greencc.targets._tvm.description import (
     FILE_NAME,
     LIBRARY,
+    RUNNER,
     WEIGHTS,
     Description,
     FileFacts,
@@ -28,9 +29,12 @@ from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.pipeline import compile_object, llvm_target, lower_to_kernels
 from greencc.targets._tvm.plan import Plan
 from greencc.targets._tvm.planning import Planned, make_plan
+from greencc.targets._tvm.runner import build_runner
 
 if TYPE_CHECKING:
     from tvm.ir import IRModule
+
+_EXECUTABLE = 0o755
 
 
 def write_library(
@@ -42,6 +46,7 @@ def write_library(
     outputs: Sequence[TensorSpec],
     kernels: Mapping[str, Label | Sequence[Label]],
     findings: Sequence[str] = (),
+    with_runner: bool = False,
 ) -> Path:
     """Compile a module and write its files into a folder that exists; return the path of `model.json`.
 
@@ -55,6 +60,7 @@ def write_library(
         outputs: What main returns, likewise.
         kernels: What our kernels compute, by symbol: one label for all calls, or one per call in their order.
         findings: What the description says of slow parts.
+        with_runner: Write the program `RUNNER` as well, which runs the model without Python.
 
     Raises:
         InputError: TVM cannot compile the module, it cannot be planned, or a file cannot be written.
@@ -78,6 +84,7 @@ def write_library(
         library = FileFacts(path.stat().st_size, sha256_file(path))
     with atomic_file(folder / WEIGHTS) as path:
         weights = _write_weights(planned, path)
+    runner = _runner(folder, machine.triple, features) if with_runner else None
     labels = {
         symbol: [given] if isinstance(given, Label) else list(given) for symbol, given in kernels.items()
     }
@@ -91,6 +98,7 @@ def write_library(
         steps=labels_for([plan.symbol(step) for step in plan.steps], labels),
         library=library,
         weights=weights,
+        runner=runner,
         findings=tuple(findings),
     )
     main = folder / FILE_NAME
@@ -112,6 +120,12 @@ def _tvm_errors() -> Iterator[None]:
         raise InputError(
             f"TVM cannot compile this model: {reason}", hint="compile it for cpu or openvino"
         ) from error
+
+
+def _runner(folder: Path, triple: str, features: Sequence[str]) -> FileFacts:
+    with atomic_file(folder / RUNNER, mode=_EXECUTABLE) as path:
+        build_runner(path, triple, features)
+        return FileFacts(path.stat().st_size, sha256_file(path))
 
 
 def _write_weights(planned: Planned, path: Path) -> FileFacts:

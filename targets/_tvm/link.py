@@ -124,23 +124,39 @@ def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) 
     architecture = architecture_of(triple)
     path = environment.get("PATH")
     if architecture == os.uname().machine:
-        wanted = shlex.split(environment.get("CC", ""))
+        wanted = _words(environment.get("CC", ""))
         if wanted:
-            if shutil.which(wanted[0], path=path) is None:
+            program = _program(wanted[0], path)
+            if program is None:
                 raise UnavailableError(
                     f"CC is {wanted[0]!r}, which is not installed", hint="unset CC, or name a C compiler"
                 )
-            return Toolchain(tuple(wanted), architecture)
+            return Toolchain((program, *wanted[1:]), architecture)
         candidates: tuple[str, ...] = ("cc", "gcc", "clang")
     else:
         candidates = (_CROSS[architecture],)
     for name in candidates:
-        if shutil.which(name, path=path) is not None:
-            return Toolchain((name,), architecture)
+        if (program := _program(name, path)) is not None:
+            return Toolchain((program,), architecture)
     raise UnavailableError(
         f"no C compiler for {architecture} ({', '.join(candidates)})",
         hint=f"apt install {_PACKAGES[architecture]}",
     )
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UnavailableError(
+            f"CC is {text!r}, which is no command: {error}", hint="unset CC, or name a C compiler"
+        ) from error
+
+
+def _program(name: str, path: str | None) -> str | None:
+    """The absolute path of a program, which is run in other folders than this one."""
+    found = shutil.which(name, path=path)
+    return None if found is None else str(Path(found).absolute())
 
 
 def link_library(

@@ -6,6 +6,7 @@ in `compiled`, a cache that others may write to is not read.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from greencc.targets._tvm.link import Toolchain
 
 KIND = "executor"
+_VARIABLES = ("CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX", "COMPILER_PATH")
+"""Where compilers look for headers, libraries and their own parts (GCC's manual, "Environment Variables")."""
 
 _known: dict[str, Mapping[str, bytes]] = {}
 
@@ -39,7 +42,8 @@ def executor_objects(
         UnavailableError: The compiler cannot be started, or fails.
     """
     version = toolchain.version()
-    key = cache_key(KIND, list(toolchain.command), version, list(flags), dict(sources), dict(headers))
+    places = {name: os.environ.get(name) for name in _VARIABLES}
+    key = cache_key(KIND, list(toolchain.command), version, list(flags), dict(sources), dict(headers), places)
     if key in _known:
         return _known[key]
     cache = private_cache(default_folder(), KIND)

@@ -208,6 +208,14 @@ def test_what_runs_is_a_private_copy(
     assert temporary() == []
 
 
+@pytest.mark.parametrize(("mode", "copied"), [(0o755, 0o700), (0o644, 0o600), (0o655, 0o600)])
+def test_programs_stay_programs(path: Path, mode: int, copied: int) -> None:
+    (path / "artifact/weights.bin").chmod(mode)
+    with load(path) as bundle:
+        copy = bundle.runnable().parent
+        assert stat.S_IMODE((copy / "weights.bin").stat().st_mode) == copied
+
+
 def test_a_bundle_that_is_dropped_leaves_nothing(path: Path, temporary: Callable[[], list[Path]]) -> None:
     bundle = load(path)
     bundle.runnable()
@@ -299,6 +307,40 @@ def test_a_record_that_others_may_have_written(
     with pytest.raises(InputError, match=message):
         load(path).engine()
     assert target.opened == []
+
+
+@pytest.mark.parametrize("how", ["folder", "link"])
+def test_a_record_below_a_folder_of_others(
+    path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    if how == "folder":
+        store.rename(shared / "trusted")
+    else:
+        (shared / "trusted").symlink_to(store)
+    monkeypatch.setenv("GREENCC_TRUST_STORE", str(shared / "trusted"))
+    load(path).engine()
+    shared.chmod(0o777)
+    with pytest.raises(InputError, match=r"shared, on the way to the record .* written by others") as caught:
+        load(path).engine()
+    assert f"chmod go-w {shared}" in (caught.value.hint or "")
+    # Others may add to such a folder, and not rename what is ours.
+    shared.chmod(0o1777)
+    load(path).engine()
+
+
+def test_folders_made_for_the_record_are_private(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREENCC_TRUST_STORE", str(tmp_path / "a/b/c"))
+    before = os.umask(0)
+    try:
+        trust(read_manifest(path), "a test")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/c")] == [0o700] * 3
+    load(path).engine()
 
 
 def test_a_record_of_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from greencc.core.cache import Cache
@@ -82,6 +84,57 @@ def test_damaged_code_is_built_again(tmp_path: Path) -> None:
     forget()
     assert contents(compiled(("a",), build, label="", folder=tmp_path)) == FILES
     assert build.calls == 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"file:model.json": b"{}"},
+        {"main:": b"model.json"},
+        {"main:": b"../model.json", "file:model.json": b"{}"},
+        {"main:": b"\xff", "file:model.json": b"{}"},
+    ],
+)
+def test_an_entry_without_a_main_file_is_none(tmp_path: Path, entry: dict[str, bytes]) -> None:
+    compiled(("a",), Builder(), label="", folder=tmp_path)
+    cache = Cache(tmp_path)
+    (key,) = cache.keys(KIND)
+    cache.put(KIND, key, {name: np.frombuffer(data, np.uint8) for name, data in entry.items()}, label="")
+    forget()
+    build = Builder()
+    assert contents(compiled(("a",), build, label="", folder=tmp_path)) == FILES
+    assert build.calls == 1
+
+
+@pytest.fixture
+def shared_umask() -> Iterator[None]:
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("shared_umask")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_umask_for_groups_does_not_turn_the_cache_off(tmp_path: Path, first: bool) -> None:
+    folder = tmp_path / "cache" / "greencc"
+    if not first:
+        Cache(folder).put("numbers", "0" * 64, {"a": np.zeros(1)}, label="")
+    build = Builder()
+    for _ in range(2):
+        compiled(("a",), build, label="", folder=folder)
+        forget()
+    assert build.calls == 1
+
+
+def test_a_cache_below_a_folder_of_others_is_not_used(tmp_path: Path) -> None:
+    build = Builder()
+    (tmp_path / "shared").mkdir()
+    folder = tmp_path / "shared" / "mine" / "cache"
+    for mode, calls in ((0o755, 1), (0o777, 2), (0o1777, 2)):
+        (tmp_path / "shared").chmod(mode)
+        compiled(("a",), build, label="", folder=folder)
+        forget()
+        assert build.calls == calls
 
 
 @pytest.mark.parametrize("which", [".", KIND])

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from greencc.core.capabilities import Capabilities, ElementType
-from greencc.core.errors import InputError, UnavailableError
+from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.core.loading import load_model
 from greencc.targets import TvmCpuTarget, format_spec, make_target
 from greencc.targets._ort_facts import RuntimeFacts, runtime_facts
@@ -261,3 +261,17 @@ def test_descriptions_that_are_none(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"model\.json"):
         TvmCpuTarget(threads=1).open(path)
+
+
+def test_more_cores_than_a_library_has_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greencc.core.machine.usable_threads", lambda *_: 384)
+    target = TvmCpuTarget()
+    assert (target.used_threads(), target.beside().threads, target.with_threads(300).threads) == (
+        256,
+        256,
+        256,
+    )
+    assert TvmCpuTarget(threads=256).used_threads() == 256
+    with pytest.raises(UsageError, match="threads is 257") as caught:
+        TvmCpuTarget(threads=257)
+    assert "256" in (caught.value.hint or "")

@@ -153,13 +153,14 @@ static int prepare(greencc_handle *h, const int64_t *shapes, const message *m) {
 GREENCC_EXPORT int greencc_output_shapes(greencc_handle *h, const int64_t *input_shapes, int64_t *output_shapes,
                                          char *error, size_t error_size) {
     message m = {error, error_size};
-    pthread_mutex_lock(&h->turn);
-    int status = prepare(h, input_shapes, &m);
+    int status = take_turn(h, &m);
+    if (status != GREENCC_OK) return status;
+    status = prepare(h, input_shapes, &m);
     for (uint32_t i = 0; status == GREENCC_OK && i < h->plan.head.outputs; i++) {
         const dl_tensor *tensor = &h->tensors[h->plan.outputs[i].tensor];
         for (int32_t d = 0; d < tensor->ndim; d++) *output_shapes++ = tensor->shape[d];
     }
-    pthread_mutex_unlock(&h->turn);
+    end_turn(h);
     return status;
 }
 
@@ -254,8 +255,9 @@ GREENCC_EXPORT int greencc_run(greencc_handle *h, const void *const *inputs, con
                                void *const *outputs, const uint64_t *output_bytes, char *error, size_t error_size) {
     const plan *p = &h->plan;
     message m = {error, error_size};
-    pthread_mutex_lock(&h->turn);
-    int status = prepare(h, input_shapes, &m);
+    int status = take_turn(h, &m);
+    if (status != GREENCC_OK) return status;
+    status = prepare(h, input_shapes, &m);
     if (status == GREENCC_OK) status = attach(h, inputs, outputs, output_bytes, &m);
     if (status == GREENCC_OK) {
         pool_enter(&h->pool);
@@ -266,20 +268,20 @@ GREENCC_EXPORT int greencc_run(greencc_handle *h, const void *const *inputs, con
         const void *data = h->tensors[p->outputs[i].tensor].data;
         if (output_bytes[i] != 0 && data != outputs[i]) memcpy(outputs[i], data, (size_t)output_bytes[i]);
     }
-    pthread_mutex_unlock(&h->turn);
+    end_turn(h);
     return status;
 }
 
 GREENCC_EXPORT void greencc_profile(greencc_handle *h, int on) {
-    pthread_mutex_lock(&h->turn);
+    if (take_turn(h, NULL) != GREENCC_OK) return;
     h->profiled = on != 0;
-    pthread_mutex_unlock(&h->turn);
+    end_turn(h);
 }
 
 GREENCC_EXPORT int greencc_step_times(greencc_handle *h, uint64_t *nanoseconds, uint32_t count) {
     if (count != h->plan.head.steps) return GREENCC_BAD_SHAPE;
-    pthread_mutex_lock(&h->turn);
+    if (take_turn(h, NULL) != GREENCC_OK) return GREENCC_FAILED;
     memcpy(nanoseconds, h->times, count * sizeof *nanoseconds);
-    pthread_mutex_unlock(&h->turn);
+    end_turn(h);
     return GREENCC_OK;
 }

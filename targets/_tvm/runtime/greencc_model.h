@@ -1,7 +1,8 @@
 /* What a compiled model offers: open it, ask for shapes, run it, close it.
  *
  * All calls on one handle may come from any thread; they take turns. Handles are independent of each other: each has
- * its own threads and buffers. Every function returns a `greencc_status`, and on failure writes one line into `error`
+ * its own threads and buffers. A forked child may go on with a handle that was not in use at that moment; with one that
+ * was, calls fail. Every function returns a `greencc_status`, and on failure writes one line into `error`
  * (`error_size` bytes with the closing NUL).
  *
  * Shapes are passed flat: the dimensions of the first tensor, of the second, and so on, in the model's order.

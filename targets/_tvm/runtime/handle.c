@@ -87,6 +87,23 @@ static int open_handle(greencc_handle *h, const void *bytes, size_t size, const 
     return status;
 }
 
+int take_turn(greencc_handle *h, const message *m) {
+    int process = (int)getpid(), running = atomic_load(&h->running);
+    if (running != 0 && running != process) {
+        if (m != NULL)
+            report(m->text, m->size, "this process was forked while the model was running: open it again here");
+        return GREENCC_FAILED;
+    }
+    pthread_mutex_lock(&h->turn);
+    atomic_store(&h->running, process);
+    return GREENCC_OK;
+}
+
+void end_turn(greencc_handle *h) {
+    atomic_store(&h->running, 0);
+    pthread_mutex_unlock(&h->turn);
+}
+
 GREENCC_EXPORT int greencc_abi(void) { return GREENCC_ABI; }
 
 GREENCC_EXPORT int greencc_open_plan(const void *bytes, size_t size, const char *weights_path, int threads,

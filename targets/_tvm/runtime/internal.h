@@ -196,6 +196,7 @@ struct greencc_handle {
     plan plan;
     pool pool;
     pthread_mutex_t turn;
+    atomic_int running;   /* the process that has the turn, 0: none */
     void *weights;
     size_t weights_size;
     int64_t *symbols;
@@ -218,5 +219,10 @@ typedef struct {
     char *text;
     size_t size;
 } message;
+
+/* Wait for one's turn with a handle, and end it. In a child that was forked while a thread of its parent had the turn,
+ * nobody would ever end that: it fails, and says so. */
+int take_turn(greencc_handle *h, const message *m);
+void end_turn(greencc_handle *h);
 
 #endif

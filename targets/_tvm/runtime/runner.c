@@ -31,10 +31,18 @@
 #define ALIGNMENT 64
 #define TEXT 512
 
-/* Dot products (HWCAP_ASIMDDP of Linux on aarch64). */
-#define ASIMDDP (1ul << 20)
-#ifndef GREENCC_DOTPROD
-#define GREENCC_DOTPROD 0
+/* What the model was compiled to use: bits of the auxiliary vector. */
+typedef struct {
+    int word; /* 0: AT_HWCAP, 1: AT_HWCAP2, 2: the end */
+    unsigned long bit;
+    const char *name;
+} need;
+
+#if defined(__aarch64__)
+static const need needs[] = {
+#include "needs.h"
+    {2, 0, ""},
+};
 #endif
 
 enum { EXIT_MODEL = 1, EXIT_USAGE = 2, EXIT_FILE = 3, EXIT_PROCESSOR = 4 };
@@ -94,8 +102,12 @@ static void *symbol(void *library, const char *name) {
 
 static void check_processor(void) {
 #if defined(__aarch64__)
-    if (GREENCC_DOTPROD && !(getauxval(AT_HWCAP) & ASIMDDP))
-        die(EXIT_PROCESSOR, "processor", "it has no dot products (asimddp), which the model was compiled to use");
+    for (const need *n = needs; n->word < 2; n++) {
+        if (getauxval(n->word == 0 ? AT_HWCAP : AT_HWCAP2) & n->bit) continue;
+        char text[TEXT];
+        snprintf(text, sizeof text, "it has no %s, which the model was compiled to use", n->name);
+        die(EXIT_PROCESSOR, "processor", text);
+    }
 #endif
 }
 

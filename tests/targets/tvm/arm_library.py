@@ -14,7 +14,6 @@ from greencc.targets._tvm.arm_engine import open_arm
 from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.presets import ArmMachine
-from greencc.targets._tvm.runner import build_runner
 from greencc.targets._tvm.workload import Workload, form_of
 
 
@@ -68,9 +67,9 @@ def library(
         [TensorSpec("x", np.dtype(data[1]), (batch or "n", *data[0]))],
         [TensorSpec("y", np.dtype(workload.epilogue.dtype), (batch or "n", *shape))],
     )
-    main = write_library(module, folder, machine=machine, inputs=specs[0], outputs=specs[1], kernels={})
-    build_runner(folder, machine)
-    return main
+    return write_library(
+        module, folder, machine=machine, inputs=specs[0], outputs=specs[1], kernels={}, with_runner=True
+    )
 
 
 def emulated(main: Path, arm: ArmMachine) -> Engine:

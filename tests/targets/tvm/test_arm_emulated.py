@@ -34,7 +34,8 @@ def build(folder: Path, machine: Machine) -> None:
     arguments = ["-shared", "-fPIC", "-O1", f"-I{RUNTIME}", str(Path(__file__).parent / "fake_model.c")]
     find_toolchain(machine.triple).run([*arguments, "-o", "model.so"], folder, "building a test's model")
     (folder / "weights.bin").write_bytes(b"")
-    build_runner(folder, machine)
+    build_runner(folder / "runner", machine.triple, machine.features)
+    (folder / "runner").chmod(0o755)
 
 
 def program(folder: Path) -> list[str]:
@@ -110,6 +111,12 @@ def test_a_run_that_does_not_end_is_ended(start: Start) -> None:
         engine.run(asking(1002))
     with pytest.raises(UnavailableError, match="cannot be run any more"):
         engine.run(asking(1))
+
+
+def test_a_start_that_does_not_end_is_ended_with_its_own_limit() -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(UnavailableError, match=r"did not answer within 0\.25 s"):
+        EmulatedEngine(command, "net", [X], [Y], start_seconds=0.25)
 
 
 def test_an_emulator_that_was_killed_is_noticed(start: Start) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from greencc.core.data import Array
 from greencc.core.errors import InputError, UnavailableError
-from greencc.targets._tvm.description import LIBRARY
-from greencc.targets._tvm.emulator import missing_emulator
+from greencc.core.files import sha256_file
+from greencc.targets._tvm.description import LIBRARY, RUNNER, WEIGHTS, FileFacts, read_description
+from greencc.targets._tvm.emulator import LIBRARIES, Emulator, missing_emulator
 from greencc.targets._tvm.epilogue import AddTensor, Clip, Epilogue, Quantize
-from greencc.targets._tvm.presets import ArmMachine, ArmPreset, arm_machine
-from greencc.targets._tvm.runner import build_runner, missing_compiler
+from greencc.targets._tvm.features import _AARCH64, linux_flags
+from greencc.targets._tvm.presets import TRIPLE, ArmMachine, ArmPreset, arm_machine
+from greencc.targets._tvm.runner import HWCAPS, build_runner, missing_compiler
 from greencc.targets._tvm.workload import Conv, Dense, Depthwise, Window
 
 from .arm_library import emulated, library
@@ -170,7 +175,7 @@ def test_the_instructions_are_those_of_the_machine(dotted: Path, tmp_path: Path)
     assert "smull" in listing(plain)
 
 
-def test_dot_products_never_reach_a_processor_without_them(dotted: Path) -> None:
+def test_dot_products_never_reach_a_processor_without_them(dotted: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs dotprod"):
         emulated(dotted, replace(arm_machine(ArmPreset.CORTEX_A53)))
     # Neither past the description: the runner asks the processor itself.
@@ -178,11 +183,13 @@ def test_dot_products_never_reach_a_processor_without_them(dotted: Path) -> None
     engine_of = pytest.MonkeyPatch()
     engine_of.setattr("greencc.targets._tvm.arm_engine.check_emulated", lambda *_: None)
     try:
-        with pytest.raises(InputError, match="it has no dot products"):
+        with pytest.raises(InputError, match=r"it has no .*, which the model was compiled to use"):
             emulated(dotted, old)
         # And where even that is taken out, the emulated processor faults as a real one would.
-        build_runner(dotted.parent, arm_machine(ArmPreset.RPI4).machine)
-        engine = emulated(dotted, old)
+        main = tmp_path / "model" / dotted.name
+        shutil.copytree(dotted.parent, main.parent)
+        replace_runner(main, ["neon"])
+        engine = emulated(main, old)
         try:
             with pytest.raises(UnavailableError, match="ended by SIGILL") as caught:
                 engine.run({"x": np.ones((5, 70), np.int8)})
@@ -191,23 +198,110 @@ def test_dot_products_never_reach_a_processor_without_them(dotted: Path) -> None
             engine.close()
     finally:
         engine_of.undo()
-        build_runner(dotted.parent, arm_machine(ArmPreset.RPI5).machine)
+
+
+def replace_runner(main: Path, features: list[str]) -> None:
+    """Build another one, and describe it."""
+    runner = main.parent / RUNNER
+    build_runner(runner, TRIPLE, features)
+    facts = FileFacts(runner.stat().st_size, sha256_file(runner))
+    main.write_text(replace(read_description(main), runner=facts).dump(), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("feature", "emulated_as", "told"),
+    [
+        ("dotprod", "cortex-a53", r"dotprod \(asimddp\)"),
+        ("fullfp16", "cortex-a53", r"fullfp16 \(asimdhp\)"),
+        ("i8mm", "cortex-a76", r"i8mm \(i8mm\)"),
+        ("lse", "cortex-a72", r"lse \(atomics\)"),
+        ("dotprod", "cortex-a76", None),
+        ("fullfp16", "cortex-a76", None),
+    ],
+)
+def test_the_runner_asks_the_processor_for_all_it_needs(
+    dotted: Path, tmp_path: Path, feature: str, emulated_as: str, told: str | None
+) -> None:
+    main = tmp_path / "model" / dotted.name
+    shutil.copytree(dotted.parent, main.parent)
+    replace_runner(main, ["neon", feature])
+    command = Emulator.find().command(
+        emulated_as,
+        main.parent / RUNNER,
+        *(str(main.parent / name) for name in (LIBRARY, WEIGHTS)),
+        "--serve",
+    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == (4 if told else 0)
+    assert re.search(told or "^$", done.stderr.decode())
+
+
+def test_the_bits_are_those_of_linux() -> None:
+    header = LIBRARIES / "include/asm/hwcap.h"
+    if not header.is_file():
+        pytest.skip("the headers of Linux for aarch64 are not installed")
+    found = header.read_text()
+    for word, names in zip(("HWCAP", "HWCAP2"), HWCAPS, strict=True):
+        for bit, name in enumerate(names):
+            assert re.search(rf"^#define {word}_{name.upper()}\s+\(1 << {bit}\)", found, re.MULTILINE), name
+
+
+def test_every_instruction_set_has_a_bit() -> None:
+    for _, flag in linux_flags(TRIPLE, _AARCH64):
+        assert flag in HWCAPS[0] + HWCAPS[1]
 
 
 def test_a_damaged_artifact_is_refused(dotted: Path, tmp_path: Path) -> None:
-    import shutil
-
     arm = arm_machine(ArmPreset.RPI5)
-    for name, message in ((LIBRARY, "not the file that was described"), ("runner", "no program")):
+    for name in (LIBRARY, WEIGHTS, RUNNER):
         folder = tmp_path / name
         shutil.copytree(dotted.parent, folder)
         with (folder / name).open("r+b") as stream:
             stream.write(b"broken")
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=rf"{name} is not the file that model\.json describes"):
             emulated(folder / dotted.name, arm)
         (folder / name).unlink()
-        with pytest.raises(InputError, match=r"is missing|has no runner"):
+        with pytest.raises(InputError, match=rf"cannot read .*{name}"):
             emulated(folder / dotted.name, arm)
+
+
+def test_a_runner_that_is_not_listed_is_not_run(dotted: Path, tmp_path: Path) -> None:
+    main = tmp_path / "model" / dotted.name
+    shutil.copytree(dotted.parent, main.parent)
+    main.write_text(replace(read_description(main), runner=None).dump(), encoding="utf-8")
+    with pytest.raises(InputError, match="lists no runner"):
+        emulated(main, arm_machine(ArmPreset.RPI5))
+    runner = main.parent / RUNNER
+    shutil.copyfile("/bin/true", runner)
+    facts = FileFacts(runner.stat().st_size, sha256_file(runner))
+    main.write_text(replace(read_description(main), runner=facts).dump(), encoding="utf-8")
+    with pytest.raises(InputError, match="runner is no program for aarch64"):
+        emulated(main, arm_machine(ArmPreset.RPI5))
+
+
+def test_what_runs_is_what_was_checked(dotted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that change, or lose their mode, after the check make no difference."""
+    main = tmp_path / "model" / dotted.name
+    shutil.copytree(dotted.parent, main.parent)
+    (main.parent / RUNNER).chmod(0o600)
+    before = Emulator.command
+
+    def changing(self: Emulator, *arguments: Any) -> list[str]:
+        for name in (LIBRARY, WEIGHTS, RUNNER):
+            (main.parent / name).unlink()
+            (main.parent / name).write_bytes(b"other code")
+        return before(self, *arguments)
+
+    x = np.ones((5, 70), np.int8)
+    first = emulated(dotted, arm_machine(ArmPreset.RPI5))
+    monkeypatch.setattr(Emulator, "command", changing)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    second = emulated(main, arm_machine(ArmPreset.RPI5))
+    np.testing.assert_array_equal(first.run({"x": x})["y"], second.run({"x": x})["y"])
+    assert list((tmp_path / "temporary").iterdir()) == []
+    first.close()
+    second.close()
 
 
 @FULL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_malformed(tmp_path: Path, change: Callable[[Any], None], message: str) 
     change(data)
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=message):
+        read_description(path)
+
+
+def test_a_runner_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    given = replace(GIVEN, runner=FileFacts(3, "1" * 64))
+    path.write_text(given.dump())
+    assert read_description(path) == given
+    data = json.loads(given.dump())
+    data["files"]["other"] = data["files"]["runner"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="'files' is missing or malformed"):
         read_description(path)
 
 

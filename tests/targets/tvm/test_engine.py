@@ -6,6 +6,9 @@ import ctypes
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +21,9 @@ import pytest
 from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.targets._tvm.engine import TvmEngine
 from greencc.targets._tvm.features import this_cpu
+from greencc.targets._tvm.link import find_toolchain
 
+ROOT = Path(__file__).resolve().parents[3]
 Reference = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -176,6 +181,138 @@ def test_in_a_forked_child(built: Path, mixed_reference: Reference) -> None:
     engine.close()
 
 
+def test_a_child_that_is_forked_during_a_run_is_told(built: Path, mixed_reference: Reference) -> None:
+    engine, idle = TvmEngine(built, 2), TvmEngine(built, 2)
+    inside, go_on = threading.Event(), threading.Event()
+    library = engine._library
+
+    class Slow:
+        """The library, with a run that lasts until it is told to end."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(library, name)
+
+        def greencc_run(self, *arguments: object) -> int:
+            inside.set()
+            go_on.wait(60)
+            status: int = library.greencc_run(*arguments)
+            return status
+
+    engine._library = Slow()
+    with ThreadPoolExecutor(1) as caller:
+        running = caller.submit(engine.run, {"x": _data(3)})
+        assert inside.wait(60)
+        child = multiprocessing.get_context("fork").Process(
+            target=_refused_in_child, args=(engine, idle, mixed_reference)
+        )
+        child.start()
+        child.join(60)
+        go_on.set()
+        running.result(60)
+    child.kill()
+    assert child.exitcode == 0
+    engine._library = library
+    _check(engine, _data(3), mixed_reference)
+    engine.close()
+    idle.close()
+
+
+def test_the_library_itself_tells_a_forked_child(built: Path) -> None:
+    """Without the engine's turn, as programs in other languages call it."""
+    engine, count = TvmEngine(built, 2), 200_000
+    large = _data(count)
+    engine.run({"x": large})
+    shapes, found = (ctypes.c_int64 * 3)(count, 4, 4), (ctypes.c_int64 * 32)()
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            engine.run({"x": large})
+
+    def ask() -> None:
+        error = ctypes.create_string_buffer(200)
+        status = engine._library.greencc_output_shapes(handle, shapes, found, error, 200)
+        os._exit(3 if status == 3 and b"forked while the model was running" in error.value else status)
+
+    handle = engine._handle
+    with ThreadPoolExecutor(1) as caller:
+        running = caller.submit(work)
+        try:
+            codes = []
+            while 3 not in codes and len(codes) < 50:
+                child = multiprocessing.get_context("fork").Process(target=ask)
+                child.start()
+                child.join(60)
+                child.kill()
+                codes.append(child.exitcode)
+        finally:
+            over.set()
+        running.result(60)
+    assert set(codes) <= {0, 3}
+    assert 3 in codes
+    engine.close()
+
+
+def _refused_in_child(engine: TvmEngine, idle: TvmEngine, reference: Reference) -> None:
+    with pytest.raises(UnavailableError, match="forked while the model was running"):
+        engine.run({"x": _data(1)})
+    engine.close()
+    _check(idle, _data(9), reference)
+    idle.close()
+
+
+@pytest.mark.parametrize("how", ["run", "profile"])
+def test_exit_during_a_run(built: Path, how: str) -> None:
+    call = "engine.run(feeds)" if how == "run" else "engine.profile(feeds, 3)"
+    script = (
+        "import sys, threading; from pathlib import Path; import numpy as np\n"
+        "from greencc.targets._tvm.engine import TvmEngine\n"
+        "engine, feeds = TvmEngine(Path(sys.argv[1]), 2), {'x': np.ones((100_000, 4, 4), np.float32)}\n"
+        "started = threading.Event()\n"
+        "def work():\n"
+        "    while True:\n"
+        f"        {call}\n"
+        "        started.set()\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+        "started.wait(60)\n"
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(built)], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_profiling_keeps_its_turn_and_tells_the_real_error(built: Path) -> None:
+    engine = TvmEngine(built, 1)
+    library, seen = engine._library, []
+
+    class Watched:
+        """The library, with step times that fail."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(library, name)
+
+        def greencc_profile(self, handle: object, on: int) -> None:
+            seen.append((on, engine._turn.locked()))
+            library.greencc_profile(handle, on)
+
+        def greencc_step_times(self, *_: object) -> int:
+            seen.append((None, engine._turn.locked()))
+            engine._error.value = b"no times"
+            return 3
+
+    engine._library = Watched()
+    with pytest.raises(InputError, match=r"profiling .*: no times"):
+        engine.profile({"x": _data(1)}, 2)
+    assert seen == [(1, True), (None, True), (0, True)]
+    engine._library = library
+    assert len(engine.profile({"x": _data(1)}, 2)) == 6
+    engine.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        engine.profile({"x": _data(1)}, 1)
+
+
 def _in_child(engine: TvmEngine, x: np.ndarray, reference: Reference) -> None:
     _check(engine, x, reference)
     engine.close()
@@ -211,10 +348,49 @@ def test_a_library_that_is_none(copied: Path) -> None:
     assert psutil.Process().num_fds() == before
 
 
+def test_a_library_of_something_else_leaves_nothing_behind(
+    copied: Path, built: Path, mixed_reference: Reference, tmp_path: Path
+) -> None:
+    """Its name must not be taken for the next one's, and its code must not stay."""
+    before = psutil.Process().num_fds()
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
+    compiler = find_toolchain(f"{os.uname().machine}-linux-gnu")
+    compiler.run(["-shared", "-fPIC", "-o", "other.so", "other.c"], tmp_path, "building a test's library")
+    content = (tmp_path / "other.so").read_bytes()
+    (copied.parent / "model.so").write_bytes(content)
+    _describe(copied, "model.so", content)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"cannot be loaded.*greencc_"):
+            TvmEngine(copied, 1)
+        assert "model.so" not in Path("/proc/self/maps").read_text()
+        engine = TvmEngine(built, 1)
+        _check(engine, _data(3), mixed_reference)
+        engine.close()
+    assert psutil.Process().num_fds() == before
+
+
+def test_code_that_cannot_be_unmapped_is_not_taken_for_the_next(
+    copied: Path, built: Path, mixed_reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
+    compiler = find_toolchain(f"{os.uname().machine}-linux-gnu")
+    stays = ["-shared", "-fPIC", "-Wl,-z,nodelete", "-o", "other.so", "other.c"]
+    compiler.run(stays, tmp_path, "building a test's library")
+    content = (tmp_path / "other.so").read_bytes()
+    (copied.parent / "model.so").write_bytes(content)
+    _describe(copied, "model.so", content)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        TvmEngine(copied, 1)
+    assert "model.so" in Path("/proc/self/maps").read_text()
+    engine = TvmEngine(built, 1)
+    _check(engine, _data(3), mixed_reference)
+    engine.close()
+
+
 def test_weights_that_the_library_does_not_have(copied: Path) -> None:
     (copied.parent / "weights.bin").write_bytes(bytes(128))
     _describe(copied, "weights.bin", bytes(128))
-    with pytest.raises(InputError, match="has 128 bytes, the model needs 64"):
+    with pytest.raises(InputError, match=r"model/weights\.bin has 128 bytes, the model needs 64"):
         TvmEngine(copied, 1)
 
 

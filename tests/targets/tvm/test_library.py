@@ -126,7 +126,21 @@ def test_the_compiler_of_the_environment(tmp_path: Path) -> None:
     _program(tmp_path / "mycc", "exit 0")
     here = f"{os.uname().machine}-linux-gnu"
     environment = {"PATH": str(tmp_path), "CC": "mycc -pipe"}
-    assert find_toolchain(here, environment=environment).command == ("mycc", "-pipe")
+    assert find_toolchain(here, environment=environment).command == (str(tmp_path / "mycc"), "-pipe")
+    with pytest.raises(UnavailableError, match="CC is 'mycc \"', which is no command: No closing quotation"):
+        find_toolchain(here, environment=environment | {"CC": 'mycc "'})
+
+
+def test_a_relative_compiler_is_found_from_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    _program(tmp_path / "here" / "mycc", "exit 0")
+    monkeypatch.chdir(tmp_path / "here")
+    triple = f"{os.uname().machine}-linux-gnu"
+    for environment in ({"CC": "./mycc"}, {"CC": "mycc", "PATH": "."}):
+        find_toolchain(triple, environment=environment).run(["-v"], tmp_path / "there", "trying")
 
 
 def test_a_compiler_that_fails(

@@ -64,6 +64,20 @@ def test_another_compiler_or_source_is_another_entry(
     assert calls(tmp_path) == 10
 
 
+@pytest.mark.parametrize("name", ["CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH", "GCC_EXEC_PREFIX"])
+def test_where_the_compiler_looks_is_part_of_the_key(
+    toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    made(toolchain)
+    monkeypatch.setenv(name, str(tmp_path))
+    made(toolchain)
+    assert calls(tmp_path) == 4
+    monkeypatch.delenv(name)
+    made(toolchain)
+    assert calls(tmp_path) == 4
+
+
 def test_a_cache_that_others_may_write_to_is_not_used(
     toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
