@@ -119,12 +119,12 @@ def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) 
     """The compiler for a triple: $CC, cc, gcc or clang for this machine's own, else Debian's cross compiler.
 
     Raises:
-        UnavailableError: It is not installed; the message names the Debian package.
+        UnavailableError: It is not installed, and the message names the Debian package; or $CC is no command.
     """
     architecture = architecture_of(triple)
     path = environment.get("PATH")
     if architecture == os.uname().machine:
-        wanted = shlex.split(environment.get("CC", ""))
+        wanted = _words(environment.get("CC", ""))
         if wanted:
             if shutil.which(wanted[0], path=path) is None:
                 raise UnavailableError(
@@ -141,6 +141,15 @@ def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) 
         f"no C compiler for {architecture} ({', '.join(candidates)})",
         hint=f"apt install {_PACKAGES[architecture]}",
     )
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UnavailableError(
+            f"CC is {command!r}, which is no command: {error}", hint="unset CC, or name a C compiler"
+        ) from error
 
 
 def link_library(
