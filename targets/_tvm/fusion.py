@@ -8,9 +8,19 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.data import Array
-from greencc.core.graph import attribute_int, attribute_ints, constant_of, input_at, is_op, sole_consumer
+from greencc.core.errors import InputError
+from greencc.core.graph import (
+    attribute_int,
+    attribute_ints,
+    constant_of,
+    input_at,
+    is_op,
+    label,
+    sole_consumer,
+)
 from greencc.targets._tvm.anchors import Sums, finish, image_size, read_sums, read_tail, window_pads
 from greencc.targets._tvm.constants import dequantized, folded, quantized
+from greencc.targets._tvm.failures import named
 from greencc.targets._tvm.kernels.products import pairs_fit
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.workload import (
@@ -61,13 +71,17 @@ def fuse(model: ir.Model, machine: Machine) -> list[Fused]:
     Args:
         model: Not changed. Images must have fixed channels, rows and columns to be taken; batches may be dynamic.
         machine: What the kernels run on.
+
+    Raises:
+        InputError: A window does not fit into its image.
     """
     taken: set[ir.Node] = set()
     found: list[Fused] = []
     for node in model.graph:
         if node in taken:
             continue
-        fused = _match(node, machine, taken)
+        with named(node):
+            fused = _match(node, machine, taken)
         if fused is not None:
             taken.update(fused.nodes)
             found.append(fused)
@@ -101,6 +115,11 @@ def _conv(node: ir.Node, machine: Machine, taken: set[ir.Node]) -> Fused | None:
     window = Window(
         rows, columns, (kernel[0], kernel[1]), (strides[0], strides[1]), (dilations[0], dilations[1]), pads
     )
+    if min(window.output) < 1:
+        raise InputError(
+            f"{label(node)}: its window of {kernel[0]}x{kernel[1]} does not fit into images of {rows}x{columns}",
+            hint="give larger images, or pads",
+        )
     depthwise = groups == channels == outputs and groups > 1
     tail = read_tail(node.outputs[0], outputs, -3, taken)
     sums = _for_machine(sums, machine)

@@ -15,8 +15,10 @@ import onnx_ir as ir
 from greencc.core.data import Array
 from greencc.core.errors import InputError
 from greencc.core.graph import label, opset_of
+from greencc.targets._tvm.failures import UNSUPPORTED, named
+from greencc.targets._tvm.indices import bounded
+from greencc.targets._tvm.proofs import variables
 
-_UNSUPPORTED = "compile for the target 'cpu', or change the model so that it does without this operator"
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -79,16 +81,27 @@ class Importer:
         shape = getattr(expression.ty, "shape", None)
         return None if shape is None else list(shape)
 
-    def sized(self, sizes: Array) -> Any:
-        """A tensor of sizes: a shape where it is a list of free ones, a constant where all are known."""
+    def sized(self, sizes: Array, dtype: np.dtype[Any]) -> Any:
+        """A tensor of sizes: a shape where it is a list of free ones of INT64, a constant where all are known."""
         from tvm import relax
 
         if all(isinstance(size, int) for size in sizes.reshape(-1)):
-            return self.constant(sizes.astype(np.int64))
-        if sizes.ndim == 1:
-            return relax.ShapeExpr(list(sizes))
-        tensor = self.builder.emit(relax.op.shape_to_tensor(relax.ShapeExpr([sizes.item()])))
-        return self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr([])))
+            return self.constant(sizes.astype(dtype))
+        shape = relax.ShapeExpr(list(sizes.reshape(-1)))
+        if sizes.ndim == 1 and dtype == np.int64:
+            return shape
+        tensor = self.builder.emit(relax.op.shape_to_tensor(shape))
+        if sizes.ndim == 0:
+            tensor = self.builder.emit(relax.op.reshape(tensor, relax.ShapeExpr([])))
+        return self.typed(tensor, str(dtype))
+
+    def typed(self, expression: Any, dtype: str) -> Any:
+        """A tensor in the type that the model gives it: some of TVM's operators choose one of their own."""
+        from tvm import relax
+
+        if not isinstance(expression.ty, relax.TensorType) or _dtype(expression) == dtype:
+            return expression
+        return self.builder.emit(relax.op.astype(expression, dtype))
 
     def reshape(self, expression: Any, sizes: Array) -> Any:
         """ONNX's Reshape to known sizes: 0 keeps an axis, -1 takes what is left."""
@@ -98,15 +111,20 @@ class Importer:
         wanted = [shape[axis] if _is(size, 0) else size for axis, size in enumerate(sizes)]
         return self.builder.emit(relax.op.reshape(expression, wanted))
 
-    def bundle(self, results: Sequence[Any]) -> Any:
-        """What `main` returns: tensors in the order of the outputs."""
+    def bundle(self, results: Sequence[Any], dtypes: Sequence[str]) -> Any:
+        """What `main` returns: tensors in the order of the outputs, of the types that the model gives them."""
         from tvm import relax
 
-        tensors = [
-            relax.op.shape_to_tensor(item) if isinstance(item.ty, relax.ShapeType) else item
-            for item in results
-        ]
+        tensors = [self.typed(self._tensor(item), dtype) for item, dtype in zip(results, dtypes, strict=True)]
         return tensors[0] if len(tensors) == 1 else relax.Tuple(tensors)
+
+    def _tensor(self, expression: Any) -> Any:
+        """A shape as a tensor."""
+        from tvm import relax
+
+        if not isinstance(expression.ty, relax.ShapeType):
+            return expression
+        return self.builder.emit(relax.op.shape_to_tensor(expression))
 
     def convert(
         self, node: ir.Node, inputs: Sequence[Any], changes: Mapping[str, int] | None = None
@@ -129,27 +147,25 @@ class Importer:
             raise InputError(
                 f"{label(node)} chooses what is computed while the model runs, and generated code is one fixed "
                 "sequence of kernels",
-                hint=_UNSUPPORTED,
+                hint=UNSUPPORTED,
             )
         if node.op_type not in self._operators:
-            raise InputError(f"{label(node)}: TVM has no operator {node.op_type}", hint=_UNSUPPORTED)
+            raise InputError(f"{label(node)}: TVM has no operator {node.op_type}", hint=UNSUPPORTED)
         extreme = {"Max": relax.op.maximum, "Min": relax.op.minimum}.get(node.op_type)
         if extreme is not None and not all(isinstance(item, GenericConst) for item in inputs):
             # The front end stacks the operands in memory first.
-            results = [functools.reduce(lambda a, b: self.builder.emit(extreme(a, b)), inputs)]
+            results = [
+                functools.reduce(lambda a, b: self.builder.emit(extreme(a, b)), map(self._tensor, inputs))
+            ]
             self._check_shape(node, inputs, results[0])
             return results
         attributes = self._frontend._parse_attr(ir.to_proto(node).attribute)
         attributes.update(changes or {})
         attributes["tvm_custom"] = {"name": str(node.name), "num_outputs": len(node.outputs)}
         operands = onnx_input()
-        operands.extend(inputs)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = self._frontend._convert_operator(node.op_type, operands, attributes, self._opset)
-        except Exception as error:  # the front end raises whatever it meets
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{label(node)}: TVM cannot import it: {reason}", hint=_UNSUPPORTED) from error
+        operands.extend(bounded(node, inputs, self.builder))
+        with named(node, "TVM cannot import it"), contextlib.redirect_stdout(io.StringIO()):
+            result = self._frontend._convert_operator(node.op_type, operands, attributes, self._opset)
         if isinstance(result, relax.Tuple):
             results = [self._emitted(field) for field in result.fields]
         elif isinstance(result.ty, relax.TupleType):
@@ -180,18 +196,18 @@ class Importer:
                 )
         raise InputError(
             f"{label(node)}: its shape depends on data, and code is generated for known shapes",
-            hint=_UNSUPPORTED,
+            hint=UNSUPPORTED,
         )
 
     def _follows(self, size: Any) -> bool:
         """Whether a size is made of the inputs' free sizes."""
         known = self._symbols.values()
-        return all(any(name.same_as(variable) for variable in known) for name in _variables(size))
+        return all(any(name.same_as(variable) for variable in known) for name in variables(size))
 
     def _differing(self, shapes: Sequence[Sequence[Any]]) -> list[str]:
         """The free sizes, in the model's names, that axes consist of which are not written equally everywhere."""
         columns = [column for column in zip(*shapes, strict=False) if len(set(map(str, column))) > 1]
-        found = [name for column in columns for size in column for name in _variables(size)]
+        found = [name for column in columns for size in column for name in variables(size)]
         return sorted(
             key
             for key, variable in self._symbols.items()
@@ -238,7 +254,7 @@ class Importer:
         """[n, 1, 1, c] without its middle axes."""
         return self._reshaped(image, [image.ty.shape[0], image.ty.shape[3]])
 
-    def unflat(self, rows: Any) -> Any:
+    def pixels(self, rows: Any) -> Any:
         """[n, c] as the image [n, 1, 1, c]."""
         return self._reshaped(rows, [rows.ty.shape[0], 1, 1, rows.ty.shape[1]])
 
@@ -272,14 +288,8 @@ def _free_shape(expression: Any) -> list[Any] | None:
     return sizes if any(not isinstance(size, IntImm) for size in sizes) else None
 
 
-def _variables(size: Any) -> list[Any]:
-    """What a size is computed from."""
-    import tvm_ffi
-    from tvm.tirx import Var
-
-    found: list[Any] = []
-    tvm_ffi.structural_walk(size, (Var, found.append))
-    return found
+def _dtype(expression: Any) -> str:
+    return str(getattr(expression.ty.dtype, "dtype", expression.ty.dtype))
 
 
 def _is(size: Any, number: int) -> bool:

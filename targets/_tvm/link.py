@@ -119,7 +119,7 @@ def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) 
     """The compiler for a triple: $CC, cc, gcc or clang for this machine's own, else Debian's cross compiler.
 
     Raises:
-        UnavailableError: It is not installed; the message names the Debian package.
+        UnavailableError: It is not installed, and the message names the Debian package; or $CC is no command.
     """
     architecture = architecture_of(triple)
     path = environment.get("PATH")

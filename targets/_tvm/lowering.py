@@ -20,6 +20,7 @@ from greencc.core.graph import ONNX_DOMAINS, attribute_int, constant_of, ensure_
 from greencc.targets._tvm.constants import folded, moved
 from greencc.targets._tvm.description import Label
 from greencc.targets._tvm.elementwise import image_attributes, image_operand
+from greencc.targets._tvm.failures import named
 from greencc.targets._tvm.fusion import Fused, fuse
 from greencc.targets._tvm.importer import Importer
 from greencc.targets._tvm.kernels.select import template_of
@@ -27,6 +28,7 @@ from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.layouts import Layouts
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.numbers import number_arguments
+from greencc.targets._tvm.proofs import equal_shapes, never_negative
 from greencc.targets._tvm.resolving import resolve_shapes
 from greencc.targets._tvm.schedules import Schedules
 from greencc.targets._tvm.sizes import Sizes
@@ -81,7 +83,7 @@ class _Lowering:
         self.schedules = schedules
         self.importer = Importer(model)
         self.values = Layouts(self.importer.builder)
-        self.sizes = Sizes()
+        self.sizes = Sizes(never_negative)
         self.kernels: dict[str, list[Label]] = {}
         self.written: dict[tuple[Workload, Schedule], Any] = {}
         self.findings: list[str] = []
@@ -92,6 +94,7 @@ class _Lowering:
         absorbed = {node for item in fused for node in item.nodes}
         needed = self._needed(last, absorbed)
         inputs = self._inputs()
+        dtypes = [_declared(value) for value in self.model.graph.outputs]
         builder = self.importer.builder
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,12 +103,13 @@ class _Lowering:
                     for node in self.model.graph:
                         if node not in needed:
                             continue
-                        if node in last:
-                            self._kernel(last[node])
-                        else:
-                            self._operator(node)
+                        with named(node):
+                            if node in last:
+                                self._kernel(last[node])
+                            else:
+                                self._operator(node)
                     results = [self._plain(value) for value in self.model.graph.outputs]
-                    output = builder.emit_output(self.importer.bundle(results))
+                    output = builder.emit_output(self.importer.bundle(results, dtypes))
                 builder.emit_func_output(output)
         return Lowered(builder.get(), self.kernels, tuple(self.findings))
 
@@ -152,6 +156,7 @@ class _Lowering:
         shaped = _same if images else rows
         original = self._read(item.data, images)
         data = shaped(original)
+        self._check_sizes(item, item.data, data, [make.batch(data), *_data_shape(workload)])
         if not isinstance(workload, Pool | BatchedProduct) and item.dtype != workload.data:
             data = make.flip_sign(data, workload.data)
         arguments = [data]
@@ -159,15 +164,17 @@ class _Lowering:
             packed = template.pack(workload, schedule, self.machine, item.weights)
             arguments.extend(make.constant(array) for array in packed)
         if item.second is not None:
-            arguments.append(make.stacked(self._plain(item.second)))
+            second = make.stacked(self._plain(item.second))
+            self._check_sizes(item, item.second, second, [make.batch(data), *_second_shape(workload)])
+            arguments.append(second)
+        shape = [make.batch(data), *_output_shape(workload)]
         for argument in (*item.arguments, *number_arguments(workload)):
             if isinstance(argument, ir.Value):
-                flat = images and argument.shape is not None and argument.shape.rank() == 2
-                read = make.unflat(self._plain(argument)) if flat else self._read(argument, images)
-                arguments.append(shaped(read))
+                added = shaped(self._read(argument, images))
+                self._check_sizes(item, argument, added, shape)
+                arguments.append(added)
             else:
                 arguments.append(make.constant(argument))
-        shape = [make.batch(data), *_output_shape(workload)]
         result = make.call(written, arguments, shape, _output_dtype(workload))
         if isinstance(workload, Dense):
             self.values.define(item.output, make.unrows(result, original))
@@ -182,6 +189,20 @@ class _Lowering:
         label = Label(str(item.nodes[0].name), item.nodes[0].op_type, arithmetic)
         self.kernels.setdefault(written.name_hint, []).append(label)
 
+    def _check_sizes(self, item: Fused, value: ir.Value, read: Any, wanted: Sequence[Any]) -> None:
+        """A kernel does not look at the sizes of what it reads; those that a model declares may be wrong."""
+        sizes = self.importer.sizes(read)
+        if sizes is None or not equal_shapes(sizes, wanted):
+            found, read_as = (
+                "an unknown shape" if shape is None else f"[{', '.join(map(str, shape))}]"
+                for shape in (sizes, wanted)
+            )
+            raise InputError(
+                f"{label(item.nodes[-1])}: {value.name!r} has {found}, which cannot be shown to be the {read_as} "
+                "that its shapes in the model say",
+                hint="check the shapes that the model declares for its outputs, or export it again",
+            )
+
     def _symbol(self, item: Fused) -> str:
         name = re.sub(r"[^A-Za-z0-9_]+", "_", str(item.nodes[0].name)).strip("_")[:40]
         return f"k{len(self.written)}_{type(item.workload).__name__.lower()}_{name}"
@@ -191,6 +212,9 @@ class _Lowering:
         if not image:
             return self._plain(value)
         self._provide(value)
+        if value.shape is not None and value.shape.rank() == 2:
+            # Of a mean over rows and columns that drops them.
+            return self.importer.pixels(self.values.plain(value))
         return self.values.image(value)
 
     def _plain(self, value: ir.Value) -> Any:
@@ -203,7 +227,7 @@ class _Lowering:
             return
         array, sizes = constant_of(value), self.sizes.of(value)
         if array is None and sizes is not None:
-            self.values.define(value, self.importer.sized(sizes))
+            self.values.define(value, self.importer.sized(sizes.entries, sizes.dtype))
             return
         if array is None:
             raise InputError(f"value {value.name!r} is never computed")
@@ -246,11 +270,15 @@ class _Lowering:
             return
         inputs = [None if value is None else self._plain(value) for value in operands]
         for value, result in zip(outputs, self.importer.convert(node, inputs), strict=False):
-            self.values.define(value, result)
+            self.values.define(value, self._typed(value, result))
         if node.op_type in _HEAVY:
             self.findings.append(
                 f"{label(node)} has no kernel of ours for its shapes: TVM's plain loops compute it, slowly"
             )
+
+    def _typed(self, value: ir.Value, result: Any) -> Any:
+        """What TVM computes, in the type that ONNX's inference gives it."""
+        return result if value.dtype is None else self.importer.typed(result, _declared(value))
 
     def _reshape(
         self, node: ir.Node, operands: Sequence[ir.Value | None], outputs: Sequence[ir.Value]
@@ -259,9 +287,9 @@ class _Lowering:
         if not is_op(node, "Reshape") or len(operands) < 2 or attribute_int(node, "allowzero", 0):
             return False
         sizes, value = self.sizes.of(operands[1]), operands[0]
-        if sizes is None or value is None or sizes.ndim != 1:
+        if sizes is None or value is None or sizes.entries.ndim != 1:
             return False
-        self.values.define(outputs[0], self.importer.reshape(self._plain(value), sizes))
+        self.values.define(outputs[0], self.importer.reshape(self._plain(value), sizes.entries))
         return True
 
     def _transpose(
@@ -307,12 +335,37 @@ class _Lowering:
             else:
                 return False
         for value, result in zip(outputs, self.importer.convert(node, inputs, changes), strict=False):
-            self.values.define_image(value, result)
+            self.values.define_image(value, self._typed(value, result))
         return True
 
 
 def _same(expression: Any) -> Any:
     return expression
+
+
+def _declared(value: ir.Value) -> str:
+    """The type of a value, in the name that TVM shares with NumPy."""
+    if value.dtype is None:
+        raise InputError(f"value {value.name!r} has no type", hint="export the model with types")
+    return str(value.dtype.numpy().name)
+
+
+def _data_shape(workload: Workload) -> tuple[int, ...]:
+    """The shape of what a kernel reads first, behind the batch."""
+    match workload:
+        case Conv():
+            return workload.window.height, workload.window.width, workload.channels[0]
+        case Dense():
+            return (workload.channels[0],)
+        case BatchedProduct():
+            return workload.shape[0], workload.shape[1]
+    return workload.window.height, workload.window.width, workload.channels
+
+
+def _second_shape(workload: Workload) -> tuple[int, ...]:
+    """The shape of a product's second operand, behind the batch."""
+    assert isinstance(workload, BatchedProduct)
+    return workload.shape[1], workload.shape[2]
 
 
 def _output_shape(workload: Workload) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.core.errors import InputError
+from greencc.targets._tvm.arguments import unfit
 from greencc.targets._tvm.dims import Dim, from_tvm, is_symbol, product, symbols_of
 from greencc.targets._tvm.kernels.emit import ALONE
 from greencc.targets._tvm.plan import ALIGNMENT, Kernel, Place, Plan, PlannedStep, PlannedTensor
@@ -220,6 +221,7 @@ class _Planner:
         ]
         pattern = "".join("r" if isinstance(arg, _Tensor) else "i" for arg in reads) + "w" * len(writes)
         kernel = Kernel(symbol, pattern, int(self.module[symbol].attrs.get(ALONE, 0)))
+        self.check_sizes(self.module[symbol], expr, where)
         number = self.kernels.setdefault(symbol, len(self.kernels))
         if number == len(self.signatures):
             self.signatures.append(kernel)
@@ -227,6 +229,15 @@ class _Planner:
             raise ValueError(f"{symbol} is called with different arguments")
         self.calls.append(_Call(number, [*reads, *writes]))
         return writes[0] if single else list(writes)
+
+    def check_sizes(self, function: Any, call: Any, where: str) -> None:
+        """Kernels do not look at the shapes of their arguments: they have to be those that the code is for."""
+        out = call.ty_args[0]
+        stored = [out] if type(out).__name__ == "TensorType" else list(out.fields)
+        given = [*(_given(arg) for arg in call.args[1]), *(list(ty.shape) for ty in stored)]
+        problem = unfit(function, given)
+        if problem is not None:
+            raise InputError(f"{where}: {call.args[0].name_hint} {problem}", hint=_HINT)
 
     def argument(self, expr: Any, where: str) -> _Tensor | Dim:
         """A tensor, or an integer: a size that the kernel is told."""
@@ -322,6 +333,11 @@ def _code(dtype: str, where: str) -> tuple[int, int, int]:
 
 def _item_bytes(code: tuple[int, int, int]) -> int:
     return code[1] * code[2] // 8
+
+
+def _given(arg: Any) -> Any:
+    """The sizes of an argument, or the number that it is."""
+    return arg if type(arg.ty).__name__ == "PrimType" else list(arg.ty.shape)
 
 
 def _packed_calls(function: Any) -> list[str]:

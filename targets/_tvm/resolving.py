@@ -14,6 +14,7 @@ import onnx_ir as ir
 from greencc.core.data import Array
 from greencc.core.graph import Names, add_initializer, attribute_int, constant_of, is_op
 from greencc.core.shapes import infer_shapes
+from greencc.targets._tvm.failures import named
 from greencc.targets._tvm.sizes import Sizes
 
 # Each round knows the shapes behind the Reshapes of the one before.
@@ -94,16 +95,19 @@ def _name_inputs(model: ir.Model) -> None:
 
 
 def _write_down(model: ir.Model, names: Names) -> bool:
-    sizes, changed = Sizes(), False
+    # What is computed of free sizes is not known here, whatever its sign.
+    sizes, changed = Sizes(lambda size: True), False
     for node in list(model.graph):
         value = node.inputs[0] if node.inputs else None
         shape = None if value is None or value.shape is None else [_size(size) for size in value.shape]
-        if sizes.follow(node, shape) or not is_op(node, "Reshape") or len(node.inputs) < 2:
+        with named(node):
+            followed = sizes.follow(node, shape)
+        if followed or not is_op(node, "Reshape") or len(node.inputs) < 2:
             continue
         if constant_of(node.inputs[1]) is not None or attribute_int(node, "allowzero", 0):
             continue
         wanted = sizes.of(node.inputs[1])
-        written = None if wanted is None or wanted.ndim != 1 else _constant(wanted, shape)
+        written = None if wanted is None or wanted.entries.ndim != 1 else _constant(wanted.entries, shape)
         if written is not None:
             name = names.value(f"{node.outputs[0].name}_sizes")
             node.replace_input_with(1, add_initializer(model.graph, name, written))

@@ -118,6 +118,8 @@ def test_a_missing_compiler_names_its_package(tmp_path: Path) -> None:
         find_toolchain("armv7-linux-gnueabihf", environment=empty)
     with pytest.raises(UnavailableError, match="CC is 'mycc', which is not installed"):
         find_toolchain(here, environment=empty | {"CC": "mycc -m64"})
+    with pytest.raises(UnavailableError, match=r"CC is 'gcc \"', which is no command: No closing quotation"):
+        find_toolchain(here, environment=empty | {"CC": 'gcc "'})
     with pytest.raises(InputError, match="no libraries can be made for riscv64"):
         find_toolchain("riscv64-linux-gnu", environment=empty)
 
