@@ -77,6 +77,7 @@ def build_library(
             outputs=outputs,
             kernels=lowered.kernels,
             findings=lowered.findings,
+            samplewise=lowered.samplewise,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from greencc.targets._tvm.dims import is_constant, is_symbol
 from greencc.targets._tvm.features import needed_features
 from greencc.targets._tvm.link import find_toolchain, link_library
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.parts import part_of
 from greencc.targets._tvm.pipeline import compile_object, llvm_target, lower_to_kernels
 from greencc.targets._tvm.plan import Plan
 from greencc.targets._tvm.planning import Planned, make_plan
@@ -42,6 +44,7 @@ def write_library(
     outputs: Sequence[TensorSpec],
     kernels: Mapping[str, Label | Sequence[Label]],
     findings: Sequence[str] = (),
+    samplewise: bool = False,
 ) -> Path:
     """Compile a module and write its files into a folder that exists; return the path of `model.json`.
 
@@ -55,6 +58,7 @@ def write_library(
         outputs: What main returns, likewise.
         kernels: What our kernels compute, by symbol: one label for all calls, or one per call in their order.
         findings: What the description says of slow parts.
+        samplewise: Row i of every output depends on row i of every input alone: large batches may run in parts.
 
     Raises:
         InputError: TVM cannot compile the module, it cannot be planned, or a file cannot be written.
@@ -70,6 +74,8 @@ def write_library(
         lowered = lower_to_kernels(module, machine)
     planned = make_plan(lowered, [spec.name for spec in inputs], [spec.name for spec in outputs])
     plan = planned.plan
+    if samplewise:
+        plan = replace(plan, part=part_of(plan, machine))
     with _tvm_errors():
         kernels_object = compile_object(lowered, machine)
     encoded = plan.encode()
@@ -92,6 +98,7 @@ def write_library(
         library=library,
         weights=weights,
         findings=tuple(findings),
+        part=plan.part,
     )
     main = folder / FILE_NAME
     with atomic_file(main) as path:
