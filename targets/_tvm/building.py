@@ -84,6 +84,7 @@ def build_library(
             kernels=lowered.kernels,
             findings=lowered.findings,
             with_runner=with_runner,
+            samplewise=lowered.samplewise,
         )
 
 

@@ -64,6 +64,7 @@ class Description:
         weights: The file `WEIGHTS`.
         runner: The file `RUNNER`, where there is one.
         findings: What runs slower than it could, and why: one sentence each.
+        part: The most samples of a batch that run at once; 0: all.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -77,6 +78,7 @@ class Description:
     weights: FileFacts
     runner: FileFacts | None = None
     findings: tuple[str, ...] = ()
+    part: int = 0
 
     def dump(self) -> str:
         """The JSON text."""
@@ -93,6 +95,7 @@ class Description:
                 for step in self.steps
             ],
             "findings": list(self.findings),
+            "part": self.part,
             "files": {
                 name: {"size": facts.size, "sha256": facts.sha256}
                 for name, facts in ((LIBRARY, self.library), (WEIGHTS, self.weights), (RUNNER, self.runner))
@@ -140,6 +143,9 @@ class _Reader:
         findings = data.get("findings", [])
         if not isinstance(findings, list) or not all(isinstance(text, str) for text in findings):
             raise self.wrong("findings")
+        part = data.get("part", 0)
+        if not isinstance(part, int) or isinstance(part, bool) or not 0 <= part < 1 << 32:
+            raise self.wrong("part")
         return Description(
             inputs=tuple(self.spec(row, "inputs") for row in self.rows(data, "inputs")),
             outputs=tuple(self.spec(row, "outputs") for row in self.rows(data, "outputs")),
@@ -152,6 +158,7 @@ class _Reader:
             weights=self.file(files[WEIGHTS]),
             runner=self.file(files[RUNNER]) if RUNNER in files else None,
             findings=tuple(findings),
+            part=part,
         )
 
     def wrong(self, key: str) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from greencc.targets._tvm.dims import is_constant, is_symbol
 from greencc.targets._tvm.features import needed_features
 from greencc.targets._tvm.link import find_toolchain, link_library
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.parts import part_of
 from greencc.targets._tvm.pipeline import compile_object, llvm_target, lower_to_kernels
 from greencc.targets._tvm.plan import Plan
 from greencc.targets._tvm.planning import Planned, make_plan
@@ -47,6 +49,7 @@ def write_library(
     kernels: Mapping[str, Label | Sequence[Label]],
     findings: Sequence[str] = (),
     with_runner: bool = False,
+    samplewise: bool = False,
 ) -> Path:
     """Compile a module and write its files into a folder that exists; return the path of `model.json`.
 
@@ -61,6 +64,7 @@ def write_library(
         kernels: What our kernels compute, by symbol: one label for all calls, or one per call in their order.
         findings: What the description says of slow parts.
         with_runner: Write the program `RUNNER` as well, which runs the model without Python.
+        samplewise: Row i of every output depends on row i of every input alone: large batches may run in parts.
 
     Raises:
         InputError: TVM cannot compile the module, it cannot be planned, or a file cannot be written.
@@ -76,6 +80,8 @@ def write_library(
         lowered = lower_to_kernels(module, machine)
     planned = make_plan(lowered, [spec.name for spec in inputs], [spec.name for spec in outputs])
     plan = planned.plan
+    if samplewise:
+        plan = replace(plan, part=part_of(plan, machine))
     with _tvm_errors():
         kernels_object = compile_object(lowered, machine)
     encoded = plan.encode()
@@ -100,6 +106,7 @@ def write_library(
         weights=weights,
         runner=runner,
         findings=tuple(findings),
+        part=plan.part,
     )
     main = folder / FILE_NAME
     with atomic_file(main) as path:

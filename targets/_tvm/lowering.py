@@ -30,6 +30,7 @@ from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.numbers import number_arguments
 from greencc.targets._tvm.proofs import equal_shapes, never_negative
 from greencc.targets._tvm.resolving import resolve_shapes
+from greencc.targets._tvm.samplewise import is_samplewise
 from greencc.targets._tvm.schedules import Schedules
 from greencc.targets._tvm.sizes import Sizes
 from greencc.targets._tvm.workload import (
@@ -52,11 +53,13 @@ class Lowered:
         module: Function `main`: inputs and outputs in the model's order.
         kernels: What each kernel of ours computes, by symbol: a label per call, in their order.
         findings: What runs slower than it could, and why: one sentence each.
+        samplewise: Each sample of a batch is computed by itself, for certain.
     """
 
     module: Any
     kernels: Mapping[str, Sequence[Label]]
     findings: tuple[str, ...]
+    samplewise: bool = False
 
 
 def lower_model(model: ir.Model, machine: Machine, schedules: Schedules) -> Lowered:
@@ -111,7 +114,7 @@ class _Lowering:
                     results = [self._plain(value) for value in self.model.graph.outputs]
                     output = builder.emit_output(self.importer.bundle(results, dtypes))
                 builder.emit_func_output(output)
-        return Lowered(builder.get(), self.kernels, tuple(self.findings))
+        return Lowered(builder.get(), self.kernels, tuple(self.findings), is_samplewise(self.model))
 
     def _needed(self, last: Mapping[ir.Node, Fused], absorbed: set[ir.Node]) -> set[ir.Node]:
         """Nodes at which something is written: kernels at their last node, other operators that are read."""

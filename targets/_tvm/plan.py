@@ -14,7 +14,7 @@ from enum import IntEnum
 from greencc.targets._tvm.dims import Dim, is_constant
 
 MAGIC = 0x4C504347
-VERSION = 1
+VERSION = 2
 COPY = 0xFFFFFFFF
 ALIGNMENT = 64
 
@@ -90,6 +90,7 @@ class Plan:
         outputs: Likewise.
         storages: Bytes of each buffer.
         weights_bytes: Size of the weights.
+        part: The most samples that run at once; 0: all of a batch.
     """
 
     symbols: tuple[str, ...]
@@ -100,6 +101,7 @@ class Plan:
     outputs: tuple[tuple[str, int], ...]
     storages: tuple[Dim, ...]
     weights_bytes: int
+    part: int = 0
 
     def symbol(self, step: PlannedStep) -> str:
         """Name of what a step calls."""
@@ -137,7 +139,7 @@ class Plan:
         outputs = _words([word for name, tensor in self.outputs for word in (tensor, text.offset(name))])
         storages = [expressions.index(size) for size in self.storages]
         header = struct.pack(
-            "<IIQ12I",
+            "<IIQ14I",
             MAGIC,
             VERSION,
             self.weights_bytes,
@@ -153,6 +155,8 @@ class Plan:
             len(dims),
             len(storages),
             len(text.data),
+            self.part,
+            0,
         )
         words = struct.pack(f"<{len(expressions.words)}q", *expressions.words)
         table = _words([word for entry in expressions.table for word in entry])

@@ -2,6 +2,9 @@
  *
  * Buffers and arguments are made when shapes change, and kept: a further run of the same shapes only sets the
  * addresses of inputs and outputs.
+ *
+ * A plan may say that rows do not depend on each other, and how many of them the caches hold. More rows than that run
+ * in parts: buffers are those of a part, whatever the batch.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "internal.h"
@@ -150,15 +153,65 @@ static int prepare(greencc_handle *h, const int64_t *shapes, const message *m) {
     return GREENCC_OK;
 }
 
+/* The rows of a run, and how they are split: into `parts` that differ by a row at most. */
+typedef struct {
+    int64_t rows, parts;
+} split;
+
+static int64_t part_start(const split *s, int64_t part) {
+    int64_t longer = s->rows % s->parts;
+    return s->rows / s->parts * part + (part < longer ? part : longer);
+}
+
+/* Bytes of a row, of an input or output of a plan that comes in parts, while a part of it is prepared. */
+static uint64_t row_bytes(const greencc_handle *h, uint32_t tensor) {
+    return h->bytes[tensor] / (uint64_t)h->tensors[tensor].shape[0];
+}
+
+static int prepare_part(greencc_handle *h, const int64_t *shapes, int64_t rows, const message *m) {
+    const plan *p = &h->plan;
+    memcpy(h->part_shapes, shapes, h->input_dims * sizeof *shapes);
+    int64_t *first = h->part_shapes;
+    for (uint32_t i = 0; i < p->head.inputs; first += p->tensors[p->inputs[i].tensor].ndim, i++) *first = rows;
+    return prepare(h, h->part_shapes, m);
+}
+
+/* Prepares everything, or the first part where there are several: `s->parts` says which. */
+static int prepare_split(greencc_handle *h, const int64_t *shapes, split *s, const message *m) {
+    const plan *p = &h->plan;
+    *s = (split){0, 1};
+    if (p->head.part == 0) return prepare(h, shapes, m);
+    int status = bind_symbols(h, shapes, m);
+    if (status != GREENCC_OK) return status;
+    const int64_t rows = h->symbols[0], most = p->head.part;
+    if (rows <= most) return prepare(h, shapes, m);
+    *s = (split){rows, rows / most + (rows % most != 0)};
+    status = prepare_part(h, shapes, part_start(s, 1), m);
+    if (status != GREENCC_OK) return status;
+    for (uint32_t i = 0; i < p->head.inputs + p->head.outputs; i++) {
+        uint32_t tensor = (i < p->head.inputs ? &p->inputs[i] : &p->outputs[i - p->head.inputs])->tensor;
+        uint64_t row = row_bytes(h, tensor), all;
+        if (__builtin_mul_overflow(row, (uint64_t)rows, &all) || all > SIZE_MAX / 4) return too_large(m);
+        /* Nothing to split; and the number of parts must be bounded by what the caller holds. */
+        if (row == 0) {
+            *s = (split){0, 1};
+            return prepare(h, shapes, m);
+        }
+    }
+    return GREENCC_OK;
+}
+
 GREENCC_EXPORT int greencc_output_shapes(greencc_handle *h, const int64_t *input_shapes, int64_t *output_shapes,
                                          char *error, size_t error_size) {
     message m = {error, error_size};
+    split s;
     int status = take_turn(h, &m);
     if (status != GREENCC_OK) return status;
-    status = prepare(h, input_shapes, &m);
+    status = prepare_split(h, input_shapes, &s, &m);
     for (uint32_t i = 0; status == GREENCC_OK && i < h->plan.head.outputs; i++) {
         const dl_tensor *tensor = &h->tensors[h->plan.outputs[i].tensor];
-        for (int32_t d = 0; d < tensor->ndim; d++) *output_shapes++ = tensor->shape[d];
+        for (int32_t d = 0; d < tensor->ndim; d++)
+            *output_shapes++ = d == 0 && s.parts > 1 ? s.rows : tensor->shape[d];
     }
     end_turn(h);
     return status;
@@ -176,32 +229,48 @@ static void *room(bounce *b, uint64_t size, const message *m) {
     return b->memory;
 }
 
-/* Addresses of inputs and outputs, and of the tensors that are views of them. */
-static int attach(greencc_handle *h, const void *const *inputs, void *const *outputs, const uint64_t *output_bytes,
+static int check_outputs(const greencc_handle *h, const split *s, const uint64_t *output_bytes, const message *m) {
+    const plan *p = &h->plan;
+    for (uint32_t i = 0; i < p->head.outputs; i++) {
+        uint32_t tensor = p->outputs[i].tensor;
+        uint64_t bytes = s->parts > 1 ? row_bytes(h, tensor) * (uint64_t)s->rows : h->bytes[tensor];
+        if (output_bytes[i] != bytes) {
+            report(m->text, m->size, "the buffer of output '%s' has %llu bytes, it needs %llu",
+                   greencc_output_name(h, i), (unsigned long long)output_bytes[i], (unsigned long long)bytes);
+            return GREENCC_BAD_SHAPE;
+        }
+    }
+    return GREENCC_OK;
+}
+
+/* Where a row of an input or output starts. */
+static size_t row_offset(const greencc_handle *h, uint32_t tensor, int64_t row) {
+    return row == 0 ? 0 : (size_t)(row_bytes(h, tensor) * (uint64_t)row);
+}
+
+/* Addresses of inputs and outputs from a row on, and of the tensors that are views of them. */
+static int attach(greencc_handle *h, const void *const *inputs, void *const *outputs, int64_t row,
                   const message *m) {
     const plan *p = &h->plan;
     for (uint32_t i = 0; i < p->head.inputs; i++) {
         dl_tensor *tensor = &h->tensors[p->inputs[i].tensor];
         uint64_t bytes = h->bytes[p->inputs[i].tensor];
-        void *data = (void *)(uintptr_t)inputs[i];
         if (bytes == 0) continue;
+        const char *given = (const char *)inputs[i] + row_offset(h, p->inputs[i].tensor, row);
+        void *data = (void *)(uintptr_t)given;
         if (misaligned(data)) {
             data = room(&h->copies[i], bytes, m);
             if (data == NULL) return GREENCC_NO_MEMORY;
-            memcpy(data, inputs[i], (size_t)bytes);
+            memcpy(data, given, (size_t)bytes);
         }
         tensor->data = data;
     }
     for (uint32_t i = 0; i < p->head.outputs; i++) {
         dl_tensor *tensor = &h->tensors[p->outputs[i].tensor];
         uint64_t bytes = h->bytes[p->outputs[i].tensor];
-        if (output_bytes[i] != bytes) {
-            report(m->text, m->size, "the buffer of output '%s' has %llu bytes, it needs %llu",
-                   greencc_output_name(h, i), (unsigned long long)output_bytes[i], (unsigned long long)bytes);
-            return GREENCC_BAD_SHAPE;
-        }
         if (bytes == 0) continue;
-        tensor->data = misaligned(outputs[i]) ? room(&h->copies[p->head.inputs + i], bytes, m) : outputs[i];
+        void *data = (char *)outputs[i] + row_offset(h, p->outputs[i].tensor, row);
+        tensor->data = misaligned(data) ? room(&h->copies[p->head.inputs + i], bytes, m) : data;
         if (tensor->data == NULL) return GREENCC_NO_MEMORY;
     }
     for (uint32_t i = 0; i < p->head.tensors; i++) {
@@ -244,29 +313,46 @@ static int run_steps(greencc_handle *h, const message *m) {
         }
         if (h->profiled) {
             uint64_t after = now();
-            h->times[i] = after - before;
+            h->times[i] += after - before;
             before = after;
         }
     }
     return GREENCC_OK;
 }
 
+/* Runs what is prepared, with inputs and outputs from a row on. */
+static int run_from(greencc_handle *h, const void *const *inputs, void *const *outputs, int64_t row,
+                    const message *m) {
+    const plan *p = &h->plan;
+    int status = attach(h, inputs, outputs, row, m);
+    if (status == GREENCC_OK) status = run_steps(h, m);
+    for (uint32_t i = 0; status == GREENCC_OK && i < p->head.outputs; i++) {
+        uint32_t tensor = p->outputs[i].tensor;
+        if (h->bytes[tensor] == 0) continue;
+        char *wanted = (char *)outputs[i] + row_offset(h, tensor, row);
+        const void *data = h->tensors[tensor].data;
+        if (data != wanted) memcpy(wanted, data, (size_t)h->bytes[tensor]);
+    }
+    return status;
+}
+
 GREENCC_EXPORT int greencc_run(greencc_handle *h, const void *const *inputs, const int64_t *input_shapes,
                                void *const *outputs, const uint64_t *output_bytes, char *error, size_t error_size) {
-    const plan *p = &h->plan;
     message m = {error, error_size};
+    split s;
     int status = take_turn(h, &m);
     if (status != GREENCC_OK) return status;
-    status = prepare(h, input_shapes, &m);
-    if (status == GREENCC_OK) status = attach(h, inputs, outputs, output_bytes, &m);
+    status = prepare_split(h, input_shapes, &s, &m);
+    if (status == GREENCC_OK) status = check_outputs(h, &s, output_bytes, &m);
     if (status == GREENCC_OK) {
+        if (h->profiled) memset(h->times, 0, h->plan.head.steps * sizeof *h->times);
         pool_enter(&h->pool);
-        status = run_steps(h, &m);
+        for (int64_t part = 0; status == GREENCC_OK && part < s.parts; part++) {
+            int64_t row = part_start(&s, part);
+            if (part > 0) status = prepare_part(h, input_shapes, part_start(&s, part + 1) - row, &m);
+            if (status == GREENCC_OK) status = run_from(h, inputs, outputs, row, &m);
+        }
         pool_leave(&h->pool);
-    }
-    for (uint32_t i = 0; status == GREENCC_OK && i < p->head.outputs; i++) {
-        const void *data = h->tensors[p->outputs[i].tensor].data;
-        if (output_bytes[i] != 0 && data != outputs[i]) memcpy(outputs[i], data, (size_t)output_bytes[i]);
     }
     end_turn(h);
     return status;

@@ -50,14 +50,16 @@ int greencc_output_shapes(greencc_handle *handle, const int64_t *input_shapes, i
                           size_t error_size);
 
 /* Runs once. Data are contiguous; those that do not start at a multiple of 64 bytes are copied. `output_bytes` has
- * the size of each output buffer, exactly what the shape needs. */
+ * the size of each output buffer, exactly what the shape needs. A batch may run in parts; then an error may leave the
+ * first rows of outputs written. */
 int greencc_run(greencc_handle *handle, const void *const *inputs, const int64_t *input_shapes, void *const *outputs,
                 const uint64_t *output_bytes, char *error, size_t error_size);
 
 /* Starts (1) or stops (0) taking the time of every step. */
 void greencc_profile(greencc_handle *handle, int on);
 
-/* Nanoseconds of each step in the last run with `greencc_profile` on; `count` is the number of steps. */
+/* Nanoseconds of each step, all parts together, in the last run with `greencc_profile` on; `count` is the number of
+ * steps. */
 int greencc_step_times(greencc_handle *handle, uint64_t *nanoseconds, uint32_t count);
 
 /* Frees everything. NULL is allowed. */

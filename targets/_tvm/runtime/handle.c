@@ -52,14 +52,15 @@ static int make_tables(greencc_handle *h) {
     h->values = zeros(head->expressions, sizeof *h->values);
     h->dims = zeros(dims, sizeof *h->dims);
     h->shapes = zeros(h->input_dims, sizeof *h->shapes);
+    h->part_shapes = zeros(h->input_dims, sizeof *h->part_shapes);
     h->tensors = zeros(head->tensors, sizeof *h->tensors);
     h->bytes = zeros(head->tensors, sizeof *h->bytes);
     h->offsets = zeros((uint64_t)head->storages + 1, sizeof *h->offsets);
     h->args = zeros(head->args, sizeof *h->args);
     h->copies = zeros((uint64_t)head->inputs + head->outputs, sizeof *h->copies);
     h->times = zeros(head->steps, sizeof *h->times);
-    if (!h->symbols || !h->values || !h->dims || !h->shapes || !h->tensors || !h->bytes || !h->offsets || !h->args ||
-        !h->copies || !h->times)
+    if (!h->symbols || !h->values || !h->dims || !h->shapes || !h->part_shapes || !h->tensors || !h->bytes ||
+        !h->offsets || !h->args || !h->copies || !h->times)
         return GREENCC_NO_MEMORY;
     int64_t *next = h->dims;
     for (uint32_t i = 0; i < head->tensors; i++) {
@@ -141,7 +142,7 @@ GREENCC_EXPORT void greencc_close(greencc_handle *h) {
     for (uint32_t i = 0; h->copies != NULL && i < h->plan.head.inputs + h->plan.head.outputs; i++)
         free(h->copies[i].memory);
     free(h->symbols), free(h->values), free(h->dims), free(h->shapes), free(h->tensors), free(h->bytes);
-    free(h->offsets), free(h->args), free(h->copies), free(h->times), free(h->arena);
+    free(h->offsets), free(h->args), free(h->copies), free(h->times), free(h->arena), free(h->part_shapes);
     plan_free(&h->plan);
     pthread_mutex_destroy(&h->turn);
     free(h);

@@ -65,7 +65,7 @@ extern const unsigned char greencc_plan[];
 extern const size_t greencc_plan_size;
 
 /* The plan's sections, in this order and of these sizes; `greencc.targets._tvm.plan` writes them. */
-enum { PLAN_MAGIC = 0x4c504347, PLAN_VERSION = 1, COPY = 0xffffffff };
+enum { PLAN_MAGIC = 0x4c504347, PLAN_VERSION = 2, COPY = 0xffffffff };
 enum { PLACE_INPUT, PLACE_OUTPUT, PLACE_CONSTANT, PLACE_STORAGE };
 enum { OP_CONST, OP_SYMBOL, OP_ADD, OP_SUB, OP_MUL, OP_FLOORDIV, OP_FLOORMOD, OP_MAX, OP_MIN, OP_DIV, OP_MOD };
 
@@ -73,6 +73,8 @@ typedef struct {
     uint32_t magic, version;
     uint64_t weights_bytes;
     uint32_t symbols, kernels, words, tensors, expressions, steps, inputs, outputs, args, dims, storages, text_bytes;
+    uint32_t part; /* rows of inputs and outputs to run at once, 0: all */
+    uint32_t reserved;
 } plan_header;
 
 typedef struct {
@@ -203,6 +205,7 @@ struct greencc_handle {
     int64_t *values;      /* of expressions */
     int64_t *dims;        /* of tensors, one after the other */
     int64_t *shapes;      /* of the inputs, that everything is prepared for */
+    int64_t *part_shapes; /* of a part of the inputs */
     dl_tensor *tensors;
     uint64_t *bytes;      /* of tensors */
     uint64_t *offsets;    /* of storages, and their end */

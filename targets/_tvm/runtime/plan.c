@@ -115,6 +115,25 @@ static int check_symbols(const plan *p, char *error, size_t error_size) {
     return found == p->head.symbols ? GREENCC_OK : bad(error, error_size, "a dimension has no source");
 }
 
+static int is_fixed(const plan *p, uint32_t expression) {
+    const plan_expression *e = &p->expressions[expression];
+    return e->count == 2 && p->words[e->first] == OP_CONST;
+}
+
+/* Parts are runs of rows: the only symbol is the first dimension of every input and output, and no other. */
+static int check_part(const plan *p) {
+    if (p->head.part == 0) return 1;
+    if (p->head.symbols != 1 || p->head.inputs == 0 || p->head.outputs == 0) return 0;
+    for (uint32_t i = 0; i < p->head.inputs + p->head.outputs; i++) {
+        const plan_port *port = i < p->head.inputs ? &p->inputs[i] : &p->outputs[i - p->head.inputs];
+        const plan_tensor *t = &p->tensors[port->tensor];
+        if (t->ndim == 0 || plan_symbol(p, p->dims[t->first_dim]) != 0) return 0;
+        for (uint32_t d = 1; d < t->ndim; d++)
+            if (!is_fixed(p, p->dims[t->first_dim + d])) return 0;
+    }
+    return 1;
+}
+
 static int check(const plan *p, char *error, size_t error_size) {
     const plan_header *h = &p->head;
     if (h->text_bytes == 0 || p->text[h->text_bytes - 1] != 0) return bad(error, error_size, "names");
@@ -130,6 +149,7 @@ static int check(const plan *p, char *error, size_t error_size) {
     if (!check_ports(p, p->outputs, h->outputs, PLACE_OUTPUT)) return bad(error, error_size, "an output");
     for (uint32_t i = 0; i < h->steps; i++)
         if (!check_step(p, &p->steps[i])) return bad(error, error_size, "a step");
+    if (!check_part(p)) return bad(error, error_size, "its inputs and outputs do not come in parts");
     return check_symbols(p, error, error_size);
 }
 

@@ -71,6 +71,7 @@ def compile_model(model: ir.Model, machine: Machine, folder: Path, threads: int 
         inputs=tensor_specs(model.graph.inputs, "input"),
         outputs=tensor_specs(model.graph.outputs, "output"),
         kernels=result.kernels,
+        samplewise=result.samplewise,
     )
     return Compiled(result, folder, TvmEngine(description, threads) if threads else None)
 

@@ -28,6 +28,7 @@ GIVEN = Description(
     steps=(Label("conv", "Conv", Arithmetic.INT8),),
     library=FileFacts(10, "0" * 64),
     weights=FileFacts(0, "f" * 64),
+    part=3,
 )
 
 
@@ -67,6 +68,9 @@ def _change(*keys: str | int, to: object) -> Callable[[Any], None]:
         (_change("files", "model.so", "size", to=1.5), "'files' is missing"),
         (_change("files", "weights.bin", "sha256", to="F" * 64), "'files' is missing"),
         (_change("triple", to=None), "'triple' is missing"),
+        (_change("part", to=-1), "'part' is missing"),
+        (_change("part", to=1 << 32), "'part' is missing"),
+        (_change("part", to=True), "'part' is missing"),
     ],
 )
 def test_malformed(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:

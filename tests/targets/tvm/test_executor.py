@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,19 @@ HARNESS = Path(__file__).with_name("harness.c")
 Harness = Callable[[str, int, int, int], str]
 
 
-@pytest.fixture(scope="module")
-def planned(mixed: Case, machine: Machine) -> tuple[Planned, bytes]:
-    lowered = lower_to_kernels(mixed.module, machine)
-    names = [[spec.name for spec in specs] for specs in (mixed.inputs, mixed.outputs)]
+@pytest.fixture(scope="module", params=["whole", "parts"])
+def planned(
+    mixed: Case, rows: Case, machine: Machine, request: pytest.FixtureRequest
+) -> tuple[Planned, bytes]:
+    case = rows if request.param == "parts" else mixed
+    lowered = lower_to_kernels(case.module, machine)
+    names = [[spec.name for spec in specs] for specs in (case.inputs, case.outputs)]
+    made = make_plan(lowered, *names)
+    if case is rows:
+        # The harness has three samples.
+        made = replace(made, plan=replace(made.plan, part=2))
     # Plans are changed below: kernels refuse what their code is not for.
-    return make_plan(lowered, *names), compile_object(lowered, machine, checked=True)
+    return made, compile_object(lowered, machine, checked=True)
 
 
 @pytest.fixture(scope="module")
