@@ -13,6 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+NEAR = 1 << 21
+"""Steps: see `Quantize`."""
+
 
 @dataclass(frozen=True)
 class AddTensor:
@@ -75,11 +78,20 @@ Step = AddTensor | Clip | Apply | ScaleChannels | AddChannels
 
 @dataclass(frozen=True)
 class Quantize:
-    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates."""
+    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates.
+
+    Attributes:
+        dtype: Of the output.
+        scale: What a step is worth.
+        zero_point: Of the output.
+        near: No value is `NEAR` steps or more from 0, whatever the data: then they are rounded faster. False is always
+            right.
+    """
 
     dtype: str
     scale: float
     zero_point: int
+    near: bool = False
 
 
 @dataclass(frozen=True)
