@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from greencc.core.data import Array
+from greencc.targets._tvm.kernels.costs import crowded, item_bytes
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
 from greencc.targets._tvm.kernels.epilogue import EpilogueCode, Piece, deals_out
 from greencc.targets._tvm.kernels.narrow import GROUP
@@ -38,8 +39,13 @@ class DepthwiseTemplate:
         depthwise = _checked(workload)
         rows, columns = depthwise.window.output
         if depthwise.data == "float32":
-            # Sums take half of the registers, or weights and data would be loaded more than once.
-            widest, vectors = machine.registers // 2, 1
+            # Sums take half of the registers, or weights and data would be loaded more than once; where a row has
+            # several tiles, a quarter: fewer columns of it are on their way at once.
+            part = 2 if columns <= machine.registers // 2 else 4
+            widest, vectors = machine.registers // part, 1
+            if crowded(depthwise.channels * item_bytes("float32"), evenly(columns, widest), machine):
+                # Few columns, each with the whole cache lines that were loaded for it.
+                widest, vectors = 3, 4
         else:
             # On x86 more columns of wide blocks share little more, and take more code.
             wide = 2 if depthwise.channels >= 2 * machine.lanes else 6
