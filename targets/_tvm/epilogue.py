@@ -13,6 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
+NEAR = 1 << 21
+"""Steps: see `Quantize`."""
+
 
 @dataclass(frozen=True)
 class AddTensor:
@@ -75,11 +80,20 @@ Step = AddTensor | Clip | Apply | ScaleChannels | AddChannels
 
 @dataclass(frozen=True)
 class Quantize:
-    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates."""
+    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates.
+
+    Attributes:
+        dtype: Of the output.
+        scale: What a step is worth.
+        zero_point: Of the output.
+        near: No value is `NEAR` steps or more from 0, whatever the data: then they are rounded faster. False is always
+            right.
+    """
 
     dtype: str
     scale: float
     zero_point: int
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,28 @@ class Epilogue:
         if self.quantize is None or self.quantize.scale != 1.0 or not self.steps:
             return None
         return self.steps[-1] if isinstance(self.steps[-1], Clip) else None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest step of a quantized output, but for its zero point; `range_clip` narrows it."""
+        low, high = self._whole_range
+        clip = self.range_clip
+        return (low, high) if clip is None else (_within(clip.low, low, high), _within(clip.high, low, high))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether that is less than the range of the output's type."""
+        return self.quantize is not None and self.range != self._whole_range
+
+    @property
+    def _whole_range(self) -> tuple[float, float]:
+        assert self.quantize is not None
+        limits = np.iinfo(self.quantize.dtype)
+        return float(limits.min - self.quantize.zero_point), float(limits.max - self.quantize.zero_point)
+
+
+def _within(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
 
 
 NOTHING = Epilogue()

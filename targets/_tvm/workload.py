@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
-from greencc.targets._tvm.epilogue import NOTHING, AddTensor, Epilogue
+from greencc.targets._tvm.epilogue import NOTHING, AddTensor, Clip, Epilogue
+
+_BOUNDS = Clip(0.0, 1.0)
+"""Of a form: some bounds within the range of the output."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,9 @@ Workload = Conv | Depthwise | Dense | BatchedProduct | Pool
 def form_of(workload: Workload) -> Workload:
     """The workload without its `numbers`: what a kernel's code depends on, and so does how fast it is."""
     epilogue: Epilogue = workload.epilogue
-    steps = epilogue.steps if epilogue.range_clip is None else epilogue.steps[:-1]
+    steps = epilogue.steps
+    if epilogue.range_clip is not None:
+        steps = (*steps[:-1], *((_BOUNDS,) if epilogue.bounded else ()))
     quantize = epilogue.quantize
     if quantize is not None:
         quantize = replace(quantize, scale=_scale_form(quantize.scale), zero_point=0)
