@@ -19,6 +19,7 @@ from greencc.core.graph import (
 )
 from greencc.targets._tvm.constants import Grid, dequantized, folded, grid_of, quantized
 from greencc.targets._tvm.epilogue import (
+    NEAR,
     AddChannels,
     AddTensor,
     Apply,
@@ -390,7 +391,8 @@ def _integer_finish(
                 for item in steps
                 if isinstance(item, Clip)
             ]
-            quantize = Quantize(tail.grid.dtype, 1.0, tail.grid.zero)
+            near = _farthest(sums, multiplier, offset, axis) < NEAR
+            quantize = Quantize(tail.grid.dtype, 1.0, tail.grid.zero, near)
         else:
             quantize = Quantize(tail.grid.dtype, float(step), tail.grid.zero)
     head: list[Array | ir.Value] = [] if sums.bias is None else [sums.bias]
@@ -405,6 +407,18 @@ def _integer_finish(
         quantize=quantize,
     )
     return epilogue, sums.weights, [*head, *arguments]
+
+
+def _farthest(sums: Sums, multiplier: Array, offset: Array | None, axis: int) -> float:
+    """The greatest magnitude of the scaled sums, whatever the data; infinite where there are no weights."""
+    if not sums.weights.size:
+        return np.inf
+    axes = tuple(index for index in range(sums.weights.ndim) if index != axis)
+    greatest = 255.0 * np.abs(sums.weights.astype(np.float64)).sum(axes)
+    if sums.bias is not None:
+        greatest = greatest + np.abs(sums.bias.astype(np.float64))
+    scaled = greatest * multiplier + (0.0 if offset is None else np.abs(offset))
+    return float(scaled.max(initial=0.0))
 
 
 def window_pads(

@@ -13,6 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
+NEAR = 1 << 21
+"""Steps: see `Quantize`."""
+
 
 @dataclass(frozen=True)
 class AddTensor:
@@ -82,11 +87,20 @@ Step = AddTensor | Clip | Apply | ScaleChannels | AddChannels
 
 @dataclass(frozen=True)
 class Quantize:
-    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates."""
+    """Divides by the scale (1: values are in steps already), rounds halves to even, adds the zero point, saturates.
+
+    Attributes:
+        dtype: Of the output.
+        scale: What a step is worth.
+        zero_point: Of the output.
+        near: No value is `NEAR` steps or more from 0, whatever the data: then they are rounded faster. False is always
+            right.
+    """
 
     dtype: str
     scale: float
     zero_point: int
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,25 @@ class Epilogue:
     def range_clips(self) -> tuple[Clip, ...]:
         """All Clips at the end, in steps of the output: they are the same clamp as that of the output's range."""
         return tuple(step for step in self.steps[len(self.written_steps) :] if isinstance(step, Clip))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest step of a quantized output, but for its zero point; `range_clips` narrow it."""
+        bounds = Clip(-np.inf, np.inf)
+        for clip in (*self.range_clips, Clip(*self._whole_range)):
+            bounds = bounds.then(clip)
+        return bounds.low, bounds.high
+
+    @property
+    def bounded(self) -> bool:
+        """Whether that is less than the range of the output's type."""
+        return self.quantize is not None and self.range != self._whole_range
+
+    @property
+    def _whole_range(self) -> tuple[float, float]:
+        assert self.quantize is not None
+        limits = np.iinfo(self.quantize.dtype)
+        return float(limits.min - self.quantize.zero_point), float(limits.max - self.quantize.zero_point)
 
 
 NOTHING = Epilogue()

@@ -22,6 +22,7 @@ from greencc.targets._tvm.description import Label
 from greencc.targets._tvm.elementwise import image_attributes, image_operand
 from greencc.targets._tvm.failures import named
 from greencc.targets._tvm.fusion import Fused, fuse
+from greencc.targets._tvm.image_moves import moved_image
 from greencc.targets._tvm.importer import Importer
 from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
@@ -33,6 +34,7 @@ from greencc.targets._tvm.resolving import resolve_shapes
 from greencc.targets._tvm.samplewise import is_samplewise
 from greencc.targets._tvm.schedules import Schedules
 from greencc.targets._tvm.sizes import Sizes
+from greencc.targets._tvm.transposed import split_transposed
 from greencc.targets._tvm.workload import (
     BatchedProduct,
     Conv,
@@ -76,6 +78,7 @@ def lower_model(model: ir.Model, machine: Machine, schedules: Schedules) -> Lowe
     clone = model.clone()
     ensure_names(clone)
     resolve_shapes(clone)
+    split_transposed(clone)
     return _Lowering(clone, machine, schedules).run()
 
 
@@ -315,6 +318,12 @@ class _Lowering:
         self, node: ir.Node, operands: Sequence[ir.Value | None], outputs: Sequence[ir.Value]
     ) -> bool:
         """Run an element-wise operator or a Concat of channels on NHWC values when its operands are."""
+        first = operands[0] if operands else None
+        if first is not None and self.values.only_image(first):
+            moved_pixels = moved_image(node, self.values.image(first))
+            if moved_pixels is not None:
+                self.values.define_image(outputs[0], self.importer.builder.emit(moved_pixels))
+                return True
         changes = image_attributes(node)
         if changes is None or not any(
             value is not None and self.values.only_image(value) for value in operands

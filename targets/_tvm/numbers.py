@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from greencc.core.data import Array
-from greencc.targets._tvm.epilogue import AddTensor, Clip
+from greencc.targets._tvm.epilogue import AddTensor
 from greencc.targets._tvm.kernels.emit import ROUNDER_BITS
 from greencc.targets._tvm.workload import BatchedProduct, Workload, reads_zero_point
 
@@ -19,6 +19,9 @@ HIGH = "largest step of the output"
 OUTPUT_ZERO_POINT = "zero point of the output"
 """Less `ROUNDER_BITS`, which a kernel subtracts anyway."""
 OUTPUT_SCALE = "scale of the output"
+SHIFT = "zero point of the output, two INT16"
+LEAST = "least number of the output, four of it"
+MOST = "largest number of the output, four of it"
 
 
 def added_scale(number: int) -> str:
@@ -46,12 +49,13 @@ def numbers_of(workload: Workload) -> dict[str, int | float]:
     if quantize is not None:
         if quantize.scale != 1.0:
             numbers[OUTPUT_SCALE] = quantize.scale
-        limits = np.iinfo(quantize.dtype)
-        low, high = (float(limit - quantize.zero_point) for limit in (limits.min, limits.max))
-        bounds = Clip(-np.inf, np.inf)
-        for clip in (*epilogue.range_clips, Clip(low, high)):
-            bounds = bounds.then(clip)
-        numbers |= {LOW: bounds.low, HIGH: bounds.high, OUTPUT_ZERO_POINT: quantize.zero_point - ROUNDER_BITS}
+        low, high = epilogue.range
+        numbers |= {LOW: low, HIGH: high, OUTPUT_ZERO_POINT: quantize.zero_point - ROUNDER_BITS}
+        if not quantize.near:
+            numbers[SHIFT] = _word(quantize.zero_point, "int16")
+        if epilogue.bounded:
+            for name, bound in ((LEAST, low), (MOST, high)):
+                numbers[name] = _word(int(np.rint(np.float32(bound))) + quantize.zero_point, quantize.dtype)
     return numbers
 
 
@@ -60,3 +64,8 @@ def number_arguments(workload: Workload) -> tuple[Array, ...]:
     numbers = numbers_of(workload).values()
     words = [np.array(each, np.float32 if isinstance(each, float) else np.int32) for each in numbers]
     return (np.array([word.view(np.int32) for word in words]),) if words else ()
+
+
+def _word(number: int, dtype: str) -> int:
+    """An INT32 full of the same smaller numbers."""
+    return int(np.full(4 // np.dtype(dtype).itemsize, number, dtype).view(np.int32)[0])

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
-from greencc.targets._tvm.epilogue import NOTHING, AddTensor, Epilogue
+from greencc.targets._tvm.epilogue import NOTHING, AddTensor, Clip, Epilogue
+
+_BOUNDS = Clip(0.0, 1.0)
+"""Of a form: some bounds within the range of the output."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ Workload = Conv | Depthwise | Dense | BatchedProduct | Pool
 def form_of(workload: Workload) -> Workload:
     """The workload without its `numbers`: what a kernel's code depends on, and so does how fast it is."""
     epilogue: Epilogue = workload.epilogue
+    # Bounds within the output's range are code; their values are numbers.
+    bounds = (_BOUNDS,) if epilogue.range_clips and epilogue.bounded else ()
     quantize = epilogue.quantize
     if quantize is not None:
         quantize = replace(quantize, scale=_scale_form(quantize.scale), zero_point=0)
@@ -158,7 +163,8 @@ def form_of(workload: Workload) -> Workload:
                 if isinstance(step, AddTensor)
                 else step
                 for step in epilogue.written_steps
-            ),
+            )
+            + bounds,
             quantize=quantize,
         )
     }

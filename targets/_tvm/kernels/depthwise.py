@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from greencc.core.data import Array
+from greencc.targets._tvm.kernels.costs import crowded, item_bytes
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
-from greencc.targets._tvm.kernels.epilogue import EpilogueCode
+from greencc.targets._tvm.kernels.epilogue import EpilogueCode, Piece, deals_out
+from greencc.targets._tvm.kernels.narrow import GROUP
 from greencc.targets._tvm.kernels.taps import Row, Taps
 from greencc.targets._tvm.kernels.template import Schedule, Template
 from greencc.targets._tvm.kernels.windows import (
@@ -37,10 +39,17 @@ class DepthwiseTemplate:
         depthwise = _checked(workload)
         rows, columns = depthwise.window.output
         if depthwise.data == "float32":
-            # Sums take half of the registers, or weights and data would be loaded more than once.
-            widest, vectors = machine.registers // 2, 1
+            # Sums take half of the registers, or weights and data would be loaded more than once; where a row has
+            # several tiles, a quarter: fewer columns of it are on their way at once.
+            part = 2 if columns <= machine.registers // 2 else 4
+            widest, vectors = machine.registers // part, 1
+            if crowded(depthwise.channels * item_bytes("float32"), evenly(columns, widest), machine):
+                # Few columns, each with the whole cache lines that were loaded for it.
+                widest, vectors = 3, 4
         else:
-            widest, vectors = (4, 4) if machine.registers >= 32 else (2, 4)
+            # On x86 more columns of wide blocks share little more, and take more code.
+            wide = 2 if depthwise.channels >= 2 * machine.lanes else 6
+            widest, vectors = 4 if machine.aarch64 else wide, 4
         return Schedule(1, evenly(columns, widest), vectors, band_of(rows, machine.cores))
 
     def space(self, workload: Workload, machine: Machine) -> Sequence[Schedule]:
@@ -65,7 +74,10 @@ class DepthwiseTemplate:
             parts.setdefault(taps.dtype, []).append(taps.pack(shaped))
         packed = [np.concatenate(each) for each in parts.values()]
         if _fills_rows(depthwise):
-            packed.append((shaped.astype(np.int32).sum(2).T * depthwise.zero_point).astype(np.int32))
+            fills = shaped.astype(np.int32).sum(2).T * depthwise.zero_point
+            for taps in _taps(depthwise, schedule, machine):
+                taps.deal(fills)
+            packed.append(fills.astype(np.int32))
         return tuple(packed)
 
     def build(self, workload: Workload, schedule: Schedule, machine: Machine, name: str) -> PrimFunc:
@@ -116,11 +128,20 @@ class _Writer:
             )
             for placed in self.placed:
                 block = placed.taps.block
-                with emit.loop(block.count) as turn, emit.loop(size) as index:
+                with emit.loop(block.count) as turn:
                     channel = block.start + turn * block.width
                     place = placed.start + turn * (placed.taps.row_size * window.kernel[0])
-                    for tile, column in each_tile(emit, window, schedule.columns):
-                        self.tile(placed.taps, tile, (sample, first + index, column, channel), place)
+                    self.constants(placed.taps, channel)
+                    with emit.loop(size) as index:
+                        for tile, column in each_tile(emit, window, schedule.columns):
+                            self.tile(placed.taps, tile, (sample, first + index, column, channel), place)
+
+    def constants(self, taps: Taps, channel: Index) -> None:
+        """How a tile loads what it needs per channel: once per block where it is dealt out."""
+        lanes = taps.block.lanes
+        self.constant: list[Callable[[Expr], Expr] | None] = [None] * taps.block.vectors
+        if taps.dealt:
+            self.constant = [*self.epilogue.dealt(channel, lanes)]
 
     def tile(self, taps: Taps, tile: Tile, at: tuple[Expr, Expr, Index, Expr], place: Expr) -> None:
         """One tile: sums start, take the kernel's rows, and are stored."""
@@ -134,9 +155,8 @@ class _Writer:
             return (output * block.vectors + vector) * lanes
 
         for output, vector in pieces:
-            emit.store(
-                sums, [index(output, vector)], self.epilogue.start(channel + vector * lanes, lanes), lanes
-            )
+            start = self.epilogue.start(channel + vector * lanes, lanes, self.constant[vector])
+            emit.store(sums, [index(output, vector)], start, lanes)
         low, high = kernel_rows(emit, window, row)
         if _fills_rows(self.workload):
             for start, stop in ((0, low), (high, window.kernel[0])):
@@ -161,10 +181,19 @@ class _Writer:
                 return emit.load(self.packed[taps.dtype], [whole], size)
 
             taps.add(emit, Row(load, weights, sums, index, tile.columns))
-        for output, vector in pieces:
-            value = emit.load(sums, [index(output, vector)], lanes)
-            target = [sample, row, column + output, channel + vector * lanes]
-            emit.store(self.output, target, self.epilogue.finish(value, target, lanes), lanes)
+        self.epilogue.store(
+            self.output,
+            [
+                Piece(
+                    emit.load(sums, [index(output, vector)], lanes),
+                    [sample, row, column + output, channel + vector * lanes],
+                    lanes,
+                    output,
+                    self.constant[vector],
+                )
+                for output, vector in pieces
+            ],
+        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +209,13 @@ def _taps(workload: Depthwise, schedule: Schedule, machine: Machine) -> list[Tap
     lanes = machine.lanes
     if workload.data != "float32" and not machine.x86 and machine.dot is not Dot.SDOT:
         lanes *= 2  # Widened bytes fill a register with INT16.
-    return [Taps(workload, machine, each) for each in blocks(workload.channels, lanes, schedule.vectors)]
+    deals, integers = deals_out(workload.epilogue), workload.data != "float32"
+    # Four vectors are interleaved without crossing 128 bits.
+    keep = integers and machine.x86 and schedule.vectors == GROUP
+    return [
+        Taps(workload, machine, each, deals)
+        for each in blocks(workload.channels, lanes, schedule.vectors, keep)
+    ]
 
 
 def _placed(taps: Sequence[Taps], kernel_rows: int) -> list[_Placed]:

@@ -5,7 +5,7 @@ Expressions are TVM's; a vector is one expression of several lanes. Indices are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -97,6 +97,14 @@ class Emit:
     def llvm(self, dtype: str, lanes: int, name: str, *arguments: Expr) -> Expr:
         """A call of an LLVM intrinsic without side effects."""
         return self.T.call_llvm_pure_intrin(typed(dtype, lanes), name, *arguments)
+
+    def shuffled(self, vectors: Sequence[Expr], order: Iterable[int]) -> Expr:
+        """The elements of some vectors, numbered one after the other, in this order."""
+        return self._tirx.Shuffle(list(vectors), [self.const("int32", index) for index in order])
+
+    def part(self, vector: Expr, first: int, size: int) -> Expr:
+        """Neighbouring elements of a vector."""
+        return vector if size == self.lanes(vector) else self.shuffled([vector], range(first, first + size))
 
     # Memory
 

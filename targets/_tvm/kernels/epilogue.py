@@ -6,7 +6,11 @@ multiply-add would round once where the reference rounds twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from greencc.targets._tvm.epilogue import (
     AddChannels,
@@ -14,16 +18,13 @@ from greencc.targets._tvm.epilogue import (
     Apply,
     Clip,
     Epilogue,
-    Quantize,
     ScaleChannels,
 )
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
+from greencc.targets._tvm.kernels.narrow import GROUP, Grid, dealt_order, packed, packs, single
 from greencc.targets._tvm.kernels.vectormath import apply, heavy
 from greencc.targets._tvm.numbers import (
-    HIGH,
-    LOW,
     OUTPUT_SCALE,
-    OUTPUT_ZERO_POINT,
     ZERO_POINT,
     added_scale,
     added_zero_point,
@@ -32,8 +33,28 @@ from greencc.targets._tvm.numbers import (
 from greencc.targets._tvm.workload import Workload
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A vector of sums.
+
+    Attributes:
+        sums: Started by `EpilogueCode.start`.
+        at: Indices of its first element in the output.
+        lanes: How many.
+        pixel: Pieces of one pixel that follow each other are neighbours in the output.
+        constant: Loads the channels' constants from a buffer. None: they are neighbours; else, four pieces are dealt
+            out as `EpilogueCode.dealt` says.
+    """
+
+    sums: Expr
+    at: Sequence[Index]
+    lanes: int
+    pixel: int
+    constant: Callable[[Expr], Expr] | None = None
+
+
 class EpilogueCode:
-    """Writes one epilogue: `arguments`, in their place among the function's; `begin` in every task; `start`, `finish`.
+    """Writes one epilogue: `arguments`, in their place among the function's; `begin` in every task; `start`, `store`.
 
     Attributes:
         epilogue: What is written: that of the workload.
@@ -83,28 +104,88 @@ class EpilogueCode:
         """Integer data outside the image."""
         return self._emit.broadcast(self._emit.cast(self._border, dtype), lanes)
 
-    def _number(self, name: str, dtype: str = "int32") -> Expr:
-        """A scalar. It is loaded where it is used: processors broadcast operands from memory at no cost."""
-        value = self._emit.load(self._numbers, [self._names.index(name)], 1)
-        return value if dtype == "int32" else self._emit.bits(value, dtype, 1)
+    def _number(self, name: str) -> Expr:
+        """A scalar's word. It is loaded where it is used: LLVM takes it out of loops where registers allow."""
+        return self._emit.load(self._numbers, [self._names.index(name)], 1)
 
     def _splat(self, name: str, dtype: str, lanes: int) -> Expr:
-        return self._emit.broadcast(self._number(name, dtype), lanes)
+        """A number in every lane; a word has several of the smaller types."""
+        emit, words = self._emit, lanes * np.dtype(dtype).itemsize // 4
+        return emit.bits(emit.broadcast(self._number(name), words), dtype, lanes)
 
-    def start(self, channel: Index, lanes: int) -> Expr:
-        """What sums of `lanes` channels from `channel` on start at: the bias or zeros."""
+    def start(self, channel: Index, lanes: int, constant: Callable[[Expr], Expr] | None = None) -> Expr:
+        """What sums of `lanes` channels from `channel` on start at: the bias or zeros. See `Piece` for `constant`."""
         if self.epilogue.bias:
-            return self._emit.load(self._constants["bias"], [channel], lanes)
+            bias = self._constants["bias"]
+            return self._emit.load(bias, [channel], lanes) if constant is None else constant(bias)
         return self._emit.splat(self.sums, 0, lanes)
 
-    def finish(self, sums: Expr, at: Sequence[Index], lanes: int) -> Expr:
-        """From sums (started by `start`) to a vector of the output's type, for its elements from `at` on."""
-        emit, channel = self._emit, at[-1]
-        value = emit.cast(sums, "float32") if self.sums == "int32" else sums
+    def dealt(self, channel: Index, lanes: int) -> list[Callable[[Expr], Expr]]:
+        """Constants of four vectors from `channel` on, of which each has four channels of every sixteen.
+
+        That is the order in which sums are packed without being moved.
+
+        Returns:
+            What loads those of each vector from a buffer.
+        """
+        emit = self._emit
+        buffers = [*self._constants.values(), *(step for step in self._steps if step is not None)]
+        copies = []
+        for buffer in buffers:
+            copy = emit.registers(str(buffer.dtype), GROUP * lanes)
+            whole = emit.load(buffer, [channel], GROUP * lanes)
+            emit.store(copy, [0], emit.shuffled([whole], dealt_order(lanes)), GROUP * lanes)
+            copies.append(copy)
+
+        def load(vector: int, buffer: Expr) -> Expr:
+            number = next(index for index, known in enumerate(buffers) if known.same_as(buffer))
+            return emit.load(copies[number], [vector * lanes], lanes)
+
+        return [partial(load, vector) for vector in range(GROUP)]
+
+    def store(self, output: Expr, pieces: Sequence[Piece]) -> None:
+        """Stores pieces: several at once where the output is narrower than the sums."""
+        for lanes in sorted({piece.lanes for piece in pieces}, reverse=True):
+            equal = [piece for piece in pieces if piece.lanes == lanes]
+            together = self.epilogue.quantize is not None and packs(self._emit.machine, lanes)
+            for first in range(0, len(equal), GROUP if together else 1):
+                group = equal[first : first + (GROUP if together else 1)]
+                if len(group) > 1:
+                    self._store_packed(output, group)
+                else:
+                    self._emit.store(output, group[0].at, self._single(group[0]), lanes)
+
+    def _store_packed(self, output: Expr, group: Sequence[Piece]) -> None:
+        emit, lanes = self._emit, group[0].lanes
+        values = [self._value(piece) for piece in group]
+        whole = emit.bind(packed(emit, values, self._grid(), dealt=group[0].constant is not None))
+        first = 0
+        while first < len(group):
+            count = GROUP
+            while not _together(group[first : first + count], count):
+                count //= 2
+            size = count * lanes
+            emit.store(output, group[first].at, emit.part(whole, first * lanes, size), size)
+            first += count
+
+    def _single(self, piece: Piece) -> Expr:
+        value = self._value(piece)
+        return value if self.epilogue.quantize is None else single(self._emit, value, self._grid())
+
+    def _grid(self) -> Grid:
+        quantize = self.epilogue.quantize
+        assert quantize is not None
+        return Grid(quantize.dtype, quantize.near, self.epilogue.bounded, self._splat)
+
+    def _value(self, piece: Piece) -> Expr:
+        """The float32 that is stored or quantized, but for the bounds of the output's range."""
+        emit, at, lanes = self._emit, piece.at, piece.lanes
+        constant = piece.constant or (lambda buffer: emit.load(buffer, [at[-1]], lanes))
+        value = emit.cast(piece.sums, "float32") if self.sums == "int32" else piece.sums
         if self.epilogue.multiplier:
-            value = emit.rounded(value * emit.load(self._constants["multiplier"], [channel], lanes))
+            value = emit.rounded(value * constant(self._constants["multiplier"]))
         if self.epilogue.offset:
-            value = value + emit.load(self._constants["offset"], [channel], lanes)
+            value = value + constant(self._constants["offset"])
         for number, (step, buffer) in enumerate(zip(self.epilogue.written_steps, self._steps, strict=True)):
             match step:
                 case AddTensor():
@@ -114,20 +195,13 @@ class EpilogueCode:
                 case Apply():
                     value = apply(emit, step, value)
                 case ScaleChannels():
-                    value = emit.rounded(value * emit.load(buffer, [channel], lanes))
+                    value = emit.rounded(value * constant(buffer))
                 case AddChannels():
-                    value = value + emit.load(buffer, [channel], lanes)
-        return value if self.epilogue.quantize is None else self._quantized(value, self.epilogue.quantize)
-
-    def _quantized(self, value: Expr, quantize: Quantize) -> Expr:
-        """Clamped to the output's range, rounded (halves to even), and narrowed."""
-        emit, lanes = self._emit, self._emit.lanes(value)
-        if quantize.scale != 1.0:
+                    value = value + constant(buffer)
+        quantize = self.epilogue.quantize
+        if quantize is not None and quantize.scale != 1.0:
             value = value / self._splat(OUTPUT_SCALE, "float32", lanes)
-        value = emit.minimum(value, self._splat(HIGH, "float32", lanes))
-        value = emit.maximum(value, self._splat(LOW, "float32", lanes))
-        integers = emit.rounding(value, self._splat(OUTPUT_ZERO_POINT, "int32", lanes))
-        return emit.cast(integers, quantize.dtype)
+        return value
 
     def _added(self, number: int, step: AddTensor, value: Expr) -> Expr:
         emit, lanes = self._emit, self._emit.lanes(value)
@@ -139,3 +213,13 @@ class EpilogueCode:
             if step.scale == 1.0
             else emit.rounded(value * self._splat(added_scale(number), "float32", lanes))
         )
+
+
+def deals_out(epilogue: Epilogue) -> bool:
+    """Whether vectors may be dealt out: they are packed, and nothing else is in the order of the channels."""
+    return epilogue.quantize is not None and not any(isinstance(step, AddTensor) for step in epilogue.steps)
+
+
+def _together(group: Sequence[Piece], count: int) -> bool:
+    """True if so many pieces are there, and neighbours."""
+    return len(group) == count and len({piece.pixel for piece in group}) == 1

@@ -14,7 +14,7 @@ import numpy as np
 from greencc.core.data import Array
 from greencc.targets._tvm.epilogue import NOTHING
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
-from greencc.targets._tvm.kernels.epilogue import EpilogueCode
+from greencc.targets._tvm.kernels.epilogue import EpilogueCode, Piece
 from greencc.targets._tvm.kernels.template import Schedule, Template
 from greencc.targets._tvm.kernels.windows import (
     Block,
@@ -147,17 +147,19 @@ class _Writer:
                 for step, part in self._steps(ranges[output], split, wide):
                     source = [sample, image_row, left + step * window.dilations[1], channel + vector * lanes]
                     self._take(values, index(output, vector, part), emit.load(self.data, source, lanes))
+        stored = []
         for output, vector in pieces:
             value = emit.load(values, [index(output, vector)], lanes)
             for part in range(1, split):
                 value = self._joined(value, emit.load(values, [index(output, vector, part)], lanes))
             target = [sample, row, column + output, channel + vector * lanes]
-            if self.average:
-                first, last = ranges[output]
-                value = self.epilogue.finish(
-                    self._mean(value, high - low, last - first, lanes), target, lanes
-                )
-            emit.store(self.output, target, value, lanes)
+            if not self.average:
+                emit.store(self.output, target, value, lanes)
+                continue
+            first, last = ranges[output]
+            mean = self._mean(value, high - low, last - first, lanes)
+            stored.append(Piece(mean, target, lanes, output))
+        self.epilogue.store(self.output, stored)
 
     def _steps(self, columns: tuple[int, int], split: int, loop: bool) -> Iterator[tuple[Index, int]]:
         """Kernel columns, each with the part that it is summed in."""

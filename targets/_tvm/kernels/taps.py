@@ -15,6 +15,7 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
+from greencc.targets._tvm.kernels.narrow import dealt_order, packs
 from greencc.targets._tvm.kernels.windows import Block
 from greencc.targets._tvm.machine import Dot, Machine
 from greencc.targets._tvm.workload import Depthwise
@@ -49,6 +50,8 @@ class Taps:
     workload: Depthwise
     machine: Machine
     block: Block
+    deals: bool = False
+    """The sums may be dealt out to the vectors, as `kernels.narrow.dealt_order` has it."""
 
     @property
     def integer(self) -> bool:
@@ -61,6 +64,16 @@ class Taps:
         dots = (Dot.VNNI512, Dot.VNNI256, Dot.SDOT)
         adjacent = window.dilations[1] == 1 and window.kernel[1] > 1
         return self.integer and self.machine.dot in dots and self.block.lanes >= 4 and adjacent
+
+    @property
+    def dealt(self) -> bool:
+        """Whether the sums of four vectors are dealt out: interleaving bytes twice within 128-bit lanes does so."""
+        return (
+            self.deals
+            and self.by_four
+            and _within_lanes(self.block)
+            and packs(self.machine, self.block.lanes)
+        )
 
     @property
     def paired(self) -> bool:
@@ -111,7 +124,17 @@ class Taps:
                     packed[:, :, shift * self._quads + quad, :, place] = moved[:, :, column]
         else:
             packed[..., 0] = moved
+        if self.dealt:
+            packed = packed[..., dealt_order(block.lanes), :]
         return packed.reshape(-1)
+
+    def deal(self, channels: Array) -> None:
+        """Brings numbers per channel (the last axis) into the order of the sums, in place."""
+        block = self.block
+        if self.dealt:
+            mine = channels[..., block.start : block.start + block.count * block.width]
+            parts = mine.reshape(*mine.shape[:-1], block.count, block.width)
+            mine[...] = parts[..., dealt_order(block.lanes)].reshape(mine.shape)
 
     def add(self, emit: Emit, row: Row) -> None:
         """Adds one kernel row to all sums of a tile."""
@@ -177,7 +200,7 @@ class Taps:
                 loaded = row.load(known, 0, block.width)
                 if loaded is None:
                     loaded = emit.splat(self.workload.data, 0, block.width)
-                columns[known] = emit.T.Bind(_dealt(emit, loaded, block))
+                columns[known] = emit.T.Bind(loaded if self.dealt else _dealt(emit, loaded, block))
             return columns[known]
 
         def pair(offset: int) -> list[Expr]:
@@ -216,7 +239,7 @@ def _dealt(emit: Emit, x: Expr, block: Block) -> Expr:
         return x
     # Interleaved twice, vector v has from each lane the lane's v-th group, which has to be group v * parts + lane.
     groups = [vector * parts + part for part in range(parts) for vector in range(4)]
-    return _shuffled(emit, [x], [4 * group + byte for group in groups for byte in range(4)])
+    return emit.shuffled([x], [4 * group + byte for group in groups for byte in range(4)])
 
 
 def _interleaved(emit: Emit, first: list[Expr], second: list[Expr], size: int, block: Block) -> list[Expr]:
@@ -238,7 +261,7 @@ def _interleaved(emit: Emit, first: list[Expr], second: list[Expr], size: int, b
         step = len(whole) if size == 1 else 4 * block.lanes
         orders = [whole[start : start + step] for start in range(0, len(whole), step)]
     return [
-        emit.T.Bind(_shuffled(emit, [a, b], order))
+        emit.T.Bind(emit.shuffled([a, b], order))
         for a, b in zip(first, second, strict=True)
         for order in orders
     ]
@@ -247,9 +270,3 @@ def _interleaved(emit: Emit, first: list[Expr], second: list[Expr], size: int, b
 def _within_lanes(block: Block) -> bool:
     """True where a column's channels fill a register: interleaving within 128-bit lanes is one cheap instruction."""
     return block.vectors == 4
-
-
-def _shuffled(emit: Emit, vectors: list[Expr], order: list[int]) -> Expr:
-    from tvm import tirx
-
-    return tirx.Shuffle(vectors, [emit.const("int32", index) for index in order])

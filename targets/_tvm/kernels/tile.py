@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from greencc.targets._tvm.kernels.blocks import Block
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
-from greencc.targets._tvm.kernels.epilogue import EpilogueCode
+from greencc.targets._tvm.kernels.epilogue import EpilogueCode, Piece
 from greencc.targets._tvm.kernels.products import Products, Source
 
 
@@ -126,8 +126,9 @@ class Tile:
         if self._parts > 1:
             self._join()
         if not self._code.heavy or self._pixels == 1:
-            for pixel in range(self._pixels):
-                self._store(self._sums, self._at(0, pixel, 0), output, at(pixel), channel)
+            self._store(
+                self._sums, self._at(0, 0, 0), output, [at(pixel) for pixel in range(self._pixels)], channel
+            )
             return
         spilled = emit.scratch(self._products.sums, self._pixels * self._width)
         for pixel in range(self._pixels):
@@ -135,7 +136,7 @@ class Tile:
                 place = [self._at(0, pixel, vector.channel)]
                 emit.store(spilled, place, emit.load(self._sums, place, vector.lanes), vector.lanes)
         with emit.loop(self._pixels) as number:
-            self._store(spilled, number * self._width, output, at(number), channel)
+            self._store(spilled, number * self._width, output, [at(number)], channel)
 
     def _join(self) -> None:
         emit = self._emit
@@ -147,17 +148,23 @@ class Tile:
                     parts = [sum(parts[i : i + 2][1:], parts[i]) for i in range(0, len(parts), 2)]
                 emit.store(self._sums, places[0], parts[0], vector.lanes)
 
-    def _store(self, sums: Expr, first: Index, output: Expr, outer: Sequence[Index], channel: Index) -> None:
-        emit, code = self._emit, self._code
-        for vector in self._block.vectors:
-            whole = vector.valid == vector.lanes
-            for lane in range(1 if whole else vector.valid):
-                lanes = vector.lanes if whole else 1
-                at = [*outer, channel + (vector.channel + lane)]
-                value = emit.load(sums, [first + (vector.channel + lane)], lanes)
-                if not whole:
-                    value = value + code.start(at[-1], 1)
-                emit.store(output, at, code.finish(value, at, lanes), lanes)
+    def _store(
+        self, sums: Expr, first: Index, output: Expr, pixels: Sequence[Sequence[Index]], channel: Index
+    ) -> None:
+        """Stores neighbouring pixels of `sums`, which begin at `first`."""
+        emit, pieces = self._emit, []
+        for pixel, outer in enumerate(pixels):
+            for vector in self._block.vectors:
+                whole = vector.valid == vector.lanes
+                for lane in range(1 if whole else vector.valid):
+                    lanes = vector.lanes if whole else 1
+                    at = [*outer, channel + (vector.channel + lane)]
+                    place = first + (pixel * self._width + vector.channel + lane)
+                    value = emit.load(sums, [place], lanes)
+                    if not whole:
+                        value = value + self._code.start(at[-1], 1)
+                    pieces.append(Piece(value, at, lanes, pixel))
+        self._code.store(output, pieces)
 
     def _at(self, part: int, pixel: int, channel: int) -> int:
         return (part * self._pixels + pixel) * self._width + channel

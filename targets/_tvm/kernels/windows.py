@@ -40,11 +40,22 @@ class Tile:
     border: bool
 
 
-def blocks(channels: int, lanes: int, vectors: int) -> tuple[Block, ...]:
-    """Wide blocks first; what is left takes single vectors, then ever narrower ones, then one channel at a time."""
+def blocks(channels: int, lanes: int, vectors: int, keep: bool = False) -> tuple[Block, ...]:
+    """Wide blocks first; what is left takes fewer vectors, then ever narrower ones, then one channel at a time.
+
+    Args:
+        channels: All.
+        lanes: Of the widest vector.
+        vectors: Of the widest block.
+        keep: Half a block takes as many, but narrower vectors.
+    """
     found = []
     start, left, width, number = 0, channels, lanes, vectors
     while left:
+        if keep and number * width // 2 <= left < number * width and width > 4:
+            found.append(Block(start, 1, number, width // 2))
+            start, left = start + number * width // 2, left - number * width // 2
+            continue
         if number > 1 and left < number * width:
             number = max(1, left // width)
             continue

@@ -105,13 +105,28 @@ def test_integers_up_to_the_quantized_output() -> None:
             bias=True,
             multiplier=True,
             steps=(Clip(0.0, np.inf),),
-            quantize=Quantize("uint8", 1.0, 3),
+            quantize=Quantize("uint8", 1.0, 3, near=True),
         ),
     )
     bias, multiplier = found.arguments
     sums = QUANTIZED["w"].astype(np.int32).sum((1, 2, 3))
     np.testing.assert_array_equal(bias, QUANTIZED["b"] - 7 * sums)
     np.testing.assert_array_equal(multiplier, (QUANTIZED["sx"] * QUANTIZED["sw"]) / QUANTIZED["sy"])
+
+
+@pytest.mark.parametrize(("scale", "near"), [(0.3, True), (1e-6, False)])
+def test_how_far_sums_can_be(scale: float, near: bool) -> None:
+    (found,) = kernels(
+        PRODUCT + "y = QuantizeLinear(c, sy, zy)",
+        {**QUANTIZED, "sy": scalar(scale)},
+        inputs="uint8[N,8,6,6] x",
+        output="uint8[N,8,6,6] y",
+    )
+    multiplier = found.arguments[1]
+    assert isinstance(multiplier, np.ndarray)
+    farthest = (255 * np.abs(QUANTIZED["w"].astype(float)).sum((1, 2, 3)) * multiplier).max()
+    assert bool(farthest < 2**20) is near
+    assert found.workload.epilogue.quantize == Quantize("uint8", 1.0, 3, near=near)
 
 
 def test_a_bound_in_steps_of_the_output() -> None:

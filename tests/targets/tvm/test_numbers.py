@@ -9,7 +9,16 @@ from greencc.targets._tvm.epilogue import AddTensor, Clip, Epilogue, Quantize
 from greencc.targets._tvm.kernels.emit import ROUNDER_BITS
 from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.machine import Machine
-from greencc.targets._tvm.numbers import HIGH, LOW, OUTPUT_ZERO_POINT, number_arguments, numbers_of
+from greencc.targets._tvm.numbers import (
+    HIGH,
+    LEAST,
+    LOW,
+    MOST,
+    OUTPUT_ZERO_POINT,
+    SHIFT,
+    number_arguments,
+    numbers_of,
+)
 from greencc.targets._tvm.workload import (
     BatchedProduct,
     Conv,
@@ -93,6 +102,9 @@ def test_a_clip_narrows_the_range_of_the_output() -> None:
         LOW: 0.0,
         HIGH: 40.0,
         OUTPUT_ZERO_POINT: 2 - ROUNDER_BITS,
+        SHIFT: 0x00020002,
+        LEAST: 0x02020202,
+        MOST: 0x2A2A2A2A,
     }
 
 
@@ -111,6 +123,24 @@ def test_two_clips_are_one(first: tuple[float, float], second: tuple[float, floa
     np.testing.assert_array_equal(
         np.clip(values, both.low, both.high), np.clip(np.clip(values, *first), *second)
     )
+
+
+@pytest.mark.parametrize(
+    ("clip", "dtype", "bounded"),
+    [
+        (Clip(0.0, np.inf), "uint8", False),
+        (Clip(-3.0, 300.0), "uint8", False),
+        (Clip(-2.0, np.inf), "uint8", True),
+        (Clip(0.0, np.inf), "int8", True),
+    ],
+)
+def test_only_bounds_within_the_range_are_in_the_form(clip: Clip, dtype: str, bounded: bool) -> None:
+    epilogue = Epilogue(steps=(clip,), quantize=Quantize(dtype, 1.0, 3 if clip.low else 0, near=True))
+    assert epilogue.bounded is bounded
+    assert (LEAST in numbers_of(Dense((8, 8), epilogue=epilogue))) is bounded
+    form = form_of(Dense((8, 8), epilogue=epilogue)).epilogue
+    assert form.quantize == Quantize(dtype, 1.0, 0, near=True)
+    assert form.bounded is bounded is bool(form.steps)
 
 
 def test_words_are_integers_and_the_bits_of_floats() -> None:

@@ -38,11 +38,11 @@ def expected_sums(workload, data, weights, bias):
     return total
 
 
-def integers(window, channels, machine, *, batch=1, zero_point=None, schedule=None, seed=0):
+def integers(window, channels, machine, *, batch=1, zero_point=None, schedule=None, seed=0, near=False):
     dtype = machine.activation
     limits = np.iinfo(dtype)
     zero_point = (131 if dtype == "uint8" else -5) if zero_point is None else zero_point
-    quantize = Quantize("uint8", 1.0, 7)
+    quantize = Quantize("uint8", 1.0, 7, near)
     epilogue = Epilogue(bias=True, multiplier=True, quantize=quantize)
     workload = Depthwise(window, channels, dtype, zero_point, epilogue)
     schedule = schedule or DEPTHWISE.default(workload, machine)
@@ -95,6 +95,14 @@ def test_rows_and_columns_that_differ(machine):
 def test_channels_that_fill_no_vector(channels, machine):
     integers(WINDOWS["3x3"], channels, machine)
     floats(WINDOWS["3x3"], channels, machine)
+
+
+@pytest.mark.parametrize("channels", [32, pytest.param(64, marks=FULL), 112, pytest.param(224, marks=FULL)])
+@on_every_machine
+def test_channels_dealt_out(channels, machine):
+    """Blocks of four vectors, whole and half."""
+    integers(WINDOWS["3x3"], channels, machine, near=True)
+    integers(WINDOWS["stride"], channels, machine)
 
 
 @pytest.mark.parametrize("batch", [0, 3])

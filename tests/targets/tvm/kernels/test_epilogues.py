@@ -163,3 +163,32 @@ def test_halves_round_to_even(machine: str) -> None:
     np.testing.assert_array_equal(got[0], np.rint(odd / 2) + 1)
     assert {int(step) for step in np.diff(got[0])} == {0, 2}
     assert all(before <= after for before, after in pairwise(got[0]))
+
+
+@pytest.mark.parametrize("outputs", [16, 32, 48, 64, 100])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("machine", runnable())
+def test_sums_far_outside_saturate(machine: str, dtype: str, outputs: int) -> None:
+    """Scaled sums beyond INT32 on both sides, next to small ones."""
+    epilogue = Epilogue(multiplier=True, quantize=Quantize(dtype, 1.0, 3))
+    workload = Dense((4, outputs), data=MACHINES[machine].activation, epilogue=epilogue)
+    rng = np.random.default_rng(9)
+    data, weights = inputs(workload, 7, rng)
+    sums = data.astype(np.float64) @ weights
+    multiplier = rng.choice(np.float32([1e-3, 3.0, 1e6, 1e9]), outputs)
+    got = run(workload, MACHINES[machine], data, weights, [multiplier])
+    np.testing.assert_array_equal(got, finished(epilogue, sums, [multiplier]))
+
+
+@pytest.mark.parametrize("steps", [(), (Clip(-20.5, 30.5),), (Clip(0.0, float("inf")),)], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("machine", runnable())
+def test_sums_that_are_near(machine: str, dtype: str, steps: tuple[Clip, ...]) -> None:
+    epilogue = Epilogue(multiplier=True, steps=steps, quantize=Quantize(dtype, 1.0, 3, near=True))
+    workload = Dense((4, 100), data=MACHINES[machine].activation, epilogue=epilogue)
+    rng = np.random.default_rng(9)
+    data, weights = inputs(workload, 7, rng)
+    sums = data.astype(np.float64) @ weights
+    multiplier = rng.choice(np.float32([1e-3, 0.01, 15.0]), 100)
+    got = run(workload, MACHINES[machine], data, weights, [multiplier])
+    np.testing.assert_array_equal(got, finished(epilogue, sums, [multiplier]))
