@@ -15,7 +15,6 @@ from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.presets import DOTPROD, TRIPLE
 
 RUNNER = "runner"
-PACKAGES = "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 _SOURCES = ("runner.c", "greencc_model.h")
 # Nothing that would tell where or when it was built: the same sources give the same bytes.
 _FLAGS = (
@@ -35,7 +34,7 @@ def missing_compiler() -> str | None:
     try:
         find_toolchain(TRIPLE)
     except UnavailableError as error:
-        return error.message + f": {'apt-get install gcc libc6-dev' if native() else PACKAGES}"
+        return f"{error.message}: {error.hint}"
     return None
 
 
