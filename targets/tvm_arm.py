@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,12 +17,12 @@ from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import Device, Engine, NodeTime
 from greencc.core.errors import GreenccError, UnavailableError, UsageError
-from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.emulator import missing_emulator
 from greencc.targets._tvm.features import check_cpu, this_cpu
 from greencc.targets._tvm.presets import ArmMachine, ArmPreset, arm_machine
 from greencc.targets._tvm.runner import missing_compiler, native
+from greencc.targets._tvm.target import GeneratedTarget
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TvmArmTarget(HostTarget):
+class TvmArmTarget(GeneratedTarget):
     """Generated code for ARM. What computes reference values is ONNX Runtime on this computer.
 
     Attributes:
@@ -45,7 +43,6 @@ class TvmArmTarget(HostTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
-    ships_code: ClassVar[bool] = True
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:
@@ -62,9 +59,15 @@ class TvmArmTarget(HostTarget):
         """What the preset stands for."""
         return arm_machine(self.preset)
 
+    def runtime(self) -> CpuTarget:
+        """ONNX Runtime."""
+        return CpuTarget()
+
     def missing(self) -> str | None:
         """Why nothing can be compiled and checked here, or None. TVM is not imported."""
-        return versions.missing_tvm() or missing_compiler() or self.missing_to_open() or CpuTarget().missing()
+        return (
+            versions.missing_tvm() or missing_compiler() or self.missing_to_open() or self.runtime().missing()
+        )
 
     def missing_to_open(self) -> str | None:
         """Why libraries for the machine cannot be run here, or None."""
@@ -106,44 +109,6 @@ class TvmArmTarget(HostTarget):
         )
         return Device(self.machine.title, facts | {"checked_by": where}, digest)
 
-    def versions(self) -> dict[str, str]:
-        """Versions an artifact's behaviour depends on."""
-        self._require()
-        import numpy
-        import onnx
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            versions.PACKAGE: versions.tvm_version() or "unknown",
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-        }
-
-    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
-        """Inputs whose free sizes are those of images."""
-        from greencc.targets._tvm.resolving import free_images
-
-        return free_images(model)
-
-    def lower(self, model: ir.Model) -> ir.Model:
-        """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
-
-        Raises:
-            InputError: The model's opset is newer and cannot be converted.
-        """
-        from greencc.targets._tvm.building import within_importer
-
-        self._require()
-        return within_importer(model)
-
-    def build_seconds(self, model: ir.Model) -> float:
-        """It grows with the number of nodes."""
-        from greencc.targets._tvm.building import build_seconds
-
-        return build_seconds(model)
-
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json``, the files it names, and a runner for machines without Python.
 
@@ -166,12 +131,6 @@ class TvmArmTarget(HostTarget):
         architecture = self.machine.machine.triple.partition("-")[0]
         return {"glibc": f"{check_runtime(artifact.parent, architecture)} or newer", "linux": architecture}
 
-    def findings(self, artifact: Path) -> tuple[str, ...]:
-        """Operators without a kernel of ours."""
-        from greencc.targets._tvm.description import read_description
-
-        return read_description(artifact).findings
-
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
 
@@ -182,14 +141,6 @@ class TvmArmTarget(HostTarget):
         from greencc.targets._tvm.arm_engine import open_arm
 
         return open_arm(self._library(artifact), self.machine, native=self._runs_natively())
-
-    def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
-        """Run a model node by node as written, on ONNX Runtime."""
-        return CpuTarget().reference(model, outputs)
-
-    def calibration_engine(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
-        """Like `reference`, with ONNX Runtime's optimisations: faster, and equal up to float rounding."""
-        return CpuTarget().calibration_engine(model, outputs)
 
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Raise `UnavailableError`: nothing that runs here tells how fast the device is."""
@@ -232,6 +183,3 @@ class TvmArmTarget(HostTarget):
     def _wanted(self) -> Machine:
         self._require()
         return self.machine.machine
-
-    def _built(self, model: ir.Model, folder: Path) -> Path:
-        return self.build(self.lower(model), folder)

@@ -6,7 +6,6 @@ compiler is needed where it runs. What is opened as an ONNX file, as baselines a
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from greencc.core.engine import Engine, NodeTime
 from greencc.core.errors import UsageError
 from greencc.core.progress import Progress
 from greencc.core.tuning import TuningReport
-from greencc.targets._host import HostTarget
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.host import host_machine, machine_of
+from greencc.targets._tvm.target import GeneratedTarget
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
@@ -37,13 +36,15 @@ MAX_THREADS = 256
 
 
 @dataclass(frozen=True)
-class TvmCpuTarget(HostTarget):
+class TvmCpuTarget(GeneratedTarget):
     """Generated code. What computes reference values is ONNX Runtime, as for the `cpu` target."""
 
     name: ClassVar[str] = "tvm-cpu"
     summary: ClassVar[str] = "kernels generated through TVM for this machine's CPU (x86-64, ARM)"
 
-    ships_code: ClassVar[bool] = True
+    def runtime(self) -> CpuTarget:
+        """ONNX Runtime, with as many threads."""
+        return CpuTarget(threads=self.threads)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +62,7 @@ class TvmCpuTarget(HostTarget):
         return (
             versions.missing_tvm()
             or versions.missing_compiler(machine_of(machine.read_cpuinfo(), 1).triple)
-            or CpuTarget(threads=self.threads).missing()
+            or self.runtime().missing()
         )
 
     def missing_to_open(self) -> str | None:
@@ -79,44 +80,6 @@ class TvmCpuTarget(HostTarget):
         if cpu.notable:
             notes.append(f"{cpu.model}: {' '.join(cpu.notable)}")
         return tvm_capabilities(machine_of(cpu, self.used_threads()), runtime_facts(), notes)
-
-    def versions(self) -> dict[str, str]:
-        """Versions an artifact's behaviour depends on."""
-        self._require()
-        import numpy
-        import onnx
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            versions.PACKAGE: versions.tvm_version() or "unknown",
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-        }
-
-    def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
-        """Inputs whose free sizes are those of images."""
-        from greencc.targets._tvm.resolving import free_images
-
-        return free_images(model)
-
-    def lower(self, model: ir.Model) -> ir.Model:
-        """Bring the opset and the IR version within what both ONNX Runtime and TVM's importer know.
-
-        Raises:
-            InputError: The model's opset is newer and cannot be converted.
-        """
-        from greencc.targets._tvm.building import within_importer
-
-        self._require()
-        return within_importer(model)
-
-    def build_seconds(self, model: ir.Model) -> float:
-        """It grows with the number of nodes."""
-        from greencc.targets._tvm.building import build_seconds
-
-        return build_seconds(model)
 
     def build(self, model: ir.Model, folder: Path) -> Path:
         """Write ``model.json`` and the files it names; the same model and tuned schedules give the same bytes.
@@ -151,12 +114,6 @@ class TvmCpuTarget(HostTarget):
         self._schedules(warnings.append)
         return tuple(warnings)
 
-    def findings(self, artifact: Path) -> tuple[str, ...]:
-        """Operators without a kernel of ours."""
-        from greencc.targets._tvm.description import read_description
-
-        return read_description(artifact).findings
-
     def open(self, artifact: Path) -> Engine:
         """Load a library, or compile an ONNX file (see `greencc.targets._tvm.compiled`) and load that.
 
@@ -165,14 +122,6 @@ class TvmCpuTarget(HostTarget):
             UnavailableError: Its code is for another processor.
         """
         return self._load(artifact)
-
-    def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
-        """Run a model node by node as written, on ONNX Runtime."""
-        return CpuTarget(threads=self.threads).reference(model, outputs)
-
-    def calibration_engine(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
-        """Like `reference`, with ONNX Runtime's optimisations: faster, and equal up to float rounding."""
-        return CpuTarget(threads=self.threads).calibration_engine(model, outputs)
 
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per kernel over `runs` runs.
@@ -210,9 +159,6 @@ class TvmCpuTarget(HostTarget):
     def _host(self) -> Machine:
         self._require()
         return host_machine(self.used_threads())
-
-    def _built(self, model: ir.Model, folder: Path) -> Path:
-        return self.build(self.lower(model), folder)
 
     def _schedules(self, warn: Callable[[str], None] = lambda message: None) -> TunedSchedules:
         """What was tuned; a damaged database has been warned of by `check_schedules`, or costs speed alone."""

@@ -14,7 +14,7 @@ from types import TracebackType
 from greencc.bundle.manifest import FILE_NAME, FileEntry, Manifest, read_manifest
 from greencc.bundle.private import private_copy
 from greencc.bundle.seen import split_keys
-from greencc.bundle.trust import VARIABLE, is_trusted, parse_digests
+from greencc.bundle.trust import VARIABLE, is_trusted, parse_digests, store_folder
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import InputError, UnavailableError, UntrustedError
@@ -66,6 +66,20 @@ class Bundle:
     def artifact(self) -> Path:
         """The artifact's main file."""
         return self.path / self.manifest.main
+
+    @property
+    def graph(self) -> Path:
+        """The artifact's ONNX file.
+
+        Raises:
+            InputError: The artifact is compiled code.
+        """
+        if self.artifact.suffix != ".onnx":
+            raise InputError(
+                f"{self.path} holds compiled code for {self.manifest.target}, and no ONNX graph",
+                hint=f"give the ONNX model that it was made of; 'greencc report {self.path}' shows its figures",
+            )
+        return self.artifact
 
     @property
     def recipe(self) -> Path:
@@ -168,11 +182,13 @@ class Bundle:
 
     def _untrusted(self) -> UntrustedError:
         manifest = self.manifest
+        # Without a record there is nothing for that command to write into.
+        record = "" if store_folder() is None else f"'greencc trust {self.path}', or "
         return UntrustedError(
             f"{self.path} holds compiled code for {manifest.target} and is not trusted on this machine "
             f"(SHA-256 of its manifest: {manifest.sha256})",
-            hint=f"if you know where it comes from: 'greencc trust {self.path}', or ${VARIABLE} or --trust with that "
-            "SHA-256; compile it here otherwise",
+            hint=f"if you know where it comes from: {record}${VARIABLE} or --trust with that SHA-256; "
+            "compile it here otherwise",
         )
 
     def run(self, feeds: Feeds) -> dict[str, Array]:

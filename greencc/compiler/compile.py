@@ -17,7 +17,7 @@ from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender, closed_on_error
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.fixing import fix_sizes
-from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder, recipe_precision
+from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
 from greencc.compiler.layer_energy import layer_energies
 from greencc.compiler.layers import layer_times, quantization_errors
 from greencc.compiler.measurement import (
@@ -29,6 +29,7 @@ from greencc.compiler.measurement import (
     unchanged,
 )
 from greencc.compiler.memo import MemoEngine
+from greencc.compiler.named import recipe_precision
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import PlanChoice, choose_plan

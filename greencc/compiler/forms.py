@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from greencc.compiler.data import Splits
+from greencc.compiler.named import recipe_precision
 from greencc.compiler.options import Precision, QuantizedFormat
 from greencc.compiler.session import Session
 from greencc.compiler.shards import WorkerShards
@@ -370,22 +371,6 @@ def _fits(step: Pass) -> bool:
     if isinstance(step, QuantizeWeights):
         return step.method is WeightMethod.GPTQ
     return step.lossy and not isinstance(step, QuantizeDynamic | ConvertFloat16)
-
-
-def recipe_precision(steps: Sequence[Pass]) -> Precision:
-    """The numeric form that a recipe gives."""
-    kinds = {type(step): step for step in steps}
-    if QuantizeInt8 in kinds:
-        return Precision.INT8
-    if QuantizeDynamic in kinds:
-        return Precision.INT8_DYNAMIC
-    weights = kinds.get(QuantizeWeights)
-    if isinstance(weights, QuantizeWeights):
-        return Precision.INT8_WEIGHTS if weights.bits == 8 else Precision.INT4_WEIGHTS
-    half = kinds.get(ConvertFloat16)
-    if isinstance(half, ConvertFloat16):
-        return Precision.BF16 if half.element is HalfType.BFLOAT16 else Precision.FP16
-    return Precision.FP32
 
 
 _TABLES = ("Gather",)

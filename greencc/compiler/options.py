@@ -175,7 +175,8 @@ class CompileOptions:
             return
         if not 0 < self.tune <= MAX_SEARCH_SECONDS:
             raise UsageError(
-                f"tune is {self.tune:g}", hint=f"give up to {MAX_SEARCH_SECONDS:,} seconds, such as 10m"
+                f"the time to tune is {self.tune:g} s",
+                hint=f"give more than 0 and up to {MAX_SEARCH_SECONDS:,} s, such as 10m",
             )
         if not self.cache:
             raise UsageError(

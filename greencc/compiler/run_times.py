@@ -3,7 +3,7 @@
 Forms are chosen with the times of the compile's own target. Each other run time gets the best plain and the best
 quantized one, the latter quantized where its own kernels want integers. Whatever is not plainly slower is judged, and
 timed beside the best form so far. It takes that one's place only if it is faster beyond the noise, and by more than a
-little: the compile's own target is the one with nothing more to install.
+little (by far, where other processes were busy): the compile's own target is the one with nothing more to install.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from greencc.targets.backends import backends
 
 # A smaller gain than this is not worth another run time, whatever the interval says.
 WORTH = 0.03
+# Beside other processes, who may slow one run time down more than another, the whole interval has to be above this.
+WORTH_BUSY = 1.2
 # A loss below this share of the limit is as good as none.
 _SAFE = 0.5
 
@@ -39,6 +41,7 @@ class Trial:
     """A form on a run time, and what was found of it: nothing but a `reason` where it could not be tried.
 
     `ratio` is the latency of the best form of the compile's own target divided by this one's.
+    `busy`: other processes disturbed that comparison.
     """
 
     target: Target
@@ -46,6 +49,7 @@ class Trial:
     contender: Contender | None = None
     latency_ms: float | None = None
     ratio: Interval | None = None
+    busy: bool = False
     reason: str = ""
 
     def row(self, chosen: Contender) -> BackendTrial:
@@ -59,6 +63,7 @@ class Trial:
             drop=None if item is None else item.loss,
             chosen=item is chosen,
             reason=self.reason or ("" if item is None else item.place),
+            busy=self.busy,
         )
 
 
@@ -200,14 +205,17 @@ def _decide(
 
 
 def _fastest(own: Trial, rivals: Sequence[Trial]) -> Trial | None:
-    """The fastest that is worth another run time, or None: what is no faster beyond doubt, or hardly, is not."""
+    """The fastest that is worth another run time, or None.
+
+    What is no faster beyond doubt, or hardly, is not worth it; nor is, on a busy machine, what is not far beyond doubt.
+    """
     assert own.latency_ms is not None
     worth = [
         trial
         for trial in rivals
         if trial.ratio is not None
         and trial.latency_ms is not None
-        and trial.ratio.low > 1.0
+        and trial.ratio.low > (WORTH_BUSY if trial.busy else 1.0)
         and trial.latency_ms < own.latency_ms * (1.0 - WORTH)
     ]
     return min(worth, key=lambda trial: trial.latency_ms or 0.0, default=None)
@@ -230,7 +238,7 @@ def _time(
     for trial, item, milliseconds, ratio in zip(
         (own, *others), items, verdict.median_ms, ratios, strict=True
     ):
-        trial.latency_ms, trial.ratio = milliseconds, ratio
+        trial.latency_ms, trial.ratio, trial.busy = milliseconds, ratio, not verdict.clean
         if trial is not own:
             item.latency_ms = milliseconds if known is None else known / ratio.value
 
@@ -242,6 +250,8 @@ def _slower(trial: Trial, best: Trial) -> str:
     told = "slower than" if trial.ratio.high < 1.0 else "not faster beyond doubt than"
     if trial.ratio.low > 1.0:
         told = f"less than {WORTH:.0%} faster than"
+    if trial.busy and trial.ratio.high >= 1.0:
+        told = "the machine was busy: not told apart from"
     return f"not chosen: {told} {best.name} on {best.target.name} ({_times(trial.ratio)} as fast)"
 
 

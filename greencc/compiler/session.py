@@ -143,7 +143,8 @@ def require_timed(target: Target) -> None:
     if profile is not None:
         raise UsageError(
             f"nothing can be timed or measured for {target.name} here: it does not run on its device",
-            hint=f"estimate with 'greencc estimate BUNDLE --device {profile}', or measure on the device itself",
+            hint=f"'greencc report BUNDLE' has a bundle's estimates, 'greencc estimate MODEL.onnx --device {profile}' "
+            "makes those of a model; or measure on the device itself",
         )
 
 

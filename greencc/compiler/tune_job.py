@@ -30,7 +30,10 @@ def tune_model(
         InputError: The model cannot be read or lowered.
     """
     if not 0 < seconds <= MAX_SEARCH_SECONDS:
-        raise UsageError(f"the time is {seconds:g} s", hint=f"give up to {MAX_SEARCH_SECONDS:,} seconds")
+        raise UsageError(
+            f"the time to tune is {seconds:g} s",
+            hint=f"give more than 0 and up to {MAX_SEARCH_SECONDS:,} s, such as 10m",
+        )
     chosen = tunable(available_target(target))
     source = load_model(model)
     ensure_names(source)

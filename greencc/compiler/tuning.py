@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from greencc.compiler.named import named_passes, recipe_precision
+from greencc.compiler.options import Precision
 from greencc.core.report import ModelTuning
 from greencc.core.tuning import Tunable, tunable
 
@@ -70,8 +72,12 @@ def tune(session: Session, model: ir.Model, name: str) -> None:
 
 
 def _expects_integers(options: CompileOptions) -> bool:
-    """Whether integer forms may be built."""
-    return options.calibration is not None
+    """Whether integer forms may be built: by the passes that are named, else by the precision and the data."""
+    steps = named_passes(options)
+    wanted = options.precision if steps is None else recipe_precision(steps)
+    if wanted is Precision.AUTO:
+        return options.calibration is not None
+    return wanted.needs_calibration or wanted is Precision.INT8_DYNAMIC
 
 
 def _has_integers(model: ir.Model) -> bool:

@@ -236,7 +236,8 @@ class BackendTrial:
     """A form on one of the run times that competed (`backend`: the spec), timed side by side with the others.
 
     `ratio` is the latency of the first one, the best form on the compile's own target, divided by this one's, with its
-    interval; None, as `latency_ms` and `drop`: not known. `reason` says why it was chosen, or was not.
+    interval; None, as `latency_ms` and `drop`: not known. `reason` says why it was chosen, or was not. `busy`: other
+    processes were busy while it was timed.
     """
 
     backend: str
@@ -246,6 +247,7 @@ class BackendTrial:
     drop: float | None
     chosen: bool
     reason: str
+    busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def estimate_model(path: Path, options: EstimateOptions) -> ModelEstimate:
         options: See there.
 
     Raises:
-        InputError: The model, the bundle or the profile is broken, or a size does not fit.
+        InputError: The model, the bundle or the profile is broken, the bundle holds compiled code, or a size does
+            not fit.
         UsageError: An unknown device, mode or dimension; options that do not fit the model or the device.
     """
     _check(options)
@@ -136,7 +137,7 @@ def _model(path: Path) -> ir.Model:
     if not path.is_dir():
         return load_model(path)
     with load(path) as bundle:
-        return load_model(bundle.artifact)
+        return load_model(bundle.graph)
 
 
 def _dynamic(model: ir.Model) -> list[str]:

@@ -25,9 +25,7 @@ def compressed_graph(bundle: Bundle) -> tuple[ir.Model, tuple[Pass, ...]]:
     Raises:
         InputError: It is no ONNX graph that can be trained.
     """
-    if bundle.artifact.suffix != ".onnx":
-        raise InputError(f"the artifact of {bundle.path} is no ONNX graph, so it cannot be trained")
-    student = load_model(bundle.artifact)
+    student = load_model(bundle.graph)
     ensure_names(student)
     refuse_integer_graph(student, str(bundle.path))
     if not is_quantized(student):

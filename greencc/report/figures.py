@@ -13,6 +13,8 @@ from greencc.core.report import Energy, Figures, Interval, Latency, Ratio, Repor
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 NOT_CLAIMED = "no saving claimed"
+NO_SAVING = "no saving shown"
+NO_SPEED_UP = "no speed-up shown"
 BUSY = "other processes were busy while measuring"
 PARTIAL = "the energy rests on part of the measurement"
 
@@ -259,8 +261,8 @@ def latency_estimated(*figures: Figures) -> bool:
 def latency_change(ratio: Interval, *, estimated: bool) -> str:
     """``1.83x faster [1.78, 1.88]``; an estimate is called one, whatever it says."""
     if not estimated:
-        return change_text(ratio, "faster", "slower", "no speed-up shown")
-    text = change_text(ratio, "faster", "slower", f"{number(ratio.value)}×, which may be none,")
+        return change_text(ratio, "faster", "slower", NO_SPEED_UP)
+    text = change_text(ratio, "faster", "slower", f"{NO_SPEED_UP}, {number(ratio.value)}×")
     return text if unchanged(ratio) else f"{text}, estimated"
 
 
@@ -363,7 +365,7 @@ def energy_change(ratio: Interval, word: str) -> str:
             f"costs {number(more.value * 100, 2)} % more "
             f"[{number(more.low * 100, 2)}, {number(more.high * 100, 2)}]{suffix}"
         )
-    return f"no saving shown {bounds}{suffix}"
+    return f"{NO_SAVING} {bounds}{suffix}"
 
 
 def _accuracy_rows(report: Report) -> list[Row]:

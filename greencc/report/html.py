@@ -131,8 +131,8 @@ def _latency_tile(report: Report) -> Tile:
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number(1 / ratio.value)}×", "slower", "bad"
     else:
-        value, unit, tone = f"{show.number(ratio.value)}×", "no speed-up shown", "plain"
-        unit = "faster or slower: not certain" if guessed else unit
+        value, unit, tone = show.MISSING, show.NO_SPEED_UP, "plain"
+        detail = f"{'' if guessed else 'median '}{show.time_ms(old)} → {show.time_ms(new)}, {show.ratio_text(ratio)}"
     badge = "estimated, not measured" if guessed else "measured"
     return Tile("Latency", value, unit, detail, badge, tone, sure=not guessed)
 
@@ -158,7 +158,9 @@ def _energy_tile(report: Report) -> list[Tile]:
     elif ratio.high < 1.0:
         value, unit, tone = f"{show.number((1 / ratio.value - 1) * 100, 2)} %", "more energy", "bad"
     else:
-        value, unit, tone = f"{show.number(saved.value * 100, 2)} %", "no saving shown", "plain"
+        # A large figure would be read as a claim.
+        value, unit, tone = show.MISSING, show.NO_SAVING, "plain"
+        interval = f"{show.number(saved.value * 100, 2)} {interval}"
     detail = f"{change}, saving {interval}; {old.boundary}"
     return [Tile("Energy", value, unit, detail, badge, tone, sure=sure)]
 

@@ -21,7 +21,7 @@ def sentence(report: Report) -> str | None:
     if (found := winner(report)) is not None:
         return (
             f"Run time: {printable(found.backend)}, where {printable(found.form)} was {_speed(found)} as fast as "
-            f"{printable(first.form)} on {printable(first.backend)}, in turns."
+            f"{printable(first.form)} on {printable(first.backend)}, {_how(found)}."
         )
     timed = [item for item in others if item.ratio is not None]
     if not timed:
@@ -29,7 +29,7 @@ def sentence(report: Report) -> str | None:
     best = max(timed, key=lambda item: item.ratio.value if item.ratio is not None else 0.0)
     return (
         f"Run time: {printable(first.backend)}; the fastest of the others, {printable(best.form)}, was {_speed(best)} "
-        "as fast, in turns."
+        f"as fast, {_how(best)}."
     )
 
 
@@ -43,10 +43,19 @@ def rows(report: Report) -> list[tuple[str, ...]]:
             MISSING if item.ratio is None else _speed(item),
             MISSING if item.drop is None else f"{points(item.drop)} points",
             "chosen" if item.chosen else "",
-            item.reason,
+            _why(item),
         )
         for item in report.backends
     ]
+
+
+def _why(item: BackendTrial) -> str:
+    return f"{item.reason} (beside other processes)".lstrip() if item.busy and item.ratio else item.reason
+
+
+def _how(item: BackendTrial) -> str:
+    """How it was timed: what holds beside other processes need not hold without them."""
+    return "measured in turns beside other processes that were busy" if item.busy else "in turns"
 
 
 def _speed(item: BackendTrial) -> str:

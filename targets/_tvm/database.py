@@ -15,7 +15,7 @@ from pathlib import Path
 
 from greencc.core.cache import cache_key, default_folder
 from greencc.core.errors import InputError
-from greencc.core.files import atomic_file, translated_os_errors
+from greencc.core.files import atomic_file, check_can_write, translated_os_errors
 from greencc.targets._tvm.records import HEADER, DamagedRecordError, Place, Record, from_line, merged, to_line
 
 FILE_NAME = "schedules-1.jsonl"
@@ -70,6 +70,25 @@ class Database:
         if found.damaged:
             self._write(())
 
+    def check(self) -> None:
+        """Make sure that records can be kept.
+
+        Raises:
+            InputError: They cannot.
+        """
+        problem = self.problem
+        if problem is None and self.path is not None:
+            try:
+                with _locked(self.path):
+                    check_can_write(self.path)
+            except InputError as error:
+                problem = error.message
+        if problem is not None:
+            raise InputError(
+                f"tuned schedules could not be kept: {problem}",
+                hint="make the cache folder writable, or choose another with $GREENCC_CACHE",
+            )
+
     def get(self, workload: str, place: Place) -> Record | None:
         """What is known of a workload (`key_of`) there, or None."""
         return self._records.get((workload, place))
@@ -100,8 +119,8 @@ class Database:
             work.write_text(_text(self._records), encoding="utf-8")
         return len(self._records)
 
-    def take(self, path: Path) -> list[Record]:
-        """Merge the records of a file that `export` wrote, and return them.
+    def take(self, path: Path) -> tuple[list[Record], int]:
+        """Merge the records of a file that `export` wrote; return them, and how many of them told something new.
 
         Raises:
             InputError: It cannot be read or is damaged; nothing was taken. Or nothing can be kept here.
@@ -114,10 +133,12 @@ class Database:
                 f"{path} is not what 'greencc tune --export' wrote: {found.problem}",
                 hint="export it again; nothing was taken from it",
             )
+        before = dict(self._records)
         self.put(found.records.values())
         if self.problem is not None:
             raise InputError(f"the schedules could not be kept: {self.problem}")
-        return list(found.records.values())
+        new = sum(self._records[key] != before.get(key) for key in found.records)
+        return list(found.records.values()), new
 
     def _write(self, records: Iterable[Record]) -> None:
         assert self.path is not None

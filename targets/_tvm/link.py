@@ -42,10 +42,11 @@ _LIBRARIES = ("-lm", "-lpthread")
 _EXPORTS = "{ global: greencc_*; local: *; };\n"
 
 _PACKAGES = {
-    "x86_64": "gcc",
-    "aarch64": "gcc-aarch64-linux-gnu",
-    "arm": "gcc-arm-linux-gnueabihf",
+    "x86_64": "gcc-x86-64-linux-gnu libc6-dev-amd64-cross",
+    "aarch64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "arm": "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross",
 }
+_OWN_PACKAGES = "gcc libc6-dev"
 _CROSS = {
     "x86_64": "x86_64-linux-gnu-gcc",
     "aarch64": "aarch64-linux-gnu-gcc",
@@ -86,7 +87,7 @@ class Toolchain:
             reason = told or next(iter(lines), f"exit code {done.returncode}")
             raise UnavailableError(
                 f"{' '.join(self.command)} failed {doing}: {reason}",
-                hint=f"check the compiler, or reinstall it: apt install {_PACKAGES[self.architecture]}",
+                hint=f"check the compiler, or reinstall it: {install_command(self.architecture)}",
             )
 
     def _started(self, arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
@@ -115,6 +116,12 @@ def architecture_of(triple: str) -> str:
     )
 
 
+def install_command(architecture: str) -> str:
+    """How Debian's compiler for an architecture (of `architecture_of`) is installed here."""
+    packages = _OWN_PACKAGES if architecture == os.uname().machine else _PACKAGES[architecture]
+    return f"apt-get install {packages}"
+
+
 def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) -> Toolchain:
     """The compiler for a triple: $CC, cc, gcc or clang for this machine's own, else Debian's cross compiler.
 
@@ -140,7 +147,7 @@ def find_toolchain(triple: str, *, environment: Mapping[str, str] = os.environ) 
             return Toolchain((program,), architecture)
     raise UnavailableError(
         f"no C compiler for {architecture} ({', '.join(candidates)})",
-        hint=f"apt install {_PACKAGES[architecture]}",
+        hint=install_command(architecture),
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.planning import VIEWS
+from greencc.targets._tvm.schedule_default import schedule
 
 if TYPE_CHECKING:
     from tvm.ir import IRModule
@@ -55,16 +54,6 @@ def lower_to_kernels(module: IRModule, machine: Machine) -> IRModule:
     )
     with llvm_target(machine):
         return schedule(passes(module), machine)
-
-
-def schedule(module: IRModule, machine: Machine) -> IRModule:
-    """Give the functions that TVM's own legalization wrote a schedule, where this version has schedules for them."""
-    name = "greencc.targets._tvm.schedule_default"
-    if importlib.util.find_spec(name) is None:
-        return module
-    found: Any = importlib.import_module(name)
-    scheduled: IRModule = found.schedule(module, machine)
-    return scheduled
 
 
 def compile_object(module: IRModule, machine: Machine, *, checked: bool = False) -> bytes:

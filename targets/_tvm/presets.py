@@ -19,7 +19,8 @@ TRIPLE = "aarch64-linux-gnu"
 DOTPROD = "dotprod"
 """LLVM's name of the 8-bit dot products (`sdot`) that Armv8.2 cores may have; Linux calls it ``asimddp``."""
 
-_KIB, _MIB = 1 << 10, 1 << 20
+_KIB = 1 << 10
+_32_BITS = ("armv7", "armv7l", "armhf")
 
 
 class ArmPreset(StrEnum):
@@ -33,7 +34,17 @@ class ArmPreset(StrEnum):
     CORTEX_A78AE = "cortex-a78ae"
     JETSON_CPU = "jetson-cpu"
     GENERIC = "generic-aarch64"
-    ARMV7 = "armv7"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ArmPreset | None:
+        """Of machines that people will ask for, and that are none of these, it is said why."""
+        if value in _32_BITS:
+            raise UsageError(
+                f"{value}: 32-bit ARM is not supported",
+                hint="the kernels are written for AArch64; a Raspberry Pi 3 or later runs a 64-bit system, for which "
+                "preset=cortex-a53 or preset=generic-aarch64 fits",
+            )
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,16 +115,5 @@ MACHINES = {
 
 
 def arm_machine(preset: ArmPreset) -> ArmMachine:
-    """The machine of a preset.
-
-    Raises:
-        UsageError: It is a 32-bit one.
-    """
-    found = MACHINES.get(preset)
-    if found is None:
-        raise UsageError(
-            f"{preset.value}: 32-bit ARM is not supported",
-            hint="the kernels are written for AArch64; a Raspberry Pi 3 or later runs a 64-bit system, for which "
-            "preset=cortex-a53 or preset=generic-aarch64 fits",
-        )
-    return found
+    """The machine of a preset."""
+    return MACHINES[preset]

@@ -14,7 +14,6 @@ from greencc.targets._tvm.features import linux_flags
 from greencc.targets._tvm.link import RUNTIME, find_toolchain
 from greencc.targets._tvm.presets import TRIPLE
 
-PACKAGES = "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 _SOURCES = ("runner.c", "greencc_model.h")
 # Nothing that would tell where or when it was built: the same sources give the same bytes.
 _FLAGS = (
@@ -44,7 +43,7 @@ def missing_compiler() -> str | None:
     try:
         find_toolchain(TRIPLE)
     except UnavailableError as error:
-        return error.message + f": {'apt-get install gcc libc6-dev' if native() else PACKAGES}"
+        return f"{error.message}: {error.hint}"
     return None
 
 

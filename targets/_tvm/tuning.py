@@ -14,16 +14,12 @@ from greencc.targets._tvm.contest import Contest, wall_clock
 from greencc.targets._tvm.database import Database, default_path
 from greencc.targets._tvm.kernels.select import template_of
 from greencc.targets._tvm.kernels.template import Schedule
+from greencc.targets._tvm.labels import label_of
 from greencc.targets._tvm.machine import Machine
 from greencc.targets._tvm.records import place_of
 from greencc.targets._tvm.schedules import DefaultSchedules, Schedules, TemplateOf
 from greencc.targets._tvm.trials import Bench, TrialProcess
 from greencc.targets._tvm.workload import (
-    BatchedProduct,
-    Conv,
-    Dense,
-    Depthwise,
-    Pool,
     Workload,
     key_of,
 )
@@ -143,6 +139,7 @@ def tune_model(
 
     Raises:
         UsageError: There is no place to keep what is found.
+        InputError: That place cannot be written: measuring would be for nothing.
     """
     path = default_path()
     if path is None:
@@ -150,36 +147,20 @@ def tune_model(
             "tuned schedules have no place to be kept: $GREENCC_CACHE is set to nothing",
             hint="unset it, or name a folder",
         )
+    warnings: list[str] = []
+    database = Database(path, warnings.append)
+    database.check()
     asked = DefaultSchedules()
     lower(asked)
     counts: dict[Workload, int] = {}
     for workload in asked.asked:
         counts[workload] = counts.get(workload, 0) + 1
-    warnings: list[str] = []
     bench = TrialProcess(machine, threads)
     try:
-        tuner = Tuner(template_of, machine, threads, Database(path, warnings.append), bench)
+        tuner = Tuner(template_of, machine, threads, database, bench)
         return replace(tuner.tune(counts, seconds, progress), warnings=tuple(warnings))
     finally:
         bench.close()
-
-
-def label_of(workload: Workload) -> str:
-    """A workload for people, such as ``conv 56x56 64->128 3x3/2 uint8``."""
-    if isinstance(workload, BatchedProduct):
-        m, k, n = workload.shape
-        return f"product {m}x{k}x{n} float32"
-    if isinstance(workload, Dense):
-        return f"dense {workload.rows}x{workload.channels[0]}->{workload.channels[1]} {workload.data}"
-    window = workload.window
-    kernel = "x".join(map(str, window.kernel)) + (f"/{window.strides[0]}" if max(window.strides) > 1 else "")
-    size = f"{window.height}x{window.width}"
-    if isinstance(workload, Conv):
-        groups = f" {workload.groups} groups" if workload.groups > 1 else ""
-        return f"conv {size} {workload.channels[0]}->{workload.channels[1]}{groups} {kernel} {workload.data}"
-    assert isinstance(workload, Depthwise | Pool)
-    kind = "depthwise" if isinstance(workload, Depthwise) else f"{workload.kind.value}-pool"
-    return f"{kind} {size} {workload.channels} {kernel} {workload.data}"
 
 
 def _report(contests: Sequence[Contest], seconds: float) -> TuningReport:

@@ -63,6 +63,33 @@ def test_what_was_compiled_here_runs(path: Path, store: Path, target: ScaleTarge
     assert stat.S_IMODE(store.stat().st_mode) == 0o700
 
 
+def test_code_is_no_graph(path: Path) -> None:
+    with (
+        load(path) as bundle,
+        pytest.raises(InputError, match="compiled code for scale:threads=3, and no ONNX graph"),
+    ):
+        _ = bundle.graph
+    for arguments in (
+        ["estimate", path, "-d", "raspberry-pi-5"],
+        ["inspect", path],
+        ["inspect", path, "--profile"],
+    ):
+        with pytest.raises(InputError, match="no ONNX graph") as refused:
+            run(*arguments)
+        assert refused.value.hint is not None
+        assert f"greencc report {path}" in refused.value.hint
+
+
+def test_without_a_record_none_is_recommended(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, recommended in (("somewhere", True), ("", False)):
+        monkeypatch.setenv("GREENCC_TRUST_STORE", folder and str(foreign.parent / folder))
+        with load(foreign) as bundle, pytest.raises(UntrustedError) as refused:
+            bundle.runnable()
+        assert refused.value.hint is not None
+        assert ("greencc trust" in refused.value.hint) is recommended
+        assert "$GREENCC_TRUST or --trust with that SHA-256" in refused.value.hint
+
+
 def test_targets_without_code_need_no_record(
     path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, target: ScaleTarget
 ) -> None:

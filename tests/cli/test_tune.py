@@ -80,6 +80,22 @@ def test_list(kept, greencc):
     assert rows[0]["complete"] is True
 
 
+def test_rows_of_one_name_are_told_apart(kept, greencc):
+    Database(kept, pytest.fail).put([_record("dense-2", "d")])
+    shown = greencc("tune", "--list").out
+    assert "d [ense-1]" in shown
+    assert "d [ense-2]" in shown
+    assert "3x3 float32 [" not in shown
+
+
+@pytest.mark.parametrize("command", [["tune", "model.onnx", "--time"], ["compile", "model.onnx", "--tune"]])
+def test_no_time_is_refused(command, digits, greencc):
+    refused = greencc(*command, "0s")
+    assert refused.code == ExitCode.USAGE
+    assert "the time to tune is 0 s" in refused.err
+    assert "more than 0" in refused.err
+
+
 def test_export_and_import(kept, greencc, tmp_path, monkeypatch):
     file = tmp_path / "file"
     assert greencc("tune", "--export", file).out == f"2 schedules in {file}\n"
@@ -90,7 +106,8 @@ def test_export_and_import(kept, greencc, tmp_path, monkeypatch):
     assert greencc("tune", "--list").out == "no schedules are kept yet\n"
     taken = greencc("tune", "--import", file)
     assert taken.code == ExitCode.OK
-    assert taken.out.startswith(f"2 schedules taken from {file}, for:\nznver4")
+    assert taken.out.startswith(f"2 schedules in {file}, 2 of them new, for:\nznver4")
+    assert greencc("tune", "--import", file).out.startswith(f"2 schedules in {file}, 0 of them new")
     assert len(json.loads(greencc("tune", "--list", "--json").out)) == 2
 
 

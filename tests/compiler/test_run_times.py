@@ -55,6 +55,7 @@ class Clock:
     def __init__(self, choice: Choice) -> None:
         self.speed: dict[str, float] = {}
         self.noise = 0.01
+        self.clean = True
         self.calls: list[int] = []
         self.own = choice.ranked[0]
 
@@ -63,7 +64,7 @@ class Clock:
         assert engines[0] is self.own.timed
         ratios = [self.speed[self.names[id(engine)]] for engine in engines[1:]]
         intervals = tuple(Interval(r, r * (1 - self.noise), r * (1 + self.noise)) for r in ratios)
-        return QuickComparison((8.0, *(8.0 / r for r in ratios)), intervals, (), 0, (), clean=True)
+        return QuickComparison((8.0, *(8.0 / r for r in ratios)), intervals, (), 0, (), self.clean)
 
     names: dict[int, str] = {}
 
@@ -170,6 +171,42 @@ def test_a_tie_is_the_compiles_own(
     assert choice.ranked == before
     assert said in tried[2].reason
     assert len(choice.all) == 2
+
+
+@pytest.mark.parametrize(
+    ("speed", "won", "said"),
+    [
+        (
+            1.92,
+            True,
+            "1.92x [1.90, 1.94] as fast as int8 on cpu, measured side by side",
+        ),
+        (
+            1.205,
+            False,
+            "the machine was busy: not told apart from int8 on cpu (1.21x [1.19, 1.22] as fast)",
+        ),
+        (1.0, False, "the machine was busy: not told apart from int8 on cpu"),
+        (0.9, False, "slower than int8 on cpu (0.90x [0.89, 0.91] as fast)"),
+    ],
+)
+def test_on_a_busy_machine_only_a_large_gain_counts(
+    bench: Bench,
+    choice: Choice,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    speed: float,
+    won: bool,
+    said: str,
+) -> None:
+    others(monkeypatch, Other(threads=1))
+    clock.speed, clock.clean = {PLAIN: 0.1, INTEGERS: speed}, False
+    tried = run(bench, choice)
+    best = choice.ranked[0]
+    assert (best.form.name == INTEGERS) is won
+    table = rows(tried, best)
+    assert said in table[2].reason
+    assert [row.busy for row in table] == [True] * 3
 
 
 def test_the_fastest_of_several(

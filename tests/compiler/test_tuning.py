@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from greencc.compiler.options import CompileOptions
+from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.session import Session
 from greencc.compiler.tune_job import tune_model
 from greencc.compiler.tuning import check_tuning, tune
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress
 from greencc.core.tuning import Tunable, TuningReport
+from greencc.planner.budget import Objective
 from greencc.report.tuning import tuning_text
 from greencc.targets import CpuTarget, make_target
 
@@ -95,6 +96,34 @@ def test_floats_leave_half_of_the_time_to_integers(tmp_path):
     assert ASKED.seconds == [30.0, 32.0]
 
 
+RECIPE = 'schema = "greencc.recipe/1"\n\n[[pass]]\nname = "{}"\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"precision": Precision.FP32}, 60.0),
+        ({"precision": Precision.INT4_WEIGHTS}, 60.0),
+        ({"precision": Precision.MIXED}, 30.0),
+        ({"precision": Precision.INT8_DYNAMIC, "calibration": None}, 30.0),
+        ({"passes": "prune:ratio=0.3"}, 60.0),
+        ({"passes": "prune:ratio=0.3,quantize"}, 30.0),
+        ({"recipe": "fold-batch-norm"}, 60.0),
+        ({"recipe": "quantize-int8"}, 30.0),
+        ({"minimize": Objective.LATENCY}, 30.0),
+    ],
+)
+def test_floats_leave_nothing_where_no_integers_follow(tmp_path, options, first):
+    if "recipe" in options:
+        path = tmp_path / "recipe.toml"
+        path.write_text(RECIPE.format(options["recipe"]), encoding="utf-8")
+        options = {"recipe": path}
+    session = _session(tmp_path, **{"tune": 60.0, "calibration": "data.npz", **options})
+    ASKED.reports = [REPORT]
+    tune(session, FLOAT, "original")
+    assert ASKED.seconds == [first]
+
+
 def test_what_is_tuned_already_is_told_once(tmp_path):
     session = _session(tmp_path, tune=60.0)
     done = replace(REPORT, seconds=0.1, trials=0)
@@ -128,9 +157,9 @@ def test_targets_that_cannot_be_tuned_are_refused(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9, float("nan")])
 def test_a_time_that_is_none_is_refused(seconds, tmp_path):
-    with pytest.raises(UsageError, match="tune is"):
+    with pytest.raises(UsageError, match="time to tune is"):
         CompileOptions(tune=seconds)
-    with pytest.raises(UsageError, match="the time is"):
+    with pytest.raises(UsageError, match="time to tune is"):
         tune_model(tmp_path / "model.onnx", "cpu", seconds)
 
 

@@ -160,7 +160,7 @@ def test_what_needs_times_is_refused(far: FarTarget, folder: Path) -> None:
         with pytest.raises(UsageError, match="nothing is timed for far here"):
             compile_model(folder / "net.onnx", options(folder, **changes), output=folder / "no.greencc")
     assert not (folder / "no.greencc").exists()
-    with pytest.raises(UsageError, match=f"estimate BUNDLE --device {PROFILE}"):
+    with pytest.raises(UsageError, match=f"report BUNDLE.*estimate MODEL.onnx --device {PROFILE}"):
         timed_target("far")
     with pytest.raises(UsageError, match="nothing can be timed"):
         measure(folder / "net.onnx", target="far")

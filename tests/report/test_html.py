@@ -164,6 +164,14 @@ def test_uncertain_figures_are_not_claimed(full_report: Report) -> None:
     assert "no saving shown" in page
     assert "less energy" not in page
     assert "1.10× faster" not in page
+    # No large figure that could be read as a claim; the values stand below.
+    large = [
+        " ".join(re.sub("<[^>]*>", "", each).split())
+        for each in re.findall(r'<dd class="big">(.*?)</dd>', page)
+    ]
+    assert large[:2] == ["– no speed-up shown", "– no saving shown"]
+    assert ", 1.10× [0.95,\N{NO-BREAK SPACE}1.30]</dd>" in page
+    assert "saving 17 [−11,\N{NO-BREAK SPACE}33] %" in page
 
 
 def test_latency_plot_survives_odd_samples() -> None:

@@ -58,6 +58,20 @@ def test_the_compiles_own(full_report: Report) -> None:
     assert sentence(full_report) is None
 
 
+def test_a_busy_machine_is_told(full_report: Report) -> None:
+    report = on(full_report, replace(OWN, busy=True), replace(FAST, busy=True), FAILED)
+    how = "measured in turns beside other processes that were busy."
+    found = sentence(report)
+    assert found is not None
+    assert found.endswith(f"1.39x [1.36, 1.42] as fast as int8 on cpu, {how}")
+    lost = sentence(on(full_report, replace(kept(OWN), busy=True), replace(kept(FAST), busy=True)))
+    assert lost is not None
+    assert lost.endswith(f"as fast, {how}")
+    for shown in (render_markdown(report), render_html(report)):
+        assert "fastest (beside other processes)" in shown
+    assert parse_report(dump_report(report), where="a test").backends == report.backends
+
+
 def test_every_form_has_them(full_report: Report) -> None:
     report = on(full_report, OWN, FAST, FAILED)
     text = dump_report(report)

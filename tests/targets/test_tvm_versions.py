@@ -173,7 +173,7 @@ def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert re.fullmatch(
-        r"no C compiler for \w+ \(cc, gcc, clang\) \(apt install gcc.*\)", TvmCpuTarget().missing() or ""
+        r"no C compiler for \w+ \(cc, gcc, clang\) \(apt-get install gcc.*\)", TvmCpuTarget().missing() or ""
     )
     monkeypatch.setenv("CC", "no-such-cc -m64")
     assert TvmCpuTarget().missing() == (

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @click.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "-t", default="cpu", show_default=True, help="Target, e.g. cpu or cpu:threads=1.")
+@click.option(
+    "--target",
+    "-t",
+    default="cpu",
+    show_default=True,
+    help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets).",
+)
 @click.option(
     "--calibration",
     "-c",

@@ -51,7 +51,7 @@ def command(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Estimate MODEL (an ONNX model or a bundle) on a device: latency, energy, power, heaviest layers.
+    """Estimate MODEL (ONNX, or a bundle of it) on a device: latency, energy, power, heaviest layers.
 
     Nothing is run. Every figure is an estimate with an interval; see docs/estimate.md for how far
     to trust it.

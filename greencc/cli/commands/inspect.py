@@ -117,7 +117,7 @@ def command(
         from greencc.bundle import load
 
         with load(path) as bundle:
-            model_path = bundle.artifact
+            model_path = bundle.graph
     model = load_model(model_path)
     facts = describe(model)
     times = _profile(model_path, target, facts) if profile else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from greencc.targets._tvm.records import Record
 
 _FAILED_SHOWN = 5
+_KEY_DIGITS = 6
 
 
 @click.command("tune")
@@ -102,13 +104,16 @@ def _list(as_json: bool) -> None:
     out = stdout()
     for place in dict.fromkeys(each.place for each in records):
         members = [each for each in records if each.place == place]
+        names = Counter(each.label for each in members)
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("Kernel", overflow="fold")
         for heading in ("Default", "Tuned", "Gain", "Tried"):
             table.add_column(heading, justify="right", no_wrap=True)
         for each in members:
             table.add_row(
-                Text(each.label),
+                Text(
+                    each.label if names[each.label] == 1 else f"{each.label} [{each.workload[-_KEY_DIGITS:]}]"
+                ),
                 f"{each.best_us.value * each.gain.value:.4g} µs",
                 f"{each.best_us.value:.4g} µs",
                 f"{each.gain.value:.2f}x",
@@ -128,12 +133,12 @@ def _export(path: Path, as_json: bool) -> None:
 
 
 def _import(path: Path, as_json: bool) -> None:
-    records = _database().take(path)
+    records, new = _database().take(path)
     places = sorted({each.place.text for each in records})
     _say(
         as_json,
-        lambda: {"schedules": len(records), "places": places},
-        lambda: "\n".join([f"{len(records)} schedules taken from {path}, for:", *places]),
+        lambda: {"schedules": len(records), "new": new, "places": places},
+        lambda: "\n".join([f"{len(records)} schedules in {path}, {new} of them new, for:", *places]),
     )
 
 

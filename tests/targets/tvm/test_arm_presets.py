@@ -56,6 +56,9 @@ def test_32_bits_are_refused_with_what_to_use() -> None:
     with pytest.raises(UsageError, match="32-bit ARM is not supported") as caught:
         make_target("tvm-arm:preset=armv7")
     assert "generic-aarch64" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="preset is 'armv8'") as unknown:
+        make_target("tvm-arm:preset=armv8")
+    assert "armv7" not in (unknown.value.hint or "")
     with pytest.raises(UsageError, match="did you mean 'rpi5'"):
         make_target("tvm-arm:preset=rp5")
 

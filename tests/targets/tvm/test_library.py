@@ -68,7 +68,7 @@ def test_no_path_in_the_library(built: Path) -> None:
         assert text not in code, text
 
 
-@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (apt install binutils)")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (apt-get install binutils)")
 def test_the_library_is_clean(built: Path) -> None:
     library = built.parent / "model.so"
 
@@ -109,12 +109,12 @@ def test_the_description(built: Path, mixed: Case) -> None:
 def test_a_missing_compiler_names_its_package(tmp_path: Path) -> None:
     empty = {"PATH": str(tmp_path)}
     here = f"{os.uname().machine}-linux-gnu"
-    with pytest.raises(UnavailableError, match=r"no C compiler for .*cc, gcc, clang.*apt install gcc"):
+    with pytest.raises(UnavailableError, match=r"no C compiler for .*cc, gcc, clang.*apt-get install gcc libc6-dev"):
         find_toolchain(here, environment=empty)
     if os.uname().machine == "x86_64":
-        with pytest.raises(UnavailableError, match="apt install gcc-aarch64-linux-gnu"):
+        with pytest.raises(UnavailableError, match="apt-get install gcc-aarch64-linux-gnu"):
             find_toolchain("aarch64-linux-gnu", environment=empty)
-    with pytest.raises(UnavailableError, match="apt install gcc-arm-linux-gnueabihf"):
+    with pytest.raises(UnavailableError, match="apt-get install gcc-arm-linux-gnueabihf"):
         find_toolchain("armv7-linux-gnueabihf", environment=empty)
     with pytest.raises(UnavailableError, match="CC is 'mycc', which is not installed"):
         find_toolchain(here, environment=empty | {"CC": "mycc -m64"})
@@ -194,7 +194,7 @@ def test_the_runtime_compiles_without_warnings(compiler: str, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(
-    shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs apt install gcc-aarch64-linux-gnu"
+    shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs apt-get install gcc-aarch64-linux-gnu"
 )
 def test_for_aarch64(mixed: Case, tmp_path: Path) -> None:
     main = _write(mixed, tmp_path, Machine("aarch64-linux-gnu", "cortex-a76", frozenset({"dotprod"})))

@@ -15,9 +15,10 @@ from greencc.targets._tvm.contest import median_interval
 from greencc.targets._tvm.database import Database
 from greencc.targets._tvm.epilogue import AddTensor, Apply, Clip, Epilogue, Function, Quantize, ScaleChannels
 from greencc.targets._tvm.kernels.template import Schedule
+from greencc.targets._tvm.labels import label_of
 from greencc.targets._tvm.records import place_of
 from greencc.targets._tvm.schedules import DefaultSchedules, TunedSchedules
-from greencc.targets._tvm.tuning import Clocks, Tuner, label_of
+from greencc.targets._tvm.tuning import Clocks, Tuner
 from greencc.targets._tvm.workload import (
     BatchedProduct,
     Conv,
@@ -287,10 +288,21 @@ _EPILOGUE = Epilogue(
 @pytest.mark.parametrize(
     ("given", "label"),
     [
-        (Conv(_WINDOW, (64, 128), 2, "uint8", 128, _EPILOGUE), "conv 14x14 64->128 2 groups 3x3/2 uint8"),
-        (Depthwise(_WINDOW, 64), "depthwise 14x14 64 3x3/2 float32"),
+        (
+            Conv(_WINDOW, (64, 128), 2, "uint8", 128, epilogue=_EPILOGUE),
+            "conv 14x14 64->128 2 groups 3x3/2 pad 1 uint8, bias, add uint8, relu, LeakyRelu, scale, scaled to uint8",
+        ),
+        (Depthwise(_WINDOW, 64), "depthwise 14x14 64 3x3/2 pad 1 float32"),
+        (
+            Conv(Window(9, 9, (3, 1), (1, 2), (2, 1), (0, 0, 1, 0)), (3, 4)),
+            "conv 9x9 3->4 3x1/1x2 pad 0,0,1,0 dilation 2x1 float32",
+        ),
+        (
+            Dense((16, 32), 4, epilogue=Epilogue(steps=(AddTensor("float32"), Clip(0.0, 6.0)))),
+            "dense 4x16->32 float32, add, clip 0..6",
+        ),
         (Dense((16, 32), 4), "dense 4x16->32 float32"),
-        (BatchedProduct((4, 5, 6), True), "product 4x5x6 float32"),
+        (BatchedProduct((4, 5, 6), True), "product 4x5x6 float32 transposed"),
         (Pool(Window(7, 7, (7, 7)), 8, PoolKind.AVERAGE), "average-pool 7x7 8 7x7 float32"),
     ],
 )

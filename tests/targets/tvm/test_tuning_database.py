@@ -168,12 +168,26 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     assert database.problem is not None
 
 
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_measured(tmp_path):
+    good = Database(tmp_path / "folder" / "file", pytest.fail)
+    good.check()
+    assert [each.name for each in (tmp_path / "folder").iterdir()] == ["file.lock"]
+    (tmp_path / "wall").write_text("a file", encoding="utf-8")
+    problems: list[str] = []
+    with pytest.raises(InputError, match="could not be kept") as refused:
+        Database(tmp_path / "wall" / "file", problems.append).check()
+    assert "GREENCC_CACHE" in (refused.value.hint or "")
+
+
 def test_export_and_import(tmp_path):
     here, there = _open(tmp_path / "here"), _open(tmp_path / "there")
     here.put([record("a", best=3, gain=2.0), record("b")])
     there.put([record("a", best=2, gain=1.5), record("c")])
     assert here.export(tmp_path / "file") == 2
-    assert {item.workload for item in there.take(tmp_path / "file")} == {"a", "b"}
+    taken, new = there.take(tmp_path / "file")
+    assert {item.workload for item in taken} == {"a", "b"}
+    assert new == 2
+    assert there.take(tmp_path / "file")[1] == 0
     found = _open(tmp_path / "there")
     assert [item.workload for item in found.records()] == ["a", "b", "c"]
     best = found.get("a", PLACE)
