@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,15 @@ class Importer:
         self._symbols: dict[str, Any] = {}
         self._names: set[str] = set()
         self.builder = self._frontend.bb
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """End the builder's open block where writing fails: it would be complained of on standard error."""
+        try:
+            yield
+        except BaseException:
+            self.builder._end_block()
+            raise
 
     def variable(self, value: ir.Value) -> Any:
         """An input of the model; dimensions of the same name are one variable, nameless first axes are the batch.
@@ -165,7 +174,11 @@ class Importer:
         operands = onnx_input()
         operands.extend(bounded(node, inputs, self.builder))
         with named(node, "TVM cannot import it"), contextlib.redirect_stdout(io.StringIO()):
-            result = self._frontend._convert_operator(node.op_type, operands, attributes, self._opset)
+            if node.op_type == "Gather":
+                # As the front end does it, but for its mode, of which TVM warns on every build.
+                result = self._gathered(operands[0], operands[1], attributes.get("axis", 0))
+            else:
+                result = self._frontend._convert_operator(node.op_type, operands, attributes, self._opset)
         if isinstance(result, relax.Tuple):
             results = [self._emitted(field) for field in result.fields]
         elif isinstance(result.ty, relax.TupleType):
@@ -176,6 +189,17 @@ class Importer:
         for item in results:
             self._check_shape(node, inputs, item)
         return results
+
+    def _gathered(self, data: Any, indices: Any, axis: int) -> Any:
+        """Elements of `data` at indices that `bounded` has checked or brought within the axis."""
+        from tvm import relax
+        from tvm.ir import GenericConst
+
+        if isinstance(indices, GenericConst) and np.any(indices.value.numpy() < 0):
+            # Negative ones count from an end that is known, or `bounded` would have made an expression of them.
+            known, extent = indices.value.numpy(), int(data.ty.shape[axis % len(data.ty.shape)])
+            indices = self.constant(np.where(known < 0, known + extent, known).astype(known.dtype))
+        return self.builder.normalize(relax.op.take(data, indices, axis, mode="clip"))
 
     def _check_shape(self, node: ir.Node, inputs: Sequence[Any], result: Any) -> None:
         """Refuse sizes that do not follow from those of the inputs."""

@@ -102,7 +102,7 @@ class _Lowering:
         inputs = self._inputs()
         dtypes = [_declared(value) for value in self.model.graph.outputs]
         builder = self.importer.builder
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self.importer.closed_on_error():
             warnings.simplefilter("ignore")
             with builder.function("main", params=list(inputs)):
                 with builder.dataflow():

@@ -109,7 +109,9 @@ def test_the_description(built: Path, mixed: Case) -> None:
 def test_a_missing_compiler_names_its_package(tmp_path: Path) -> None:
     empty = {"PATH": str(tmp_path)}
     here = f"{os.uname().machine}-linux-gnu"
-    with pytest.raises(UnavailableError, match=r"no C compiler for .*cc, gcc, clang.*apt-get install gcc libc6-dev"):
+    with pytest.raises(
+        UnavailableError, match=r"no C compiler for .*cc, gcc, clang.*apt-get install gcc libc6-dev"
+    ):
         find_toolchain(here, environment=empty)
     if os.uname().machine == "x86_64":
         with pytest.raises(UnavailableError, match="apt-get install gcc-aarch64-linux-gnu"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +301,11 @@ def test_arguments_of_kernels_are_compared_with_their_code() -> None:
     assert "reads 2 axes of a tensor that has 1" in str(unfit(function, [[n], [n * 2, 4], [n, 4]]))
     assert "takes 3 arguments, 2 are given" in str(unfit(function, [[n, 4], [n * 2, 4]]))
     assert "takes a tensor in the place of another argument" in str(unfit(function, [n, [n * 2, 4], [n, 4]]))
+
+
+def test_nothing_is_written_beside_the_error(capfd: pytest.CaptureFixture[str]) -> None:
+    model = parsed("a = Relu(x) y = Det(a)", {}, "float[N,2,2] x", "float[N] y")
+    with pytest.raises(InputError, match="Det"):
+        lowered(model, Machine("x86_64-linux-gnu", "x86-64", frozenset()))
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
