@@ -18,11 +18,13 @@ from greencc.core.graph import (
     label,
     sole_consumer,
 )
-from greencc.targets._tvm.anchors import Sums, finish, image_size, read_sums, read_tail, window_pads
 from greencc.targets._tvm.constants import dequantized, folded, quantized
 from greencc.targets._tvm.failures import named
+from greencc.targets._tvm.images import image_size, window_pads
 from greencc.targets._tvm.kernels.products import pairs_fit
 from greencc.targets._tvm.machine import Machine
+from greencc.targets._tvm.sums import Sums, finish, read_sums
+from greencc.targets._tvm.tails import read_tail
 from greencc.targets._tvm.workload import (
     BatchedProduct,
     Conv,

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from greencc.core.data import Array
 from greencc.core.graph import Names, add_initializer, attribute_int, attribute_ints, input_at, is_op
-from greencc.targets._tvm.anchors import image_size
 from greencc.targets._tvm.constants import folded
+from greencc.targets._tvm.images import image_size
 
 
 @dataclass(frozen=True)
