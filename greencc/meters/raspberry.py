@@ -39,7 +39,9 @@ def run_vcgencmd() -> str:
             _COMMAND, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
         )
     except FileNotFoundError as error:
-        raise UnavailableError("vcgencmd is not installed", hint="sudo apt-get install raspi-utils") from error
+        raise UnavailableError(
+            "vcgencmd is not installed", hint="sudo apt-get install raspi-utils"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"vcgencmd failed: {error}") from error
     if done.returncode != 0:
