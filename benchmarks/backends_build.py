@@ -187,7 +187,7 @@ def choose_backend(
         samples=samples,
         # Which form is accurate enough is not the question here.
         max_drop=0.5,
-        effort=Effort.QUICK,
+        effort=Effort.STANDARD,
     )
     bundle = where / "model.greencc"
     compile_model(Path(model), options, output=bundle, force=True)
