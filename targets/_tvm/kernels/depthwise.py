@@ -19,6 +19,7 @@ from greencc.targets._tvm.kernels.windows import (
     Tile,
     band_of,
     blocks,
+    each_band,
     each_tile,
     evenly,
     inside,
@@ -118,14 +119,7 @@ class _Writer:
         output = (batch, rows, columns, channels)
         self.epilogue.arguments(output)
         self.output = emit.argument("output", output, self.workload.epilogue.dtype)
-        bands = -(-rows // schedule.band)
-        with emit.loop(batch * bands, parallel=True) as task:
-            self.epilogue.begin()
-            sample = emit.T.floordiv(task, emit.index(bands))
-            first = emit.T.floormod(task, emit.index(bands)) * schedule.band
-            size = (
-                emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
-            )
+        with each_band(emit, self.epilogue, batch, rows, schedule.band) as (sample, first, size):
             for placed in self.placed:
                 block = placed.taps.block
                 with emit.loop(block.count) as turn:

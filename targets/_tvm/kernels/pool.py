@@ -21,6 +21,7 @@ from greencc.targets._tvm.kernels.windows import (
     Tile,
     band_of,
     blocks,
+    each_band,
     each_tile,
     evenly,
     inside,
@@ -104,21 +105,14 @@ class _Writer:
         self.epilogue.arguments(shape)
         dtype = workload.epilogue.dtype if self.average else workload.data
         self.output = emit.argument("output", shape, dtype)
-        bands = -(-rows // schedule.band)
         lanes = emit.machine.vector_bits // (32 if self.average or not self.integer else 8)
-        with emit.loop(batch * bands, parallel=True) as task:
-            self.epilogue.begin()
-            sample = emit.T.floordiv(task, emit.index(bands))
-            first = emit.T.floormod(task, emit.index(bands)) * schedule.band
-            size = (
-                emit.T.min(emit.index(schedule.band), rows - first) if rows % schedule.band else schedule.band
-            )
-            with emit.loop(size) as index:
-                for tile, column in each_tile(emit, window, schedule.columns):
-                    for block in blocks(channels, lanes, schedule.vectors):
-                        with emit.loop(block.count) as turn:
-                            channel = block.start + turn * block.width
-                            self.tile(block, tile, (sample, first + index, column, channel))
+        band = each_band(emit, self.epilogue, batch, rows, schedule.band)
+        with band as (sample, first, size), emit.loop(size) as index:
+            for tile, column in each_tile(emit, window, schedule.columns):
+                for block in blocks(channels, lanes, schedule.vectors):
+                    with emit.loop(block.count) as turn:
+                        channel = block.start + turn * block.width
+                        self.tile(block, tile, (sample, first + index, column, channel))
 
     def tile(self, block: Block, tile: Tile, at: tuple[Expr, Expr, Index, Expr]) -> None:
         """One tile: values start, take the kernel's rows, and are stored."""

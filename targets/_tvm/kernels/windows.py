@@ -8,9 +8,11 @@ over the kernel's rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from greencc.targets._tvm.kernels.emit import Emit, Expr, Index
+from greencc.targets._tvm.kernels.epilogue import EpilogueCode
 from greencc.targets._tvm.kernels.template import Schedule
 from greencc.targets._tvm.workload import Window
 
@@ -104,6 +106,19 @@ def _border(window: Window, first: int, size: int) -> bool:
     stride, left = window.strides[1], window.pads[1]
     reach = (window.kernel[1] - 1) * window.dilations[1]
     return first * stride - left < 0 or (first + size - 1) * stride - left + reach >= window.width
+
+
+@contextmanager
+def each_band(
+    emit: Emit, epilogue: EpilogueCode, batch: Expr, rows: int, band: int
+) -> Iterator[tuple[Expr, Expr, Index]]:
+    """Inside the loop over tasks, one per band of each sample: the sample, the band's first row and how many it has."""
+    bands = -(-rows // band)
+    with emit.loop(batch * bands, parallel=True) as task:
+        epilogue.begin()
+        sample = emit.T.floordiv(task, emit.index(bands))
+        first = emit.T.floormod(task, emit.index(bands)) * band
+        yield sample, first, emit.T.min(emit.index(band), rows - first) if rows % band else band
 
 
 def each_tile(emit: Emit, window: Window, columns: int) -> Iterator[tuple[Tile, Index]]:
