@@ -14,7 +14,7 @@ from greencc.core.data import Array, Feeds, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from greencc.core.report import Interval
+    from greencc.core.report import BuildInfo, Interval
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,23 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Shipment:
+    """What goes out with an artifact that is built, or built to the end, on its device.
+
+    Attributes:
+        name: Of the model.
+        feeds: A few real inputs, one inference each.
+        outputs: What the artifact gives for them here.
+        power_mode: The mode of the device that it was planned for, by name; None: whatever it is in.
+    """
+
+    name: str
+    feeds: Sequence[Feeds]
+    outputs: Sequence[Mapping[str, Array]]
+    power_mode: str | None = None
+
+
+@dataclass(frozen=True)
 class Target(ABC):
     """Something models are compiled for. A subclass's fields are its options."""
 
@@ -129,6 +146,19 @@ class Target(ABC):
             InputError: It is missing or damaged.
         """
         return ()
+
+    def ship(self, artifact: Path, shipment: Shipment) -> None:
+        """Add to an artifact's folder what its device needs to build and check it. Default: nothing.
+
+        Args:
+            artifact: Written by `build`; its folder holds nothing else.
+            shipment: What goes out with it.
+        """
+        return
+
+    def build_info(self, artifact: Path) -> BuildInfo | None:
+        """Where an artifact was built to the end, and what was checked of it; None: here, as any other."""
+        return None
 
     def build_seconds(self, model: ir.Model) -> float:
         """About how long `build` takes on an idle core. Default: 0, because it only writes the model to a file."""

@@ -399,6 +399,36 @@ class CompileInfo:
 
 
 @dataclass(frozen=True)
+class BuildCheck:
+    """One check of an artifact. `passed` None: it could not be made; `note` says why, or what it proves."""
+
+    name: str
+    passed: bool | None
+    note: str
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """Where an artifact was built to the end for its device.
+
+    Attributes:
+        status: Such as ``not built on the device`` or ``built on ssh://user@orin``.
+        built: Whether there is an engine that has run on the device.
+        power_mode: The mode that the figures are for, by its name on the device; None: the one it is in.
+        checks: What was checked.
+        steps: What is left to do there: commands.
+        facts: Versions and other facts about device and builder.
+    """
+
+    status: str
+    built: bool
+    power_mode: str | None = None
+    checks: tuple[BuildCheck, ...] = ()
+    steps: tuple[str, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything `report.json` holds."""
 
@@ -428,6 +458,7 @@ class Report:
     carbon: Carbon | None = None
     plan: PlanInfo | None = None
     backends: tuple[BackendTrial, ...] = ()
+    build: BuildInfo | None = None
     schema: str = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""What a TensorRT version on a GPU can do, as facts: the emitter, the linter and the targets read them, never a name.
+
+Sources: NVIDIA TensorRT documentation, "Support Matrix" (precisions by compute capability), release notes of 10.12 and
+11 (weak typing deprecated, then gone), "Working with Quantized Types"; NVIDIA JetPack release notes (versions).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from functools import total_ordering
+
+from greencc.core.errors import UsageError
+
+
+@total_ordering
+@dataclass(frozen=True)
+class TensorRtVersion:
+    """Major, minor and patch; as text ``10.3`` or ``8.2.1``."""
+
+    major: int
+    minor: int
+    patch: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> TensorRtVersion:
+        """From ``10.3``, ``8.2.1`` or ``10.3.0.30``.
+
+        Raises:
+            UsageError: It is no version, or one that is older or newer than is known.
+        """
+        match = re.fullmatch(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:\.\d+)*", text.strip())
+        if match is None:
+            raise UsageError(
+                f"{text!r} is not a TensorRT version", hint="write one such as 8.6, 10.3 or 11.4"
+            )
+        found = cls(int(match[1]), int(match[2] or 0), int(match[3] or 0))
+        if not OLDEST <= found < BEYOND:
+            raise UsageError(
+                f"TensorRT {found} is not known",
+                hint=f"versions from {OLDEST} up to {BEYOND.major - 1}.x are",
+            )
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" + (f".{self.patch}" if self.patch else "")
+
+    def __lt__(self, other: TensorRtVersion) -> bool:
+        return (self.major, self.minor, self.patch) < (other.major, other.minor, other.patch)
+
+
+OLDEST, BEYOND = TensorRtVersion(8, 2), TensorRtVersion(12, 0)
+_STRONG = TensorRtVersion(10, 12)
+_ONLY_STRONG = TensorRtVersion(11, 0)
+
+
+class Typing(Enum):
+    """Where precision lives: in builder flags that allow it (weak), or in the graph's own types (strong)."""
+
+    WEAK = "weak"
+    STRONG = "strong"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A GPU generation by its compute capability, such as 87 for 8.7.
+
+    Attributes:
+        sm: Compute capability, without the point.
+        name: For people.
+        int8: It has INT8 products worth using.
+        float16: It computes in FP16 faster than in FP32.
+        bfloat16: Likewise.
+        float8: Likewise FP8 (E4M3).
+        sparsity: 2:4 structured sparsity.
+    """
+
+    sm: int
+    name: str
+    int8: bool
+    float16: bool
+    bfloat16: bool = False
+    float8: bool = False
+    sparsity: bool = False
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(53, "Maxwell (Tegra X1)", int8=False, float16=True),
+    Architecture(62, "Pascal (Tegra X2)", int8=False, float16=True),
+    Architecture(70, "Volta", int8=True, float16=True),
+    Architecture(72, "Volta (Xavier)", int8=True, float16=True),
+    Architecture(75, "Turing", int8=True, float16=True),
+    Architecture(80, "Ampere", int8=True, float16=True, bfloat16=True, sparsity=True),
+    Architecture(86, "Ampere", int8=True, float16=True, bfloat16=True, sparsity=True),
+    Architecture(87, "Ampere (Orin)", int8=True, float16=True, bfloat16=True, sparsity=True),
+    Architecture(89, "Ada", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+    Architecture(90, "Hopper", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+    Architecture(100, "Blackwell", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+    Architecture(110, "Blackwell (Thor)", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+    Architecture(120, "Blackwell", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+)
+
+
+def architecture(sm: int) -> Architecture:
+    """The generation of a compute capability such as 87.
+
+    Raises:
+        UsageError: It is not known.
+    """
+    for each in ARCHITECTURES:
+        if each.sm == sm:
+            return each
+    known = ", ".join(str(each.sm) for each in ARCHITECTURES)
+    raise UsageError(f"compute capability {sm} is not known", hint=f"known: {known}")
+
+
+@dataclass(frozen=True)
+class TensorRtMachine:
+    """A TensorRT version on a GPU: what is emitted for, and checked against.
+
+    Attributes:
+        version: Of TensorRT.
+        gpu: Its generation.
+        dla: Number of deep-learning accelerators that graphs may be built for; 0: none, or not by this version.
+        memory_bytes: Of the device, which CPU and GPU of a Jetson share; None: not known.
+        rtx: TensorRT-RTX, whose version numbers are its own; `version` is then the TensorRT it is like.
+    """
+
+    version: TensorRtVersion
+    gpu: Architecture
+    dla: int = 0
+    memory_bytes: int | None = None
+    rtx: bool = False
+
+    @property
+    def typing(self) -> Typing:
+        """How its graphs are typed: weak where builder flags decide on precision."""
+        return Typing.STRONG if self.rtx or self.version >= _STRONG else Typing.WEAK
+
+    @property
+    def only_strong(self) -> bool:
+        """It has no weak typing any more: no precision flags, no calibrator."""
+        return self.rtx or self.version >= _ONLY_STRONG
+
+    @property
+    def min_opset(self) -> int:
+        """The oldest opset of its quantized graphs: FP16 scales came with opset 19."""
+        return 19 if self.typing is Typing.STRONG else 13
+
+    @property
+    def max_opset(self) -> int:
+        """The newest opset that is emitted for it.
+
+        Weakly typed graphs stay at 17, which every parser since 8.5 reads; 8.2 reads 13 (onnx-tensorrt, release notes).
+        """
+        if self.typing is Typing.STRONG:
+            return 20
+        return 13 if self.version < TensorRtVersion(8, 5) else 17
+
+    @property
+    def float8(self) -> bool:
+        """FP8 Q/DQ: parsed since 8.6 (opset 19), where the GPU has it."""
+        return self.gpu.float8 and self.version >= TensorRtVersion(9, 0)

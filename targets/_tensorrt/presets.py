@@ -1,0 +1,126 @@
+"""The Jetson modules that models are compiled for: their GPU, memory, JetPack and device profile.
+
+Sources: NVIDIA Jetson module data sheets; JetPack release notes (TensorRT by JetPack); energy.md's device table.
+DLA: AGX Orin alone, with TensorRT of JetPack 7.2.2 and later (TensorRT release notes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from greencc.core.errors import UsageError, did_you_mean
+from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
+
+_GIB = 2**30
+
+
+class JetsonPreset(Enum):
+    """Modules; the value is what the command line takes."""
+
+    NANO = "jetson-nano"
+    XAVIER_NX = "jetson-xavier-nx"
+    ORIN_NANO = "jetson-orin-nano"
+    ORIN_NX = "jetson-orin-nx"
+    AGX_ORIN = "jetson-agx-orin"
+    THOR = "jetson-thor"
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """A JetPack release and its TensorRT; `dla`: that TensorRT still builds for the DLA."""
+
+    release: str
+    tensorrt: TensorRtVersion
+    dla: bool = False
+
+
+@dataclass(frozen=True)
+class JetsonModule:
+    """A module.
+
+    Attributes:
+        title: For people.
+        sm: Compute capability of its GPU.
+        memory_bytes: Shared by CPU and GPU.
+        dla: Deep-learning accelerators on the chip.
+        releases: JetPack releases that run on it, the default one first.
+        profile: Device profile that estimates come from.
+    """
+
+    title: str
+    sm: int
+    memory_bytes: int
+    dla: int
+    releases: tuple[JetPack, ...]
+    profile: str
+
+    def release(self, name: str) -> JetPack:
+        """A JetPack release, the default one for an empty name.
+
+        Raises:
+            UsageError: It is not known for this module.
+        """
+        if not name:
+            return self.releases[0]
+        by_name = {each.release: each for each in self.releases}
+        if name not in by_name:
+            raise UsageError(
+                f"JetPack {name} is not known for the {self.title}", hint=did_you_mean(name, by_name)
+            )
+        return by_name[name]
+
+    def machine(self, jetpack: str = "") -> TensorRtMachine:
+        """What a release on this module can do.
+
+        Raises:
+            UsageError: As `release`.
+        """
+        release = self.release(jetpack)
+        dla = self.dla if release.dla else 0
+        return TensorRtMachine(release.tensorrt, architecture(self.sm), dla, self.memory_bytes)
+
+
+def _jetpack(release: str, tensorrt: str, *, dla: bool = False) -> JetPack:
+    return JetPack(release, TensorRtVersion.parse(tensorrt), dla)
+
+
+_ORIN = (
+    _jetpack("6.2", "10.3.0"),
+    _jetpack("6.1", "10.3.0"),
+    _jetpack("6.0", "8.6.2"),
+    _jetpack("5.1", "8.5.2"),
+    _jetpack("7.2", "10.16.2"),
+)
+MODULES: Mapping[JetsonPreset, JetsonModule] = {
+    JetsonPreset.NANO: JetsonModule(
+        "Jetson Nano", 53, 4 * _GIB, 0, (_jetpack("4.6", "8.2.1"),), "jetson-nano"
+    ),
+    JetsonPreset.XAVIER_NX: JetsonModule(
+        "Jetson Xavier NX",
+        72,
+        8 * _GIB,
+        2,
+        (_jetpack("5.1", "8.5.2"), _jetpack("4.6", "8.2.1")),
+        "jetson-xavier-nx",
+    ),
+    JetsonPreset.ORIN_NANO: JetsonModule("Jetson Orin Nano", 87, 8 * _GIB, 0, _ORIN, "jetson-orin-nano"),
+    JetsonPreset.ORIN_NX: JetsonModule("Jetson Orin NX", 87, 16 * _GIB, 2, _ORIN, "jetson-orin-nx"),
+    JetsonPreset.AGX_ORIN: JetsonModule(
+        "Jetson AGX Orin",
+        87,
+        64 * _GIB,
+        2,
+        (*_ORIN, _jetpack("7.2.2", "10.16.2", dla=True)),
+        "jetson-agx-orin-64",
+    ),
+    JetsonPreset.THOR: JetsonModule(
+        "Jetson AGX Thor",
+        110,
+        128 * _GIB,
+        0,
+        (_jetpack("7.1", "10.13.3"), _jetpack("7.0", "10.13.3"), _jetpack("7.2.2", "11.4.1")),
+        "jetson-thor-t5000",
+    ),
+}
