@@ -19,7 +19,8 @@ Operations (arguments -> result; payloads where named):
     put             {"sha256": S, "total": T, "offset": O} + bytes -> {"size": ..., "complete": ...}
     start           {"job": ID, "spec": {...}} -> {"state": ...}; an ID that is known is not started again
     poll            {"job": ID, "since": N} -> {"state": "running|done|failed|cancelled|lost", "events": [...],
-                    "next": M, "result": {...}, "error": {...}}; an event is {"t": seconds, "text": ...} or {"t": ..., "done": 0.4}
+                    "next": M, "result": {...}, "error": {...}}; an event is {"t": seconds, "text": ...} or
+                    {"t": ..., "done": 0.4}
     fetch           {"job": ID, "file": NAME, "offset": O, "most": N} -> {"size": ...} + bytes
     cancel          {"job": ID} -> {}
     open            {"job": build ID} -> {"engine": E, "inputs": [...], "outputs": [...]}: a resident engine
