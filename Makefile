@@ -16,7 +16,8 @@ demo: $(VENV)/.run
 test: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q -m "not full"
 
-test-full: $(VENV)/.test system-packages
+# TensorRT-RTX parses and builds what is emitted for TensorRT; it needs no GPU for that.
+test-full: $(VENV)/.full system-packages
 	$(BIN)/python -m pytest -q
 
 # Compilers and an emulator for the tests of the tvm targets, where they are missing and may be installed.
@@ -66,6 +67,10 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.full: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e ".[test,rtx]"
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
