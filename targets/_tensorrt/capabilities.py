@@ -114,7 +114,9 @@ def tensorrt_capabilities(machine: TensorRtMachine, *, sparse: bool) -> Capabili
     if machine.rtx or machine.version >= _LAYER_NORM:
         fused.add("ai.onnx::LayerNormalization")
     if machine.bfloat16:
-        notes.append("BF16: the GPU has it, but ONNX Runtime, which the results are judged by, does not compute in it")
+        notes.append(
+            "BF16: the GPU has it, but ONNX Runtime, which the results are judged by, does not compute in it"
+        )
     return Capabilities(
         int8=int8_support(machine),
         float16=HALF_OPS if gpu.float16 else frozenset(),

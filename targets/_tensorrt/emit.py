@@ -139,6 +139,10 @@ def _type(model: ir.Model, machine: TensorRtMachine) -> None:
             model.metadata_props[PRECISION] = _HALVES[narrow[0]]
             model.metadata_props[FLOAT32_NODES] = json.dumps(_wide_nodes(model))
         gone += narrow
+    else:
+        # Of a file that was emitted with weak typing.
+        for key in (PRECISION, FLOAT32_NODES):
+            model.metadata_props.pop(key, None)
     to_float32(model, gone)
     infer_shapes(model)
 

@@ -282,11 +282,15 @@ def _check_ranges(model: ir.Model, profile: ShapeProfile) -> None:
 def has_sparse_weights(model: ir.Model) -> bool:
     """True where most weights of convolutions and products have two zeros in every four, along the inputs they sum.
 
-    Convolutions: KCRS along C; products: along the rows of the weight. A layer pruned away to zeros, or a few that happen
-    to look so, are no reason to try sparse kernels. Source: NVIDIA TensorRT documentation, "Structured Sparsity".
+    Convolutions: KCRS along C; products: along the rows of the weight. A layer pruned away to zeros, or a few that
+    happen to look so, are no reason to try sparse kernels. Source: NVIDIA TensorRT documentation, "Structured
+    Sparsity".
     """
     found = [
-        _is_sparse(node) for graph in graphs_of(model) for node in graph if is_op(node, "Conv", "Gemm", "MatMul")
+        _is_sparse(node)
+        for graph in graphs_of(model)
+        for node in graph
+        if is_op(node, "Conv", "Gemm", "MatMul")
     ]
     counted = [each for each in found if each is not None]
     return 2 * sum(counted) > len(counted)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from greencc.core.data import Array
 from greencc.core.graph import (
     ONNX_DOMAINS,
     Names,
@@ -48,6 +49,7 @@ _MOVEMENT = frozenset(
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Half of FP16's range: what is added up inside a kernel has room.
 LIMIT = 32752.0
+_SMALLEST_NORMAL = 2.0**-14
 # Inputs that are no data of the operator: shapes, indices, conditions.
 _DATA: dict[str, tuple[int, ...]] = {
     "Expand": (0,),
@@ -109,9 +111,24 @@ def _fits(node: ir.Node, bounds: Mapping[ir.Value, float]) -> bool:
         return False
     values = [node.inputs[index] for index in _data(node)] + list(node.outputs)
     for value in values:
-        if value is None or value.dtype is not _FLOAT or not bounds.get(value, np.inf) <= LIMIT:
+        if value is None or value.dtype is not _FLOAT:
             return False
-        if constant_tensor(value) is None and value.is_initializer():
+        bound, tensor = bounds.get(value, np.inf), constant_tensor(value)
+        if not bound <= LIMIT or (tensor is None and value.is_initializer()):
+            return False
+        # What stays below FP16's normal numbers altogether has fewer digits than a Cast would keep.
+        if 0 < bound < _SMALLEST_NORMAL or (tensor is not None and not _survives(tensor.numpy())):
+            return False
+    return True
+
+
+def _survives(array: Array) -> bool:
+    """True for a constant whose channels (along either of the first axes) FP16 keeps to 9 bits."""
+    wide = array.astype(np.float64)
+    lost = wide - array.astype(np.float16).astype(np.float64)
+    for axis in range(min(array.ndim, 2)) if array.ndim else (None,):
+        rest = None if axis is None else tuple(each for each in range(array.ndim) if each != axis)
+        if (np.square(lost).sum(rest) > np.square(2.0**-9) * np.square(wide).sum(rest)).any():
             return False
     return True
 

@@ -175,4 +175,3 @@ class Site:
     def _from(self, x: Any, axis: int) -> list[int]:
         rank = self.rank(x)
         return list(range(axis if axis < 0 else axis - rank, 0))
-

@@ -182,7 +182,8 @@ def test_an_older_opset_is_refused_with_the_way_out(kit: Any, net: Any, random: 
 def test_pairs_of_half_precision_need_opset_19(kit: Any, parse: Any, random: Any) -> None:
     """Where FP32 graphs may be older: an FP16 QuantizeLinear came with 19."""
     model = parse(
-        "g (float16[4, 16] x) => (float16[4, 16] y) { y = MatMul (x, w) }", w=random(16, 16).astype(np.float16)
+        "g (float16[4, 16] x) => (float16[4, 16] y) { y = MatMul (x, w) }",
+        w=random(16, 16).astype(np.float16),
     )
     context = kit.context({"x": random(4, 16).astype(np.float16)})
     int8 = replace(tensorrt_int8(strong=True), min_opset=13)

@@ -10,7 +10,7 @@ from greencc.core.capabilities import ElementType
 from greencc.core.graph import is_op
 from greencc.targets._tensorrt.capabilities import int8_support, tensorrt_capabilities
 
-from .emitting import cnn, int8, machine
+from .emitting import cnn, machine, quantized
 
 
 def test_scales_follow_the_typing() -> None:
@@ -30,7 +30,8 @@ def test_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "opset", "norm"), [("8.2", 13, False), ("8.5", 17, False), ("8.6", 17, True), ("11.4", 20, True)]
+    ("version", "opset", "norm"),
+    [("8.2", 13, False), ("8.5", 17, False), ("8.6", 17, True), ("11.4", 20, True)],
 )
 def test_opsets_and_operators(version: str, opset: int, norm: bool) -> None:
     found = tensorrt_capabilities(machine(version), sparse=False)
@@ -39,15 +40,15 @@ def test_opsets_and_operators(version: str, opset: int, norm: bool) -> None:
 
 
 def test_placement_by_the_rules_of_tensorrt() -> None:
-    model = int8(cnn(), machine("10.3"))
-    quantized = Counter(
+    model = quantized(cnn, "10.3")
+    readers = Counter(
         use.node.op_type
         for node in model.graph
         if is_op(node, "DequantizeLinear") and not node.inputs[0].is_initializer()  # type: ignore[union-attr]
         for use in node.outputs[0].uses()
     )
     # Inputs of weighted layers, pools and Concat, and the skip of the residual sum; not the stem of three channels.
-    assert quantized == {
+    assert readers == {
         "Conv": 3,
         "Add": 1,
         "MaxPool": 1,

@@ -11,7 +11,7 @@ import pytest
 
 from greencc.passes.float16 import ConvertFloat16
 
-from .emitting import VERSIONS, block, cnn, emitted, int8, machine, run_passes, text_of
+from .emitting import VERSIONS, block, cnn, emitted, machine, quantized, run_passes, text_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS: dict[str, Callable[[], ir.Model]] = {"cnn": cnn, "block": block}
@@ -23,7 +23,9 @@ _SAME = {"11.4": "10.13"}
 @pytest.mark.parametrize("network", NETWORKS)
 def test_int8_graphs_are_as_written_down(network: str, version: str) -> None:
     on = machine(version)
-    _compare(f"{network}-int8-{_SAME.get(version, version)}", emitted(int8(NETWORKS[network](), on), on))
+    _compare(
+        f"{network}-int8-{_SAME.get(version, version)}", emitted(quantized(NETWORKS[network], version), on)
+    )
 
 
 @pytest.mark.parametrize("version", ["8.2", "11.4"])

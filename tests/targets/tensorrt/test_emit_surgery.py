@@ -14,7 +14,19 @@ from greencc.core.model import infer_shapes
 from greencc.targets._tensorrt.emit import emit
 from greencc.targets._tensorrt.surgery import operate
 
-from .emitting import block, cnn, distance, emitted, feeds_of, int8, machine, normal, operators, parse, unfused
+from .emitting import (
+    block,
+    cnn,
+    distance,
+    emitted,
+    feeds_of,
+    machine,
+    normal,
+    operators,
+    parse,
+    quantized,
+    unfused,
+)
 
 TEXT = """g (float[2, 64] x) => (float[2, 64] y) {
   a = MatMul (x, w)
@@ -71,7 +83,7 @@ def test_inputs_and_outputs_keep_names_order_and_types() -> None:
     for network in (cnn, block):
         for version in ("8.2", "11.4"):
             on = machine(version)
-            model = int8(network(), on)
+            model = quantized(network, version)
             result = emitted(model, on)
             for before, after in (
                 (model.graph.inputs, result.graph.inputs),

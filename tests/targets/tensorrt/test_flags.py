@@ -18,7 +18,7 @@ from greencc.targets._tensorrt.flags import (
 )
 from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion
 
-from .emitting import VERSIONS, block, cnn, emitted, int8, machine, normal, parse, run_passes
+from .emitting import VERSIONS, block, cnn, emitted, int8, machine, normal, parse, quantized, run_passes
 
 PROFILE = ShapeProfile({"x": ShapeRange((1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16))})
 SHAPES = ("--minShapes=x:1x3x16x16", "--optShapes=x:4x3x16x16", "--maxShapes=x:8x3x16x16")
@@ -37,12 +37,12 @@ def test_int8(version: str) -> None:
         "10.13": ("--stronglyTyped",),
         "11.4": (),
     }.get(version, ("--int8", "--fp16", *held))
-    assert of(int8(cnn(), on), on) == ("--onnx=m.onnx", "--saveEngine=m.plan", *expected, *SHAPES)
+    assert of(quantized(cnn, version), on) == ("--onnx=m.onnx", "--saveEngine=m.plan", *expected, *SHAPES)
 
 
 def test_trtexec_of_8_2_cannot_hold_layers_and_says_so() -> None:
     on = machine("8.2")
-    flags = flags_for(emitted(int8(cnn(), on), on), on, profile=PROFILE)
+    flags = flags_for(emitted(quantized(cnn, str(on.version)), on), on, profile=PROFILE)
     assert "before 8.4 has no --layerPrecisions: 2 layers" in flags.notes[0]
     assert "OBEY_PRECISION_CONSTRAINTS" in flags.api_flags
     assert not flags_for(emitted(cnn(), on), on, profile=PROFILE).notes
@@ -104,7 +104,7 @@ def test_memory_levels_caches_and_skipping_by_version() -> None:
 
 def test_the_accelerator() -> None:
     on = machine("10.3", dla=2)
-    model = emitted(int8(cnn(), on), on)
+    model = emitted(quantized(cnn, str(on.version)), on)
     flags = flags_for(model, on, profile=PROFILE, dla=True)
     arguments = flags.trtexec("m", "e")
     assert {"--useDLACore=0", "--allowGPUFallback", "--int8", "--fp16"} <= set(arguments)
