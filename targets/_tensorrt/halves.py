@@ -123,10 +123,10 @@ def _fits(node: ir.Node, bounds: Mapping[ir.Value, float]) -> bool:
 
 
 def _survives(array: Array) -> bool:
-    """True for a constant whose channels (along either of the first axes) FP16 keeps to 9 bits."""
+    """True for a constant that FP16 keeps to 9 bits, as a whole or, of a weight, along either of the first axes."""
     wide = array.astype(np.float64)
     lost = wide - array.astype(np.float16).astype(np.float64)
-    for axis in range(min(array.ndim, 2)) if array.ndim else (None,):
+    for axis in (0, 1) if array.ndim > 1 else (None,):
         rest = None if axis is None else tuple(each for each in range(array.ndim) if each != axis)
         if (np.square(lost).sum(rest) > np.square(2.0**-9) * np.square(wide).sum(rest)).any():
             return False
