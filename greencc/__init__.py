@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from greencc.core.version import __version__
 
 if TYPE_CHECKING:
-    from greencc.api import compile, measure_artifact, verify_accuracy  # noqa: A004
+    from greencc.api import compile, compile_matrix, measure_artifact, verify_accuracy  # noqa: A004
     from greencc.bundle import Bundle, load
-    from greencc.compiler import CompileOptions, Effort, Precision
+    from greencc.compiler import CompileOptions, Effort, Matrix, Precision
     from greencc.core.errors import GreenccError, InputError, LimitError, UnavailableError, UsageError
     from greencc.core.report import Report
     from greencc.measure.carbon import CarbonOptions
@@ -34,11 +34,13 @@ _WHERE = {
     "GreenccError": "greencc.core.errors",
     "InputError": "greencc.core.errors",
     "LimitError": "greencc.core.errors",
+    "Matrix": "greencc.compiler",
     "Precision": "greencc.compiler",
     "Report": "greencc.core.report",
     "UnavailableError": "greencc.core.errors",
     "UsageError": "greencc.core.errors",
     "compile": "greencc.api",
+    "compile_matrix": "greencc.api",
     "load": "greencc.bundle",
     "measure_artifact": "greencc.api",
     "verify_accuracy": "greencc.api",
@@ -52,12 +54,14 @@ __all__ = [
     "GreenccError",
     "InputError",
     "LimitError",
+    "Matrix",
     "Precision",
     "Report",
     "UnavailableError",
     "UsageError",
     "__version__",
     "compile",
+    "compile_matrix",
     "load",
     "measure_artifact",
     "verify_accuracy",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 from greencc.bundle import Bundle, load
-from greencc.compiler import CompileOptions, Effort, Precision, check, compile_model
+from greencc.compiler import CompileOptions, Effort, Matrix, Precision, check, compile_model
+from greencc.compiler import compile_matrix as _compile_matrix
 from greencc.compiler.campaign import make_plan
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.options import QuantizedFormat
@@ -16,10 +18,11 @@ from greencc.core.progress import Progress, silent
 from greencc.core.report import Accuracy
 from greencc.measure.carbon import CarbonOptions
 from greencc.planner.budget import Objective
+from greencc.targets import split_specs
 
 E = TypeVar("E", bound=Enum)
 
-__all__ = ["compile", "load", "measure_artifact", "verify_accuracy"]
+__all__ = ["compile", "compile_matrix", "load", "measure_artifact", "verify_accuracy"]
 
 
 def compile(  # noqa: A001 - the name users expect: greencc.compile
@@ -89,6 +92,32 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         tune=tune,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
+
+
+def compile_matrix(
+    model: str | Path,
+    targets: str | Sequence[str],
+    options: CompileOptions | None = None,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Matrix:
+    """Compile an ONNX model for several targets in one run: a bundle each, and one report over all of them.
+
+    Args:
+        model: An ONNX file.
+        targets: Specs, or one text such as ``cpu:threads=1,tvm-arm``.
+        options: What to do for each target; their own target is not read.
+        output: The folder; default ``<model>.matrix`` in the current folder.
+        force: Replace an existing matrix.
+        progress: Shows how far long steps are.
+
+    Raises:
+        GreenccError: No target could be compiled for. Where some could, `Matrix.report` says why others could not.
+    """
+    specs = split_specs(targets) if isinstance(targets, str) else tuple(targets)
+    return _compile_matrix(Path(model), specs, options, output=_path(output), force=force, progress=progress)
 
 
 def verify_accuracy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greencc.core.engine import Target
 from greencc.targets._spec import format_spec, parse_spec
+from greencc.targets._split import split_specs
 from greencc.targets.cpu import CpuTarget
 from greencc.targets.openvino import OpenVinoTarget
 from greencc.targets.tvm_arm import TvmArmTarget
@@ -29,4 +30,5 @@ __all__ = [
     "TvmCpuTarget",
     "format_spec",
     "make_target",
+    "split_specs",
 ]

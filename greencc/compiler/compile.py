@@ -36,7 +36,7 @@ from greencc.compiler.planning.choose import PlanChoice, choose_plan
 from greencc.compiler.planning.info import plan_info
 from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
-from greencc.compiler.session import Session, available_target
+from greencc.compiler.session import Session, Shared, available_target
 from greencc.compiler.spending import account
 from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.core.data import Feeds
@@ -77,6 +77,7 @@ def compile_model(
     output: Path | None = None,
     force: bool = False,
     progress: Progress = silent,
+    shared: Shared | None = None,
 ) -> Bundle:
     """Compile `model` into a bundle and return it, loaded and verified.
 
@@ -86,6 +87,7 @@ def compile_model(
         output: The bundle folder; default ``<model>.greencc`` in the current folder.
         force: Replace an existing bundle.
         progress: Shows how far long steps are.
+        shared: What compiles of the same model for other targets have in common.
 
     Raises:
         GreenccError: See `greencc.core.errors` for the kinds and their exit codes. Nothing is left half-written.
@@ -112,6 +114,7 @@ def compile_model(
             window=window,
             execution=options.engine,
             workers=options.workers,
+            shared=shared or Shared(),
         )
         for warning in kept_schedules(target):
             session.warn(warning)
@@ -185,8 +188,7 @@ def _baseline(session: Session, source: ir.Model, path: Path) -> tuple[Form, Mem
 
 def _compile(session: Session, path: Path, work: Path) -> Manifest:
     with session.phase("loading"):
-        source = load_model(path)
-        ensure_names(source)
+        source = _loaded(session, path)
         session.source = digest(source)
         inputs = input_specs(source)
         splits = open_splits(session, inputs, model_counts(source)[1])
@@ -234,6 +236,16 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
         seen=splits.seen(),
         evaluation_digest=None if splits.certification.synthetic else splits.certification.digest(),
     )
+
+
+def _loaded(session: Session, path: Path) -> ir.Model:
+    """The model with a name for every node; it is never changed, so compiles for other targets start from it too."""
+    known = session.shared.models
+    if path not in known:
+        model = load_model(path)
+        ensure_names(model)
+        known[path] = model
+    return known[path]
 
 
 def _certify(

@@ -20,7 +20,7 @@ from greencc.calibration import (
     synthetic,
     take,
 )
-from greencc.compiler.options import CompileOptions, Precision
+from greencc.compiler.options import Precision
 from greencc.compiler.session import Session
 from greencc.core.data import DataSource, Feeds, TensorSpec
 from greencc.core.engine import Engine
@@ -117,8 +117,8 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec], macs: int | None
             f"--preprocess {options.preprocess} was given without a folder of images",
             hint="name a folder with --calibration or --eval, or leave --preprocess out",
         )
-    calibration = _open(options, options.calibration, inputs, "calibration")
-    evaluation = _open(options, options.evaluation, inputs, "evaluation")
+    calibration = opened(session, options.calibration, inputs, "calibration")
+    evaluation = opened(session, options.evaluation, inputs, "evaluation")
     if options.precision.needs_calibration and calibration is None:
         raise UsageError(
             f"precision {options.precision.value} needs calibration data and none was given",
@@ -157,21 +157,23 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec], macs: int | None
     return Splits(used, planning, certification, info)
 
 
-def _open(
-    options: CompileOptions, spec: object, inputs: Sequence[TensorSpec], role: str
-) -> DataSource | None:
+def opened(session: Session, spec: object, inputs: Sequence[TensorSpec], role: str) -> DataSource | None:
+    """What the user gave as data of a role, opened once for all compiles that share it; None: nothing.
+
+    Raises:
+        InputError: It is missing, corrupt or does not fit the model.
+    """
     if spec is None:
         return None
+    options, known = session.options, session.shared.sources
     labelled = role == "evaluation" or options.evaluation is None
     # Arrays are preprocessed already; the spec is for whichever of the two sources is a folder of images.
-    folder = Path(str(spec)).is_dir()
-    return open_data(
-        str(spec),
-        inputs,
-        labels=options.labels if labelled else None,
-        preprocess=options.preprocess if folder else None,
-        role=role,
-    )
+    preprocess = options.preprocess if Path(str(spec)).is_dir() else None
+    labels = options.labels if labelled else None
+    key = (str(spec), role, str(labels), str(preprocess))
+    if key not in known:
+        known[key] = open_data(str(spec), inputs, labels=labels, preprocess=preprocess, role=role)
+    return known[key]
 
 
 def _hold_out(session: Session, source: DataSource) -> tuple[DataSource, DataSource]:

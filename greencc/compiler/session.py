@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from greencc.compiler.options import CompileOptions
 from greencc.core.cache import Cache, default_folder
+from greencc.core.data import DataSource
 from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress, silent
@@ -23,6 +24,8 @@ from greencc.meters.window import Window
 from greencc.targets import make_target
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from greencc.compiler.untimed import Estimator
 
 
@@ -47,12 +50,28 @@ class Deadline:
 
 
 @dataclass
+class Shared:
+    """What compiles of one model for several targets have in common; without it every compile has its own.
+
+    Attributes:
+        cache: Of all of them; None: each opens the one that its options say.
+        models: As loaded and named, by path.
+        sources: Data as opened, by what was asked for.
+    """
+
+    cache: Cache | None = None
+    models: dict[Path, ir.Model] = field(default_factory=dict)
+    sources: dict[tuple[str, ...], DataSource] = field(default_factory=dict)
+
+
+@dataclass
 class Session:
     """State shared by the phases of one compile.
 
     `scratch` is removed, and `engines` are closed, when the compile ends. `window` is where the energy of the whole is
     wanted; `source` is the digest of the model. `execution` and `workers` say where candidates are evaluated
-    (`greencc.execution.make_executor`). `tuning` is what was tuned so far (`greencc.compiler.tuning`).
+    (`greencc.execution.make_executor`). `tuning` is what was tuned so far (`greencc.compiler.tuning`), `shared` what
+    compiles of the same model for other targets have left.
     """
 
     options: CompileOptions
@@ -69,6 +88,7 @@ class Session:
     execution: str = "local"
     workers: int = 1
     tuning: list[ModelTuning] = field(default_factory=list)
+    shared: Shared = field(default_factory=Shared)
     _executor: Executor | None = field(default=None, init=False, repr=False)
 
     @property
@@ -94,7 +114,8 @@ class Session:
         return 0 if executor.here or executor.busy else executor.workers
 
     def __post_init__(self) -> None:
-        self.cache = Cache(default_folder() if self.options.cache else None)
+        shared = self.shared.cache
+        self.cache = open_cache(self.options) if shared is None else shared.sibling()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -123,6 +144,11 @@ class Session:
             phases=dict(self.phases),
             tuning=tuple(self.tuning),
         )
+
+
+def open_cache(options: CompileOptions) -> Cache:
+    """The cache of a compile; without one, what is kept lasts as long as this object."""
+    return Cache(default_folder() if options.cache else None)
 
 
 def timed_target(spec: str) -> Target:

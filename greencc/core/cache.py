@@ -80,6 +80,49 @@ def _feed(digest: Any, part: Any) -> None:
 
 
 @dataclass
+class Ledger:
+    """What entries took to compute in this process, and which of them were found again later.
+
+    An entry took from when it was looked for and absent, or from when the one before it was kept, to when it was kept.
+    """
+
+    _seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    _absent: dict[tuple[str, str], float] = field(default_factory=dict)
+    _found: set[tuple[str, str]] = field(default_factory=set)
+    _last: float = 0.0
+    _earlier: frozenset[tuple[str, str]] = frozenset()
+
+    def begin(self) -> None:
+        """Count from here on: what was kept until now is what may be found again."""
+        self._earlier = frozenset(self._seconds)
+        self._found.clear()
+
+    @property
+    def count(self) -> int:
+        """How many entries of before `begin` were found again since."""
+        return len(self._found)
+
+    @property
+    def seconds(self) -> float:
+        """What computing those had taken."""
+        return sum(self._seconds[entry] for entry in self._found)
+
+    def looked(self, kind: str, key: str, *, found: bool) -> None:
+        """An entry was looked for."""
+        if not found:
+            self._absent[kind, key] = time.perf_counter()
+        elif (kind, key) in self._earlier:
+            self._found.add((kind, key))
+
+    def kept(self, kind: str, key: str) -> None:
+        """An entry was computed and kept."""
+        now = time.perf_counter()
+        since = max(self._absent.pop((kind, key), now), self._last)
+        self._seconds[kind, key] = max(now - since, 0.0)
+        self._last = now
+
+
+@dataclass
 class Cache:
     """Entries in `folder`, or in memory only when it is None.
 
@@ -92,6 +135,7 @@ class Cache:
         hits: How many entries that earlier runs left were of use.
         damaged: How many were not what was written, and were ignored.
         other_versions: How many were written by another version of greencc, and were ignored.
+        ledger: What entries took to compute in this process, and how much of that was of use again.
     """
 
     folder: Path | None = None
@@ -100,12 +144,22 @@ class Cache:
     hits: int = 0
     damaged: int = 0
     other_versions: int = 0
+    ledger: Ledger = field(default_factory=Ledger, repr=False)
     _written: int = field(default=0, repr=False)
     _known: set[tuple[str, str]] = field(default_factory=set, repr=False)
     _memory: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
 
+    def sibling(self) -> Cache:
+        """The same entries and ledger for another run, with counts of its own."""
+        return Cache(self.folder, self.limit, ledger=self.ledger, _memory=self._memory)
+
     def get(self, kind: str, key: str) -> dict[str, Array] | None:
         """The entry of a kind (a plain word) under a key, or None."""
+        found = self._read(kind, key)
+        self.ledger.looked(kind, key, found=found is not None)
+        return found
+
+    def _read(self, kind: str, key: str) -> dict[str, Array] | None:
         if self.folder is None:
             return self._memory.get((kind, key))
         path = self._path(kind, key)
@@ -145,6 +199,7 @@ class Cache:
             label: What it is, for `greencc cache list`.
             device: Where it was measured, likewise.
         """
+        self.ledger.kept(kind, key)
         if self.folder is None:
             self._memory[kind, key] = dict(arrays)
             return

@@ -45,8 +45,16 @@ _SAME_SCALE = 1e-6
 _ACCUMULATOR = 2.0**31
 
 
-def product(node: ir.Node, operands: Sequence[Operand], opset: int) -> Quantity | None:
-    """Conv, ConvTranspose, Gemm, MatMul: sum of (q_x - z_x)(q_w - z_w) plus the INT32 bias, with scale s_x s_w."""
+Sum = Callable[[ir.Node, Quantity, Quantity, int], Exact]
+
+
+def product(
+    node: ir.Node, operands: Sequence[Operand], opset: int, *, sums: Sum | None = None
+) -> Quantity | None:
+    """Conv, ConvTranspose, Gemm, MatMul: sum of (q_x - z_x)(q_w - z_w) plus the INT32 bias, with scale s_x s_w.
+
+    `sums` computes those sums where they are not exact.
+    """
     x, w = operands[0], operands[1]
     if not (isinstance(x, Quantity) and x.stored and isinstance(w, Quantity) and w.stored):
         return None
@@ -55,7 +63,7 @@ def product(node: ir.Node, operands: Sequence[Operand], opset: int) -> Quantity 
     scale = _channel_scale(node, w.term)
     if scale is None:
         return None
-    accumulators = _accumulate(node, x.term.integers, w.term.integers, opset)
+    accumulators = (sums or exact_sums)(node, x, w, opset)
     scale = (x.term.scale.reshape(()) * scale).astype(np.float32)
     bias = operands[2] if len(operands) > 2 else None
     offset: Float32 | None = None
@@ -112,7 +120,7 @@ def move(node: ir.Node, operands: Sequence[Operand], opset: int) -> list[Quantit
         return None
     rest = [value.real() if isinstance(value, Quantity) else value for value in operands[1:]]
     results = compute(node, [x.term.integers, *rest], opset)
-    return [Quantity((Term(result, x.term.scale),), x.dtype, stored=True) for result in results]
+    return [Quantity((Term(result, x.term.scale),), x.dtype, stored=True, byte=x.byte) for result in results]
 
 
 def bound(node: ir.Node, operands: Sequence[Operand], opset: int) -> Quantity | None:
@@ -152,6 +160,11 @@ def _dtype(operands: Sequence[Operand]) -> np.dtype[np.generic]:
     first = operands[0]
     assert isinstance(first, Quantity)
     return first.dtype
+
+
+def exact_sums(node: ir.Node, x: Quantity, w: Quantity, opset: int) -> Exact:
+    """The sums of products in as many bits as they need."""
+    return _accumulate(node, x.term.integers, w.term.integers, opset)
 
 
 def _accumulate(node: ir.Node, x: Exact, w: Exact, opset: int) -> Exact:

@@ -33,6 +33,19 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Byte:
+    """How a tensor of 8-bit integers with one zero point is stored.
+
+    Attributes:
+        signed: As INT8, not UINT8.
+        zero: Its zero point.
+    """
+
+    signed: bool
+    zero: float
+
+
+@dataclass(frozen=True)
 class Quantity:
     """One value of the graph.
 
@@ -43,6 +56,7 @@ class Quantity:
         offset: A float bias.
         low: Lower end of a Relu or Clip behind the kernel.
         high: Upper end.
+        byte: How a stored tensor of bytes is stored; None: it is none, or has several zero points.
     """
 
     terms: tuple[Term, ...]
@@ -51,6 +65,7 @@ class Quantity:
     offset: Float32 | None = None
     low: float = -np.inf
     high: float = np.inf
+    byte: Byte | None = None
 
     @property
     def term(self) -> Term:

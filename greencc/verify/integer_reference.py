@@ -23,12 +23,16 @@ How far a runtime may be away, per quantized value and given the same inputs:
 * one step, where a sum lies within float32 rounding of a half: Add, Mul, averages and functions, whose order of float
   operations differs from kernel to kernel; fixed-point m; and any operator in a float simulation of the pairs.
 
+x86 without VNNI sums otherwise, on request (`Sums.PAIRS`).
+
 Steps do not add up when each value is judged on the runtime's own inputs: see `given` of `run_integer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -45,14 +49,37 @@ from greencc.core.graph import (
     subgraphs_of,
 )
 from greencc.verify._integer_float import compute
-from greencc.verify._integer_kernels import KERNELS, MOVEMENT, Operand, move
-from greencc.verify._integer_values import Quantity, Term, along, quantizes_to, saturated
+from greencc.verify._integer_kernels import KERNELS, MOVEMENT, Kernel, Operand, move, product
+from greencc.verify._integer_pairs import PAIRED, saturating_sums
+from greencc.verify._integer_values import Byte, Quantity, Term, along, quantizes_to, saturated
 
-__all__ = ["run_integer"]
+__all__ = ["Sums", "run_integer"]
+
+
+class Sums(Enum):
+    """How products are summed.
+
+    EXACT: in 32 bits, as AVX-VNNI, AVX512-VNNI and ARM's dot products do. PAIRS: x86 without those instructions adds
+    two products of an unsigned and a signed byte in 16 bits, where they saturate (`_integer_pairs`).
+    """
+
+    EXACT = "exact"
+    PAIRS = "pairs"
+
+
+_KERNELS: Mapping[Sums, Mapping[str, Kernel]] = {
+    Sums.EXACT: KERNELS,
+    Sums.PAIRS: {**KERNELS, **dict.fromkeys(PAIRED, partial(product, sums=saturating_sums))},
+}
 
 
 def run_integer(
-    model: ir.Model, feeds: Feeds, outputs: Sequence[str] | None = None, *, given: Feeds | None = None
+    model: ir.Model,
+    feeds: Feeds,
+    outputs: Sequence[str] | None = None,
+    *,
+    given: Feeds | None = None,
+    sums: Sums = Sums.EXACT,
 ) -> dict[str, Array]:
     """Evaluate a model with integer arithmetic wherever it is quantized.
 
@@ -62,16 +89,18 @@ def run_integer(
         outputs: Names of the values wanted, inner ones too; default: the model's outputs.
         given: Values by name that readers get instead of what is computed here, such as the integers that a runtime
             gave. What is returned is what is computed, so every value is judged on its own.
+        sums: How products are summed.
 
     Raises:
         InputError: An input is missing or unknown, a value wanted does not exist, or an operator has no reference.
     """
-    return _Evaluation(model, feeds, given or {}).run(outputs)
+    return _Evaluation(model, feeds, given or {}, _KERNELS[sums]).run(outputs)
 
 
 class _Evaluation:
-    def __init__(self, model: ir.Model, feeds: Feeds, given: Feeds) -> None:
+    def __init__(self, model: ir.Model, feeds: Feeds, given: Feeds, kernels: Mapping[str, Kernel]) -> None:
         self.model = model
+        self.kernels = kernels
         self.opset = opset_of(model)
         self.given = given
         self.functions = [ir.to_proto(function) for function in model.functions.values()]
@@ -131,7 +160,7 @@ class _Evaluation:
         if node.domain in ONNX_DOMAINS:
             if node.op_type in MOVEMENT and (moved := move(node, operands, self.opset)) is not None:
                 return moved
-            kernel = KERNELS.get(node.op_type)
+            kernel = self.kernels.get(node.op_type)
             if kernel is not None and (result := kernel(node, operands, self.opset)) is not None:
                 return [result]
         return self._float(node, operands)
@@ -150,7 +179,12 @@ class _Evaluation:
             return blocks.astype(scale.dtype)
         shifted = shifted - along(zero_point, axis, rank).astype(np.float64)
         shaped = along(scale, axis, rank).astype(np.float32)
-        return Quantity((Term(shifted, shaped),), scale.dtype, stored=True)
+        byte = None
+        if zero_point.size == 1 and integers.dtype in (np.uint8, np.int8):
+            byte = Byte(integers.dtype == np.int8, float(zero_point.reshape(())))
+        elif integers.dtype == np.int8 and not zero_point.any():
+            byte = Byte(signed=True, zero=0.0)
+        return Quantity((Term(shifted, shaped),), scale.dtype, stored=True, byte=byte)
 
     def _quantize(self, node: ir.Node, operands: Sequence[Operand]) -> Array:
         value, scale = operands[0], _real(operands[1])

@@ -100,6 +100,11 @@ def bundle(bundle_files: Path, digits: Path) -> Path:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure for a moment only, and neither memory nor energy: for tests that are not about the figures."""
+    measure_briefly(monkeypatch)
+
+
+def measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `brief` does, until `monkeypatch` is undone."""
     from greencc.compiler import campaign, measurement, run_times, select
     from greencc.measure.memory import PeakMemory
 

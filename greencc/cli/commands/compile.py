@@ -11,6 +11,9 @@ from greencc.cli.carbon import carbon_options, chosen
 from greencc.cli.types import BUDGET, EFFORTS, FORMATS, OBJECTIVES, PRECISIONS, RATE, SECONDS, SHARE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from greencc.compiler import CompileOptions
     from greencc.planner.budget import BudgetLimit
 
 
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
     "-t",
     default="cpu",
     show_default=True,
-    help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets).",
+    help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets). "
+    "Several, separated by commas, give a bundle each and one report over all.",
 )
 @click.option(
     "--calibration",
@@ -105,7 +109,10 @@ if TYPE_CHECKING:
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Bundle folder [default: MODEL.greencc]."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Bundle folder [default: MODEL.greencc; of several targets MODEL.matrix].",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option(
@@ -145,7 +152,7 @@ def command(
     output: Path | None,
     force: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Compile MODEL (ONNX) into a bundle: artifact, manifest, report.
 
     The artifact is verified against the model on held-out data and measured beside it. With
@@ -154,15 +161,21 @@ def command(
 
     With --budget or --minimize every layer is decided on its own: what to prune, factorise,
     quantize or leave, on measured cost, so that the whole keeps the budget (docs/planner.md).
+
+    With several targets (--target cpu,tvm-arm) the output is a folder with a bundle for each and
+    matrix.html. A target that fails leaves the others as they are; the exit code is then its own.
     """
     from greencc.cli.console import progress_bars, stdout
     from greencc.compiler import CompileOptions, compile_model
     from greencc.compiler.options import Effort, Precision, QuantizedFormat
+    from greencc.core.errors import ExitCode
     from greencc.planner.budget import Objective
     from greencc.report import dump_report, summary
+    from greencc.targets import split_specs
 
+    targets = split_specs(target)
     options = CompileOptions(
-        target=target,
+        target=targets[0],
         calibration=calibration,
         evaluation=evaluation,
         labels=labels,
@@ -189,11 +202,40 @@ def command(
         workers=workers,
         tune=tune,
     )
+    if len(targets) > 1:
+        return _matrix(model, targets, options, output, force=force, as_json=as_json)
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)
     if as_json:
         click.echo(dump_report(bundle.report), nl=False)
-        return
+        return int(ExitCode.OK)
     console = stdout()
     console.print(summary(bundle.report))
     console.print(f"Report: {bundle.path / 'report.html'}", soft_wrap=True)
+    return int(ExitCode.OK)
+
+
+def _matrix(
+    model: Path,
+    targets: Sequence[str],
+    options: CompileOptions,
+    output: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Compile for several targets; the exit code is that of the worst failure."""
+    from greencc.cli.console import progress_bars, stdout
+    from greencc.compiler import compile_matrix
+    from greencc.report.matrix import dump_matrix
+    from greencc.report.matrix_table import matrix_summary
+
+    with progress_bars() as progress:
+        matrix = compile_matrix(model, targets, options, output=output, force=force, progress=progress)
+    if as_json:
+        click.echo(dump_matrix(matrix.report), nl=False)
+    else:
+        console = stdout()
+        console.print(matrix_summary(matrix.report))
+        console.print(f"Report: {matrix.path / 'matrix.html'}", soft_wrap=True)
+    return matrix.report.exit_code
