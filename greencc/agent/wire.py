@@ -11,11 +11,15 @@ MOST_BYTES = 1 << 36
 
 def write(stream: IO[bytes], header: dict, payload: bytes = b"") -> None:
     """Send one message."""
-    line = json.dumps(dict(header, bytes=len(payload)), separators=(",", ":"))
-    stream.write(line.encode("utf-8") + b"\n")
+    stream.write(head(header, len(payload)))
     if payload:
         stream.write(payload)
     stream.flush()
+
+
+def head(header: dict, size: int) -> bytes:
+    """The line of a message that `size` bytes follow."""
+    return json.dumps(dict(header, bytes=size), separators=(",", ":")).encode("utf-8") + b"\n"
 
 
 def read(stream: IO[bytes]) -> Optional[Tuple[dict, bytes]]:

@@ -2,7 +2,7 @@
 
 `find` gives a `Backend`; every call into a vendor's code is in a process of its own:
 
-* `Backend.build` starts ``worker build ...`` and waits. A crash there is a `Problem` of kind ``crashed`` with the
+* `Backend.build` starts a process that builds, and waits. A crash there is a `Problem` of kind ``crashed`` with the
   signal's name and the last lines of its log.
 * `Backend.worker_command` is the command of a resident process that has an engine loaded and warmed up;
   `greencc.agent.backends.resident.Resident` starts and asks it. It talks in messages as host and agent do
