@@ -37,7 +37,8 @@ _WARM_UP_MS = 200
 _TIMED = (
     "trtexec's latency: host to device, compute, device to host, one query after the other (--exposeDMA), "
     "by CUDA's events"
-)_FLAGS = {"fp16": "fp16", "int8": "int8", "bf16": "bf16", "fp8": "fp8"}
+)
+_FLAGS = {"fp16": "fp16", "int8": "int8", "bf16": "bf16", "fp8": "fp8"}
 
 
 def _tool(setup: Setup) -> Trtexec:

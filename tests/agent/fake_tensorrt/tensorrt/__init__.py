@@ -1,7 +1,8 @@
 """The parts of TensorRT's Python API that the agent uses, as 8.2, 8.5, 10 and 11 have them, with ONNX Runtime inside.
 
-FAKE_TRT_VERSION says which; FAKE_TRT_FAULT what goes wrong (segfault, kill, hang, memory, noise), FAKE_TRT_WHERE where
-(import, build, load, run), FAKE_TRT_DLA the number of accelerators. Names that a version lacks are absent, as they are there.
+FAKE_TRT_VERSION says which; FAKE_TRT_FAULT what goes wrong (segfault, kill, hang, memory, noise), and FAKE_TRT_WHERE
+where (import, build, load, run); FAKE_TRT_DLA the number of accelerators. Names that a version lacks are absent, as
+they are there.
 """
 
 import ctypes
