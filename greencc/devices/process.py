@@ -16,8 +16,9 @@ _MOST_STDERR = 1 << 14
 _MOST_UNREAD = 1 << 20
 _FAREWELL_SECONDS = 2.0
 
-Explain = Callable[[int | None, str], ConnectionLostError]
-"""Why a process ended, from its exit status (None: it runs on without its output) and its standard error."""
+Explain = Callable[[int | None, str, bool], ConnectionLostError]
+"""Why a process ended: from its exit status (None: it runs on without its output), its standard error, and whether the
+agent had greeted by then."""
 
 
 class ProcessChannel:
@@ -62,7 +63,7 @@ class ProcessChannel:
         for stream in (self._input, self._output, self._errors):
             os.set_blocking(stream.fileno(), False)
         self._unread, self._complaints = bytearray(), bytearray()
-        self._ended = self._complaints_ended = False
+        self._ended = self._complaints_ended = self._established = False
 
     @property
     def pid(self) -> int:
@@ -107,6 +108,11 @@ class ProcessChannel:
         data = bytes(self._unread[:size])
         del self._unread[:size]
         return data
+
+    def established(self) -> None:
+        """As `Channel.established`."""
+        self._established = True
+        self._complaints.clear()
 
     def close(self) -> None:
         """As `Channel.close`: its input ends, which ends the agent; what does not end is killed."""
@@ -179,7 +185,7 @@ class ProcessChannel:
             status: int | None = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             status = None
-        return self._explain(status, self._text())
+        return self._explain(status, self._text(), self._established)
 
     def _text(self) -> str:
         return self._complaints.decode("utf-8", "replace").strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from greencc.core.errors import UnavailableError
+from greencc.devices.package import AgentPackage
 
 
 class ConnectionLostError(UnavailableError):
@@ -57,6 +58,9 @@ class Channel(Protocol):
             ConnectionLostError: As `send`.
         """
 
+    def established(self) -> None:
+        """The agent has greeted: what breaks from now on is no matter of keys or addresses."""
+
     def close(self) -> None:
         """End the connection and what carries it; may be called twice."""
 
@@ -72,8 +76,12 @@ class Transport(Protocol):
     def identity(self) -> str:
         """The same for the same device in every run; keeps the journals of devices apart."""
 
-    def connect(self, deadline: float) -> Channel:
-        """A channel whose other end starts the agent (`greencc.devices.greeting`).
+    @property
+    def package(self) -> AgentPackage:
+        """The agent that runs over there."""
+
+    def connect(self) -> Channel:
+        """A channel whose other end starts the agent: `greencc.devices.greeting.greet` comes next.
 
         Raises:
             ConnectionLostError: It cannot be started. What goes wrong on the way is told by the channel.
