@@ -1,0 +1,128 @@
+"""``engine.json``: what lies in the folder of a built engine. It is written last: without it there is no engine."""
+
+import json
+import os
+import shutil
+from typing import Dict, List, Sequence
+
+from greencc.agent.backends.tensors import Spec, all_specs
+from greencc.agent.problem import Problem
+
+NAME = "engine.json"
+_SCHEMA = 1
+
+
+class Manifest:
+    """Of a built engine.
+
+    Args:
+        implementation: What runs it, as in `greencc.agent.backends.worker.IMPLEMENTATIONS`.
+        engine: Its file's name in the folder.
+        inputs: As the model has them.
+        outputs: Likewise.
+        versions: Of what built it.
+        facts: For people.
+        extra: What the implementation needs besides.
+    """
+
+    def __init__(
+        self,
+        implementation: str,
+        engine: str,
+        inputs: Sequence[Spec],
+        outputs: Sequence[Spec],
+        versions: Dict[str, str],
+        facts: Dict[str, str],
+        extra: dict,
+    ) -> None:
+        self.implementation = implementation
+        self.engine = engine
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.versions = versions
+        self.facts = facts
+        self.extra = extra
+
+    def save(self, folder: str) -> dict:
+        """Write it; returns the result of the build.
+
+        Raises:
+            Problem: ``disk``: it cannot be written.
+        """
+        size = os.path.getsize(os.path.join(folder, self.engine))
+        data = {
+            "schema": _SCHEMA,
+            "implementation": self.implementation,
+            "engine": self.engine,
+            "inputs": [spec.as_json() for spec in self.inputs],
+            "outputs": [spec.as_json() for spec in self.outputs],
+            "versions": self.versions,
+            "facts": self.facts,
+            "extra": self.extra,
+        }
+        write_file(os.path.join(folder, NAME), json.dumps(data, indent=1).encode("utf-8"))
+        kept = ("inputs", "outputs", "versions", "facts", "implementation")
+        return dict({name: data[name] for name in kept}, engine_bytes=size)
+
+
+def read(folder: str) -> Manifest:
+    """Of a folder.
+
+    Raises:
+        Problem: ``input``: nothing was built there.
+    """
+    path = os.path.join(folder, NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+        if data["schema"] != _SCHEMA:
+            raise Problem("input", "%s was written by another version of the agent" % path, "build it again")
+        return Manifest(
+            data["implementation"],
+            data["engine"],
+            all_specs(data["inputs"]),
+            all_specs(data["outputs"]),
+            data["versions"],
+            data["facts"],
+            data["extra"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem("input", "no engine was built in %s" % folder, "build it first") from error
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Whole, or not at all.
+
+    Raises:
+        Problem: ``disk``: it cannot be written.
+    """
+    try:
+        with open(path + ".part", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".part", path)
+    except OSError as error:
+        raise Problem("disk", "%s cannot be written: %s" % (path, error.strerror)) from error
+
+
+def adopt(main_path: str, folder: str) -> List[str]:
+    """Put the model and the files beside it into a folder, by links where that goes; returns their names.
+
+    Raises:
+        Problem: ``disk``: they cannot be put there.
+    """
+    source = os.path.dirname(os.path.abspath(main_path))
+    names = sorted(name for name in os.listdir(source) if os.path.isfile(os.path.join(source, name)))
+    try:
+        for name in names:
+            # What a link points to: a store may evict the name, but not what has another.
+            place = os.path.realpath(os.path.join(source, name))
+            target = os.path.join(folder, name)
+            try:
+                os.link(place, target)
+            except OSError:
+                shutil.copyfile(place, target)
+    except OSError as error:
+        raise Problem("disk", "%s cannot be filled: %s" % (folder, error.strerror)) from error
+    return names
