@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,5 +70,8 @@ class TensorRtTarget(EmittedTarget):
             f"{others}), or build on it with --device"
         )
 
-    def _facts(self) -> Mapping[str, str]:
+    def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu.value}
+
+    def _again(self) -> dict[str, str]:
+        return {"*": f"{self.name}:version=$1,gpu={self.gpu.value}"}

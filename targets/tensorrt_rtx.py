@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,5 +50,8 @@ class TensorRtRtxTarget(EmittedTarget):
         """The profile of the graphics card."""
         return self.card.profile
 
-    def _facts(self) -> Mapping[str, str]:
+    def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu.value}
+
+    def _again(self) -> dict[str, str]:
+        return {}

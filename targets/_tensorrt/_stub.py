@@ -10,7 +10,7 @@ from greencc.targets._tensorrt.machine import TensorRtMachine
 
 
 def emit(model: ir.Model, machine: TensorRtMachine) -> ir.Model:
-    return within_versions(model, machine.max_opset, 10, "tensorrt")
+    return within_versions(model, 20, 10, "tensorrt")
 
 
 def tensorrt_capabilities(machine: TensorRtMachine) -> Capabilities:
