@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -125,6 +126,20 @@ class Sshd:
         words = (key or self.folder / "host_key.pub").read_text().split()[:2]
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {' '.join(words)}\n")
 
+    def login(self, before: str = "", python: Path | None = None) -> None:
+        """What a session does: the user's own login scripts change nothing of it.
+
+        Args:
+            before: Lines of a shell script that come before the command of the client.
+            python: A folder with the `python3` that is found, and with nothing else; default: the tests' own, whose
+                packages are then the device's.
+        """
+        path = str(python) if python else f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        variables = {"PATH": path, **self.environment}
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        script = "\n".join([*lines, before, 'eval "$SSH_ORIGINAL_COMMAND"', ""])
+        (self.folder / "login.sh").write_text(script)
+
     def _prepare(self) -> None:
         if os.geteuid() == 0:
             _PRIVILEGE_FOLDER.mkdir(mode=0o755, exist_ok=True)
@@ -134,9 +149,7 @@ class Sshd:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        # The interpreter of the tests, with its packages, is the device's.
-        path = os.pathsep.join((str(Path(sys.executable).parent), "/usr/local/bin:/usr/bin:/bin"))
-        variables = {"PATH": path, **self.environment}
+        self.login()
         settings = [
             f"Port {self.port}",
             "ListenAddress 127.0.0.1",
@@ -152,7 +165,7 @@ class Sshd:
             "PrintMotd no",
             "LogLevel VERBOSE",
             "MaxStartups 100",
-            "SetEnv " + " ".join(f'"{name}={value}"' for name, value in variables.items()),
+            f"ForceCommand exec /bin/sh {self.folder / 'login.sh'}",
         ]
         if _version() >= (9, 8):
             settings.append("PerSourcePenalties no")
