@@ -19,13 +19,13 @@ import stat
 import sys
 
 
-def say(kind, **facts):
+def say(kind: str, **facts: object) -> None:
     facts["greencc-bootstrap"] = kind
     # A line of its own, whatever a login script printed before without an end.
     os.write(1, ("\n" + json.dumps(facts, sort_keys=True) + "\n").encode("ascii"))
 
 
-def read(path):
+def read(path: str) -> bytes:
     try:
         with open(path, "rb") as stream:
             return stream.read()
@@ -33,7 +33,7 @@ def read(path):
         return b""
 
 
-def receive(size):
+def receive(size: int) -> bytes:
     parts = []
     while size > 0:
         part = os.read(0, min(size, 1 << 20))
@@ -44,7 +44,7 @@ def receive(size):
     return b"".join(parts)
 
 
-def store(path, content):
+def store(path: str, content: bytes) -> None:
     work = "%s.%d.part" % (path, os.getpid())
     try:
         with open(work, "wb") as stream:
@@ -58,12 +58,12 @@ def store(path, content):
         raise
 
 
-def safe(folder):
+def safe(folder: str) -> bool:
     facts = os.stat(folder)
     return facts.st_uid == os.geteuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def main(digest, size):
+def main(digest: str, size: int) -> int:
     if sys.version_info < (3, 6):
         say("old", python="%d.%d.%d" % sys.version_info[:3])
         return 3
@@ -86,7 +86,7 @@ def main(digest, size):
         say("failed", errno=error.errno, path=str(error.filename or home), reason=str(error.strerror))
         return 3
     os.write(1, b"\n")
-    os.execv(sys.executable, [sys.executable, path, "serve"])
+    return os.execv(sys.executable, [sys.executable, path, "serve"])
 
 
 if __name__ == "__main__":

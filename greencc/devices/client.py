@@ -25,7 +25,15 @@ from greencc.devices.protocol import DeviceLostError, ProtocolError, Reply, read
 from greencc.devices.transfer import download, upload
 from greencc.devices.transport import Channel, ConnectionLostError, SlowReplyError, Transport
 
-_SECONDS = {"probe": 120.0, "put": 300.0, "fetch": 300.0, "open": 300.0, "run": 300.0, "clean": 300.0, "bye": 5.0}
+_SECONDS = {
+    "probe": 120.0,
+    "put": 300.0,
+    "fetch": 300.0,
+    "open": 300.0,
+    "run": 300.0,
+    "clean": 300.0,
+    "bye": 5.0,
+}
 _USUAL_SECONDS = 60.0
 _MOST_TRIES = 3
 """Of a request on whose account the connection seems to break."""
@@ -216,7 +224,7 @@ class AgentClient:
                 reply = self.request("run", args, payload, timeout=timeout, most=_MOST_OUTPUT)
                 break
             except GreenccError:
-                # Asked again on a new connection, whose agent does not know this engine: opened there, it may go.
+                # It went to a new connection, whose agent does not know this engine.
                 if last or engine.connection == self._connections:
                     raise
         what = f"{self.name}, outputs of a run"
@@ -269,6 +277,10 @@ class AgentClient:
             self.farewell = error.message
         finally:
             self._drop()
+
+    def _open_again(self, engine: OpenedEngine) -> None:
+        again = self.open_engine(engine.job)
+        engine.handle, engine.connection = again.handle, again.connection
 
     def _try(
         self, op: str, args: Mapping[str, Any], payload: bytes | memoryview, seconds: float, most: int

@@ -110,7 +110,13 @@ class JobRunner:
         return str(state)
 
     def _run(
-        self, job: str, spec: Mapping[str, Any], waiting: Waiting, *, found: bool = False, started: bool = False
+        self,
+        job: str,
+        spec: Mapping[str, Any],
+        waiting: Waiting,
+        *,
+        found: bool = False,
+        started: bool = False,
     ) -> JobResult:
         with self._journal.running(job):
             try:
@@ -129,7 +135,9 @@ class JobRunner:
         try:
             self._ask("cancel", {"job": job}, timeout=_CANCEL_SECONDS)
         except GreenccError as error:
-            reason.add_note(f"the job on {self._name} could not be cancelled ({error.message}); it ends at its limits")
+            reason.add_note(
+                f"the job on {self._name} could not be cancelled ({error.message}); it ends at its limits"
+            )
 
 
 class _Watch:

@@ -29,7 +29,8 @@ def find_device(text: str) -> Registered | None:
         return known[text]
     if ":" in text or "@" in text or "/" in text:
         raise UsageError(
-            f"{shown(text)} is not the address of a device", hint="write it as ssh://user@host or ssh://user@host:2222"
+            f"{shown(text)} is not the address of a device",
+            hint="write it as ssh://user@host or ssh://user@host:2222",
         )
     hint = did_you_mean(text, known) if known else "add it first: greencc devices add NAME ssh://user@host"
     raise UsageError(f"no device is called {text[:80]!r}", hint=hint)

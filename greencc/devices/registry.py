@@ -61,7 +61,9 @@ def registered(file: Path | None = None) -> dict[str, Registered]:
     path = file or registry_file()
     if not path.exists():
         return {}
-    table = TomlTable(parse_toml(read_toml_text(path, "list of devices", _MOST_BYTES), str(path)), str(path), "")
+    table = TomlTable(
+        parse_toml(read_toml_text(path, "list of devices", _MOST_BYTES), str(path)), str(path), ""
+    )
     found = {name: _entry(name, table.data[name], path) for name in sorted(table.data)}
     return found
 
@@ -75,7 +77,9 @@ def find(name: str, file: Path | None = None) -> Registered:
     """
     known = registered(file)
     if name not in known:
-        hint = did_you_mean(name, known) if known else "add it first: greencc devices add NAME ssh://user@host"
+        hint = (
+            did_you_mean(name, known) if known else "add it first: greencc devices add NAME ssh://user@host"
+        )
         raise UsageError(f"no device is called {name[:80]!r}", hint=hint)
     return known[name]
 

@@ -54,13 +54,14 @@ class Explainer:
 
     def try_it(self, *command: str) -> str:
         """A command that shows the user the same."""
-        return f"run: {' '.join(('ssh', *self._port(), shlex.quote(self.address.destination), *command))}"
+        return f"run: {' '.join(('ssh', *self.port(), shlex.quote(self.address.destination), *command))}"
 
     def keyscan(self) -> str:
         """A command that shows the host's keys."""
-        return f"ssh-keyscan {' '.join((*self._port(), shlex.quote(self.address.host)))} | ssh-keygen -lf -"
+        return f"ssh-keyscan {' '.join((*self.port(), shlex.quote(self.address.host)))} | ssh-keygen -lf -"
 
-    def _port(self) -> tuple[str, ...]:
+    def port(self) -> tuple[str, ...]:
+        """Arguments of OpenSSH's programs."""
         return () if self.address.port is None else ("-p", str(self.address.port))
 
 
@@ -90,7 +91,7 @@ def _denied(explainer: Explainer, match: re.Match[str], said: str) -> Connection
         reason = "; the private key can be read by others (chmod 600 it)"
     return explainer.lasting(
         f"refuses the login: none of the keys that were offered is let in{reason}",
-        f"let it know your key: ssh-copy-id {' '.join((*explainer._port(), explainer.address.destination))}, name "
+        f"let it know your key: ssh-copy-id {' '.join((*explainer.port(), explainer.address.destination))}, name "
         "another with --identity, or load one that has a passphrase with ssh-add; passwords are never used",
     )
 
@@ -143,7 +144,10 @@ _RULES = _rules(
     (r"Too many authentication failures", _too_many),
     (r"Permission denied", _denied),
     (r"Could not resolve hostname (.+?): (.+)", _no_host),
-    (r"(?:Bad owner or permissions on|Bad configuration option|terminating, |Can't open user config).*", _local_trouble),
+    (
+        r"(?:Bad owner or permissions on|Bad configuration option|terminating, |Can't open user config).*",
+        _local_trouble,
+    ),
     (r"Unable to negotiate with .*", _no_agreement),
     (r"connect to (?:host|address) .* port \d+: (.+)", _no_answer),
     (r"(Connection timed out during banner exchange)", _no_answer),

@@ -120,7 +120,9 @@ def download(ask: Ask, job: str, file: str, piece: int, most: int, name: str) ->
         if not isinstance(told, int) or told < 0 or (size is not None and told != size):
             raise ProtocolError(f"{name}: the size of the file {file} is not told, or changes")
         if told > most:
-            raise InputError(f"{name}: the file {file} has {told:,} bytes, more than the {most:,} that are taken")
+            raise InputError(
+                f"{name}: the file {file} has {told:,} bytes, more than the {most:,} that are taken"
+            )
         size = told
         content += reply.payload
         if len(content) > size or (not reply.payload and len(content) < size):
