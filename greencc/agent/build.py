@@ -76,7 +76,7 @@ def build(run: Run) -> Dict[str, Any]:
     fresh.rename(engine)
     # The engine holds what the model did.
     shutil.rmtree(str(model), ignore_errors=True)
-    write_json(run.job.folder / "engine.json", built, lasting=True)
+    write_json(run.job.folder / "built.json", built, lasting=True)
     return dict(built, log=log.tail(), seconds=seconds)
 
 

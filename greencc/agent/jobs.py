@@ -143,7 +143,10 @@ class Job:
         began = read_json(self.folder / "state.json") or {}
         pid, lock = began.get("pid"), self.folder / "lock"
         if isinstance(pid, int) and held(lock) and started_at(pid) == began.get("started"):
-            end_family(pid)
+            watched = (read_json(self.folder / "watched.json") or {}).get("processes", [])
+            for each, started in [*watched, (pid, began.get("started"))]:
+                if started_at(each) == started:
+                    end_family(each)
         if held(lock):
             time.sleep(0.1)
         if held(lock):
@@ -178,6 +181,11 @@ class Job:
         except OSError:
             return ""
         return ": %s" % lines[-1][:200] if lines else ""
+
+
+def running(places: Places) -> List[str]:
+    """Names of the jobs whose processes live."""
+    return [path.parent.name for path in sorted(places.jobs.glob("*/lock")) if held(path)]
 
 
 def held(path: Path) -> bool:

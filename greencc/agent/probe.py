@@ -1,16 +1,29 @@
 """What the device is and has, as it is now: everything here was read, not assumed. What is not known is None or absent.
 
-Keys: ``hostname user machine kernel board compatible python glibc cpu uptime_s load boot_id`` (strings and numbers;
-``cpu`` has ``model processors features``); ``module`` and ``chip`` of a Jetson; ``l4t jetpack cuda``; ``tensorrt``
-(``version trtexec``); ``gpu`` (``name sm memory_bytes driver``); ``memory_bytes memory_free_bytes``;
-``disk_free_bytes disk_used_bytes``.
+Keys:
+
+* ``hostname user machine kernel board compatible python glibc uptime_s load boot_id`` (text and numbers), ``cpu``
+  {"model", "processors", "features"};
+* of a Jetson ``module`` ("AGX Orin"), ``chip`` ("tegra234"), ``l4t`` ("36.4.3"), ``jetpack`` ("6.2");
+* ``cuda``, ``tensorrt`` {"version", "trtexec"}, ``gpu`` {"name", "sm", "memory_bytes", "driver"} or None;
+* ``memory_bytes memory_free_bytes disk_free_bytes disk_used_bytes`` (the last: by the agent);
+* ``backends`` {NAME: {"missing": why, or None, "facts": {...}}};
+* ``power`` {"modes", "mode", "default", "before", "problem"} or None (see `greencc.agent.power`);
+* ``clocks`` {"cpu_mhz", "gpu_mhz", "free": [clocks that are not fixed], "governor"}, ``temperatures`` {zone: degrees
+  Celsius}, ``throttle_count``, ``busy`` (who times something just now, or None);
+* ``rails`` [{"label", "watts"}] of a Jetson, all that can be read; ``meters`` [{"name", "grade", "boundary",
+  "period_s", "uncertainty", "counts", "sees"}], which gave a reading, and ``meters_missing`` {name: why not}.
 """
 
-from typing import Any, Dict, Optional
+import os
+from typing import Any, Dict, List, Optional
 
-from greencc.agent import disk, jetpack, machine
+from greencc.agent import backends, condition, disk, jetpack, machine, meters, power
 from greencc.agent.commands import run
+from greencc.agent.device import who
 from greencc.agent.places import Places
+from greencc.agent.problem import Problem
+from greencc.agent.rails import find_rails, watts
 from greencc.agent.supervisor import memory
 
 
@@ -32,7 +45,39 @@ def probe(places: Places) -> Dict[str, Any]:
     facts["memory_free_bytes"] = figures.get("MemAvailable")
     facts["disk_free_bytes"] = disk.free_bytes(places)
     facts["disk_used_bytes"] = disk.used_bytes(places.home)
+    facts["backends"] = {name: backend(places, name) for name in backends.NAMES}
+    facts["power"] = power.describe(places)
+    facts["clocks"] = {
+        "cpu_mhz": condition.cpu_mhz(places.root),
+        "gpu_mhz": condition.gpu_mhz(places.root),
+        "free": condition.free_clocks(places.root),
+        "governor": condition.governor(places.root),
+    }
+    facts["temperatures"] = condition.temperatures(places.root)
+    facts["throttle_count"] = condition.throttle_count(places)
+    facts["busy"] = who(places)
+    facts["rails"] = rails(places)
+    facts["meters"], facts["meters_missing"] = meters.describe(places)
     return facts
+
+
+def backend(places: Places, name: str) -> Dict[str, Any]:
+    """Whether a backend can be used, and its versions."""
+    found = backends.find(name, str(places.root), os.environ, str(places.cache))
+    missing = found.missing()
+    return {"missing": missing, "facts": {} if missing is not None else found.facts()}
+
+
+def rails(places: Places) -> List[Dict[str, Any]]:
+    """What each rail of a Jetson draws; those that cannot be read are left out."""
+    module = machine.find_module(places.root)
+    found = []
+    for rail in find_rails(places.root / "sys", module) if module is not None else ():
+        try:
+            found.append({"label": rail.label, "watts": watts(rail)})
+        except Problem:
+            continue
+    return found
 
 
 def gpu(places: Places) -> Optional[Dict[str, Any]]:

@@ -4,15 +4,18 @@ import os
 import signal
 import sys
 import traceback
-from typing import IO, Any, Callable, Dict, Tuple
+from typing import IO, Any, Callable, Dict, Set, Tuple
 
-from greencc.agent import VERSION, framing, store, wire
+from greencc.agent import VERSION, clean, framing, power, store, wire
+from greencc.agent.device import used
+from greencc.agent.engine import Engine
 from greencc.agent.jobs import Job
 from greencc.agent.places import Places, check_count, check_sha256
 from greencc.agent.problem import Problem
 
 _MOST_FETCHED = 64 << 20
 _MOST_EVENTS = 1 << 40
+_WAIT_S = 60.0
 
 Answer = Tuple[Dict[str, Any], bytes]
 Operation = Callable[[Dict[str, Any], bytes], Answer]
@@ -35,13 +38,21 @@ class Server:
             "poll": self.poll,
             "fetch": self.fetch,
             "cancel": self.cancel,
+            "open": self.open,
+            "run": self.run,
+            "close": self.close,
+            "power-mode": self.power_mode,
+            "clean": self.clean,
+            "bye": self.bye,
         }
+        self._session: Set[str] = set()
 
     def answer(self, request: Dict[str, Any], payload: bytes) -> Answer:
         """The reply to a request, and its bytes; whatever goes wrong becomes part of it."""
         name, arguments = request.get("op"), request.get("args", {})
         number = request.get("id")
         try:
+            power.heard(self.places)
             operation = self.operations.get(name) if isinstance(name, str) else None
             if operation is None:
                 raise Problem(
@@ -70,28 +81,68 @@ class Server:
         sha256 = check_sha256(arguments.get("sha256"))
         total = check_count(arguments.get("total"), "total", 0, store.MOST_BYTES)
         offset = check_count(arguments.get("offset", 0), "offset", 0, store.MOST_BYTES)
+        if not store.has(self.places, sha256)["size"]:
+            clean.room(self.places, total)
         return store.put(self.places, sha256, total, offset, payload), b""
 
     def start(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         spec = arguments.get("spec")
         if not isinstance(spec, dict):
             raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
-        return Job(self.places, arguments.get("job")).start(spec), b""
+        return self._job(arguments).start(spec), b""
 
     def poll(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         since = check_count(arguments.get("since", 0), "since", 0, _MOST_EVENTS)
-        return Job(self.places, arguments.get("job")).poll(since), b""
+        return self._job(arguments).poll(since), b""
 
     def fetch(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         offset = check_count(arguments.get("offset", 0), "offset", 0, store.MOST_BYTES)
         most = check_count(arguments.get("most", _MOST_FETCHED), "most", 0, store.MOST_BYTES)
-        job = Job(self.places, arguments.get("job"))
-        size, data = job.read(arguments.get("file"), offset, min(most, _MOST_FETCHED))
+        size, data = self._job(arguments).read(arguments.get("file"), offset, min(most, _MOST_FETCHED))
         return {"size": size}, data
 
     def cancel(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
-        Job(self.places, arguments.get("job")).cancel()
+        self._job(arguments).cancel()
         return {}, b""
+
+    def open(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        job = self._job(arguments)
+        description = Engine(self.places, job.name).open()
+        return dict(description, engine=job.name), b""
+
+    def run(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        engine = Engine(self.places, arguments.get("engine"))
+        wanted = {"inputs": arguments.get("inputs", [])}
+        with used(self.places, "a single run", False, _WAIT_S, lambda holder: None):
+            # It may have ended for want of requests, and is what it was when it is loaded anew.
+            engine.open()
+            return engine.ask("run", wanted, payload)
+
+    def close(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        Engine(self.places, arguments.get("engine")).close()
+        return {}, b""
+
+    def power_mode(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        if arguments.get("restore") is True and "set" not in arguments:
+            return power.restore(self.places), b""
+        return power.change(self.places, arguments.get("set")), b""
+
+    def clean(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        remove = clean.everything if arguments.get("all") is True else clean.outdated
+        return {"freed": remove(self.places)}, b""
+
+    def bye(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        clean.session(self.places, self._session)
+        self._session.clear()
+        if power.mine(self.places):
+            power.restore(self.places)
+        return {}, b""
+
+    def _job(self, arguments: Dict[str, Any]) -> Job:
+        """A job that this connection has to do with: it goes when the connection says goodbye."""
+        job = Job(self.places, arguments.get("job"))
+        self._session.add(job.name)
+        return job
 
 
 def serve() -> int:
@@ -101,6 +152,7 @@ def serve() -> int:
     signal.signal(signal.SIGTERM, _hung_up)
     try:
         places = Places.find()
+        power.look_after(places)
         server = Server(places)
         hello = {
             "greencc-agent": VERSION,

@@ -60,7 +60,6 @@ class Run:
         job: The job.
         spec: What it is to do.
         limits: What it may use.
-        watched: Processes that are none of its children, and whose memory counts as its own; they end with it.
     """
 
     def __init__(self, places: Places, job: Job) -> None:
@@ -82,6 +81,12 @@ class Run:
     def waiting(self, waits: bool) -> None:
         """Time during which the job waits for the device does not count."""
         self._paused, self._since = waits, time.monotonic()
+
+    def watch(self, pid: int) -> None:
+        """Count the memory of a process that is none of the job's children as the job's; it ends with it."""
+        self.watched.append(pid)
+        rows = [[each, started_at(each)] for each in self.watched]
+        write_json(self.job.folder / "watched.json", {"processes": rows})
 
     def finish(self, told: Dict[str, Any]) -> bool:
         """Write the result, unless there is one already; False: there is."""

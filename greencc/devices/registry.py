@@ -64,8 +64,7 @@ def registered(file: Path | None = None) -> dict[str, Registered]:
     table = TomlTable(
         parse_toml(read_toml_text(path, "list of devices", _MOST_BYTES), str(path)), str(path), ""
     )
-    found = {name: _entry(name, table.data[name], path) for name in sorted(table.data)}
-    return found
+    return {name: _entry(name, table.data[name], path) for name in sorted(table.data)}
 
 
 def find(name: str, file: Path | None = None) -> Registered:
