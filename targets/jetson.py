@@ -82,6 +82,12 @@ class JetsonTarget(EmittedTarget):
             "dla": "yes" if self.dla else "no",
         }
 
+    def _notes(self) -> tuple[str, ...]:
+        return (
+            f"presets: {', '.join(preset.value for preset in JetsonPreset)}",
+            f"JetPack of this one: {', '.join(each.release for each in self.module.releases)} (the first by default)",
+        )
+
     @property
     def _dla(self) -> bool:
         return self.dla

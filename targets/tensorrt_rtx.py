@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from greencc.targets._tensorrt.gpus import GPUS, Gpu, RtxPreset
-from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
+from greencc.targets._tensorrt.machine import TensorRtMachine, architecture
+from greencc.targets._tensorrt.spec import RTX_LIKE
 from greencc.targets._tensorrt.target import EmittedTarget
-
-# Its network API and parser are those of TensorRT 10 with strong typing alone.
-_LIKE = TensorRtVersion(10, 13)
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class TensorRtRtxTarget(EmittedTarget):
     def machine(self) -> TensorRtMachine:
         """What graphs are emitted for."""
         return TensorRtMachine(
-            _LIKE, architecture(self.card.sm), memory_bytes=self.card.memory_bytes, rtx=True
+            RTX_LIKE, architecture(self.card.sm), memory_bytes=self.card.memory_bytes, rtx=True
         )
 
     @property

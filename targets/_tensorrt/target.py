@@ -12,14 +12,14 @@ import json
 import platform
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import BuildOrder, Device, Engine, NodeTime, Shipment, Target
-from greencc.core.errors import UnavailableError, UsageError
+from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.targets._tensorrt.machine import TensorRtMachine, Typing
 from greencc.targets.cpu import CpuTarget
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from greencc.core.report import BuildCheck, BuildInfo
+    from greencc.targets._tensorrt.faults import Fault
     from greencc.targets._tensorrt.files import Settings
 
 MOST_IN_A_BATCH = 4096
@@ -90,10 +91,16 @@ class EmittedTarget(Target):
 
     def capabilities(self) -> Capabilities:
         """What that TensorRT can do on that GPU."""
-        from greencc.targets._tensorrt._stub import tensorrt_capabilities
+        from greencc.targets._tensorrt.capabilities import tensorrt_capabilities
 
         self._require()
-        return tensorrt_capabilities(self.machine)
+        found = tensorrt_capabilities(self.machine, sparse=self.sparse)
+        notes = (
+            f"{self.title}: results are checked by ONNX Runtime; times and energy are estimated "
+            f"({self.estimated_on()}), never measured here",
+            *self._notes(),
+        )
+        return replace(found, notes=(*found.notes, *notes))
 
     def device(self) -> Device:
         """Facts about the device, not about this computer."""
@@ -132,7 +139,7 @@ class EmittedTarget(Target):
         Raises:
             InputError: It cannot be expressed.
         """
-        from greencc.targets._tensorrt._stub import emit
+        from greencc.targets._tensorrt.emit import emit
 
         self._require()
         return emit(model, self.machine)
@@ -156,6 +163,7 @@ class EmittedTarget(Target):
         from greencc.targets._tensorrt.shapes import check_memory
 
         settings = self.settings(model)
+        self._refuse_faults(model)
         check_memory(model, self.max_batch, self.machine.memory_bytes, self.title)
         artifact = folder / "model.onnx"
         with translated_os_errors(artifact):
@@ -226,7 +234,50 @@ class EmittedTarget(Target):
             facts={**self._facts(), "tensorrt": str(machine.version), "typing": machine.typing.value},
         )
 
+    def findings(self, artifact: Path) -> tuple[str, ...]:
+        """What the linter warns of, by rule."""
+        from greencc.core.model import load_model
+
+        found: dict[str, list[Fault]] = {}
+        for fault in self._faults(load_model(artifact)):
+            found.setdefault(fault.rule.value, []).append(fault)
+        return tuple(_sentence(rule, faults) for rule, faults in found.items())
+
     def _checks(self, artifact: Path) -> tuple[BuildCheck, ...]:
+        from greencc.core.model import load_model
+        from greencc.core.report import BuildCheck
+
+        warnings = len(self._faults(load_model(artifact)))
+        counted = f"{warnings} warning{'s' * (warnings != 1)}" if warnings else "nothing to warn of"
+        rules = f"the rules of TensorRT {self.machine.version}"
+        note = f"{counted}; the graph was checked against {rules}, which itself did not run"
+        return (BuildCheck("greencc lint", True, note),)
+
+    def _refuse_faults(self, model: ir.Model) -> None:
+        """Raise `InputError` for what TensorRT would refuse or get wrong."""
+        from greencc.targets._tensorrt.lint import errors
+
+        if not (found := errors(self._faults(model))):
+            return
+        first, others = found[0], len(found) - 1
+        where = f" at {first.node!r}" if first.node else ""
+        more = f"; and {others} more (see 'greencc lint')" if others else ""
+        raise InputError(
+            f"TensorRT {self.machine.version} on the {self.title} cannot take this model{where}: {first.message} "
+            f"({first.rule.value}){more}",
+            hint=first.hint,
+        )
+
+    def _faults(self, model: ir.Model) -> tuple[Fault, ...]:
+        from greencc.targets._tensorrt.faults import Rule
+        from greencc.targets._tensorrt.lint import lint
+
+        # The profile of sizes is in the settings.
+        faults = lint(model, self.machine, dla=self._dla)
+        return tuple(fault for fault in faults if fault.rule is not Rule.DYNAMIC_SHAPE)
+
+    def _notes(self) -> tuple[str, ...]:
+        """Facts worth a line in `greencc targets`."""
         return ()
 
     def _flags(self, model: ir.Model) -> tuple[str, ...]:
@@ -288,3 +339,10 @@ class EmittedTarget(Target):
         reason = self.missing()
         if reason is not None:
             raise UnavailableError(f"the {self.name} target cannot be used here: {reason}")
+
+
+def _sentence(rule: str, faults: Sequence[Fault]) -> str:
+    first = faults[0]
+    where = f" at {first.node}" if first.node else ""
+    more = f" (and {len(faults) - 1} more like it)" if len(faults) > 1 else ""
+    return f"{rule}{where}: {first.message}{more}; {first.hint}"
