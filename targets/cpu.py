@@ -57,6 +57,7 @@ class CpuTarget(HostTarget):
     backend: Backend = Backend.AUTO
 
     name: ClassVar[str] = "cpu"
+    builder: ClassVar[str] = "ort"
     summary: ClassVar[str] = (
         "ONNX Runtime on this machine's CPU (x86-64, ARM), or a faster run time installed here"
     )

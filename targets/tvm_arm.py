@@ -46,6 +46,7 @@ class TvmArmTarget(GeneratedTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
+    builder: ClassVar[str] = "tvm"
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:

@@ -10,20 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from greencc.compiler.campaign import Campaign, MeasurePlan, run_campaign, run_load
+from greencc.compiler.campaign import (
+    Campaign,
+    MeasurePlan,
+    run_campaign,
+    run_campaign_elsewhere,
+    run_load,
+)
 from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.core.data import Feeds
 from greencc.core.describe import NodeCost, describe, nodes_cost
+from greencc.core.elsewhere import Site
 from greencc.core.engine import Device, Engine, Target
-from greencc.core.errors import InputError
+from greencc.core.errors import InputError, UsageError
 from greencc.core.graph import attribute_int, constant_tensor
 from greencc.core.kernels import kernels_of
 from greencc.core.meter import EnergyComparison, Grade
 from greencc.core.report import Carbon, Figures, Interval, Latency, Ratio
 from greencc.core.shapes import bind_dims
 from greencc.measure.carbon import CarbonOptions, carbon_of
-from greencc.measure.conditions import record_conditions
+from greencc.measure.conditions import Conditions, record_conditions
+from greencc.measure.elsewhere import site_of
 from greencc.measure.latency import measure_latency
 from greencc.measure.memory import peak_memory
 from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
@@ -109,8 +117,7 @@ def measure_variants(
     plan = plan or PLANS[session.options.effort]
     effort = session.options.effort
     confidence = session.options.confidence
-    threads = int(device.facts.get("threads", "1"))
-    conditions = record_conditions(threads, processor=session.target.processor)
+    conditions = _conditions(session, device, baseline.engine)
     for warning in conditions.warnings:
         session.warn(warning)
     if effort is Effort.QUICK:
@@ -158,6 +165,14 @@ def measure_variants(
         conditions=facts,
         campaign=campaign,
     )
+
+
+def _conditions(session: Session, device: Device, engine: Engine) -> Conditions:
+    """The state of the machine that is measured, wherever it is."""
+    if (site := site_of((engine,))) is not None:
+        facts, warnings = site.conditions()
+        return Conditions(dict(facts), warnings)
+    return record_conditions(int(device.facts.get("threads", "1")), processor=session.target.processor)
 
 
 def _estimated_variants(
@@ -225,9 +240,14 @@ def _energy(
     plan: MeasurePlan,
 ) -> tuple[EnergyComparison | None, Campaign | None]:
     """Measured where a meter works, otherwise estimated; None where neither is possible."""
-    campaign = _campaign(session, (pair[0].engine, pair[1].engine), feeds, plan)
+    engines = (pair[0].engine, pair[1].engine)
+    site = site_of(engines)
+    if site is None:
+        campaign = _campaign(session, engines, feeds, plan)
+    else:
+        campaign = _campaign_elsewhere(session, site, engines, feeds, plan)
     found = None if campaign is None else campaign.result.comparison
-    if found is None:
+    if found is None and site is None:
         found = _estimated_energy(session, device, pair, latencies, speedup, feeds)
         for warning in found.warnings if found is not None else ():
             session.warn(warning)
@@ -262,6 +282,36 @@ def _campaign(
     if campaign is None and plan.drive:
         return run_load(engines, feeds, plan)
     return campaign
+
+
+def _campaign_elsewhere(
+    session: Session, site: Site, engines: tuple[Engine, Engine], feeds: Sequence[Feeds], plan: MeasurePlan
+) -> Campaign | None:
+    """Measure with the meter of the other machine; where it has none, nothing is estimated in its stead."""
+    if plan.meter is not None:
+        raise UsageError(
+            f"{plan.meter.name} is read on this computer, and {site.name} is measured with its own meter",
+            hint="leave --meter out",
+        )
+    meter = site.meter if plan.metered else None
+    if meter is not None:
+        needed = plan.protocol.shortest(meter.period_s)
+        if needed <= plan.protocol.limit_seconds:
+            campaign = run_campaign_elsewhere(
+                engines, feeds, meter, plan, confidence=session.options.confidence
+            )
+            if campaign.result.comparison is None:
+                session.warn(
+                    f"energy was not measured with {meter.name} of {site.name}: {campaign.result.problem}"
+                )
+            return campaign
+        session.warn(
+            f"{meter.name} of {site.name} updates every {meter.period_s:g} s, too seldom for the "
+            f"{plan.protocol.name} protocol: two rounds would take {needed:.0f} s"
+        )
+    elif plan.metered:
+        session.warn(f"energy was not measured: {site.name} has no meter that works and sees the processor")
+    return run_load(engines, feeds, plan) if plan.drive else None
 
 
 def _estimated_energy(

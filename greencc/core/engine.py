@@ -120,6 +120,8 @@ class Target(ABC):
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
     ships_code: ClassVar[bool] = False
     """Artifacts are machine code, not ONNX files: opening one runs what is in it, only of a bundle that is trusted."""
+    builder: ClassVar[str] = ""
+    """What builds and runs its artifacts on a device (`BuildOrder.backend`); empty: it runs on this computer alone."""
     aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Further names of the target in a spec, each with the options that it stands for."""
     leading: ClassVar[str | None] = None

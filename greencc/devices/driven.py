@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,14 +84,13 @@ def _rows(rows: Any, key: str, where: str) -> list[tuple[float, dict[str, float]
         raise ProtocolError(f"{where} has no list of what its meter gave")
     found = []
     for row in rows:
-        match row:
-            case {"seconds": int() | float() as seconds, **rest} if isinstance(rest.get(key), Mapping):
-                values = rest[key]
-                if all(isinstance(value, int | float) for value in values.values()):
-                    figures = {str(domain): float(value) for domain, value in values.items()}
-                    if np.isfinite([seconds, *figures.values()]).all():
-                        found.append((float(seconds), figures))
-                        continue
+        seconds, values = (row.get("seconds"), row.get(key)) if isinstance(row, Mapping) else (None, None)
+        if isinstance(seconds, int | float) and isinstance(values, Mapping):
+            figures = {str(domain): value for domain, value in values.items()}
+            numbers = [seconds, *figures.values()]
+            if all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+                found.append((float(seconds), {domain: float(value) for domain, value in figures.items()}))
+                continue
         raise ProtocolError(f"{where} has a reading of its meter that is none")
     return found
 

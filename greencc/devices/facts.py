@@ -86,6 +86,7 @@ class DeviceFacts:
         meters: That work.
         missing_meters: Why others do not, by name.
         backends: Why each backend cannot be used, by name; empty: it can.
+        versions: Of what the backends run with.
         celsius: Of the hottest sensor.
         clocks_fixed: None where that is not known.
         told: All of it, as JSON.
@@ -121,6 +122,7 @@ class DeviceFacts:
     meters: tuple[MeterFacts, ...] = ()
     missing_meters: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     celsius: float | None = None
     clocks_fixed: bool | None = None
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -177,8 +179,11 @@ class DeviceFacts:
             power_mode=power.text("mode"),
             power_modes=tuple(_mode(item) for item in power.inners("modes")),
             meters=tuple(_meter(item) for item in facts.inners("meters")),
-            missing_meters=facts.mapping("missing_meters"),
-            backends=facts.mapping("backends"),
+            missing_meters=facts.mapping("meters_missing"),
+            backends=_backends(facts.inner("backends")),
+            versions=_versions(facts.inner("backends")),
+            celsius=max(facts.figures("temperatures").values(), default=None),
+            clocks_fixed=_fixed(facts.inner("clocks")),
             told=dict(told),
         )
 
@@ -203,3 +208,30 @@ def _meter(told: Told) -> MeterFacts:
 
 def _mode(told: Told) -> PowerModeFacts:
     return PowerModeFacts(told.text("name") or "?", told.number("watts"))
+
+
+_BACKENDS = ("tensorrt", "ort", "tvm")
+_PACKAGES = ("tensorrt", "onnxruntime", "numpy")
+
+
+def _backends(told: Told | None) -> dict[str, str]:
+    if told is None:
+        return {}
+    each = {name: told.inner(name) for name in _BACKENDS}
+    return {name: found.text("missing") or "" for name, found in each.items() if found is not None}
+
+
+def _versions(told: Told | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in _BACKENDS:
+        backend = None if told is None else told.inner(name)
+        facts = {} if backend is None else backend.mapping("facts")
+        found |= {package: facts[package] for package in _PACKAGES if package in facts}
+    return found
+
+
+def _fixed(told: Told | None) -> bool | None:
+    """Whether no clock can move; not known where none is told."""
+    if told is None or told.number("cpu_mhz") is None:
+        return None
+    return not told.texts("free")

@@ -14,6 +14,7 @@ from greencc.core.elsewhere import Driven, SiteMeter, Stretch
 from greencc.core.engine import BuildOrder, NodeTime
 from greencc.core.errors import UsageError
 from greencc.core.meter import Grade
+from greencc.devices.advice import warnings
 from greencc.devices.client import AgentClient
 from greencc.devices.driven import BYTES_PER_TIME, LATENCIES, SERVICES, parse_driven
 from greencc.devices.engines import Port, parse_ports
@@ -30,7 +31,6 @@ _PATIENCE_SECONDS = 900.0
 _IDLE_PATIENCE_SECONDS = 300.0
 _MOST_RUNS = 50_000_000
 _USUAL_PERIOD_SECONDS = 0.1
-_HOT_CELSIUS = 85.0
 
 
 @dataclass(frozen=True)
@@ -114,25 +114,16 @@ class DeviceSite:
     def conditions(self) -> tuple[Mapping[str, str], tuple[str, ...]]:
         """As `Site.conditions`."""
         self.facts = facts = self.client.facts()
-        found = {"device": self.name, "hostname": facts.hostname, "power_mode": facts.power_mode}
-        warnings = []
-        if facts.celsius is not None:
-            found["temperature_c"] = f"{facts.celsius:.0f}"
-            if facts.celsius >= _HOT_CELSIUS:
-                warnings.append(f"{self.name} is at {facts.celsius:.0f} degrees Celsius and may throttle")
-        if facts.load:
-            found["load_average"] = f"{facts.load[0]:g}"
-            if facts.processors and facts.load[0] > 0.5 * facts.processors:
-                warnings.append(
-                    f"the load average of {self.name} is {facts.load[0]:g} on {facts.processors} CPUs: "
-                    "other work disturbs the figures"
-                )
-        if facts.clocks_fixed is not None:
-            found["clocks_fixed"] = "yes" if facts.clocks_fixed else "no"
-        if facts.clocks_fixed is False:
-            remedy = "; for steadier figures, there: sudo jetson_clocks" if facts.is_jetson else ""
-            warnings.append(f"the clocks of {self.name} are not fixed, so speed and power vary{remedy}")
-        return {key: value for key, value in found.items() if value is not None}, tuple(warnings)
+        told = {
+            "device": self.name,
+            "hostname": facts.hostname,
+            "power_mode": facts.power_mode,
+            "temperature_c": None if facts.celsius is None else f"{facts.celsius:.0f}",
+            "load_average": f"{facts.load[0]:g}" if facts.load else None,
+            "clocks_fixed": None if facts.clocks_fixed is None else ("yes" if facts.clocks_fixed else "no"),
+        }
+        found = {key: value for key, value in told.items() if value is not None}
+        return found, tuple(f"{self.name}: {each}" for each in warnings(facts))
 
     def build(self, order: BuildOrder) -> Built:
         """Send an artifact's files and have it built; what was built earlier is found again.
@@ -287,10 +278,10 @@ def _pace(stretch: Stretch) -> dict[str, Any]:
         return {key: value for key, value in pace.items() if value is not None}
     if stretch.rate is None or stretch.seconds is None:
         raise UsageError("random arrivals take a rate and a time")
-    due = due_offsets(stretch.rate, poisson=True, seed=stretch.seed)
+    due, end = due_offsets(stretch.rate, poisson=True, seed=stretch.seed), stretch.seconds
     # At least one, though it may be due after the end: then it comes at the end.
-    times = [next(due), *itertools.takewhile(lambda offset: offset < stretch.seconds, due)]
-    return {"seconds": stretch.seconds, "rate": stretch.rate, "due": times}
+    times = [next(due), *itertools.takewhile(lambda offset: offset < end, due)]
+    return {"seconds": end, "rate": stretch.rate, "due": times}
 
 
 def _fit(sent: Sequence[Port], wanted: Sequence[Port]) -> bool:

@@ -26,7 +26,8 @@ def dtype_of(port: Port) -> np.dtype[Any]:
         # numpy knows it once this is imported.
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
     return np.dtype(port.dtype)
 
 

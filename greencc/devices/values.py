@@ -88,6 +88,15 @@ class Told:
             raise self._wrong(key, "object of texts")
         return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in value.items()}
 
+    def figures(self, key: str) -> dict[str, float]:
+        """An object whose values are finite numbers."""
+        value = self._data.get(key)
+        if value is None:
+            return {}
+        inner = Told(value, f"{self._where}: {key}")
+        found = {name: inner.number(name) for name in list(value)[:_MOST_ITEMS]}
+        return {printable(name, _MOST_TEXT): number for name, number in found.items() if number is not None}
+
     def inner(self, key: str) -> Told | None:
         """An object within."""
         value = self._data.get(key)

@@ -50,6 +50,7 @@ class EmittedTarget(Target):
     sparse: bool = False
 
     processor: ClassVar[str] = "gpu"
+    builder: ClassVar[str] = "tensorrt"
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.max_batch <= MOST_IN_A_BATCH:
