@@ -22,6 +22,8 @@ class LimitVerdict:
         met: Whether `found` keeps the limit.
         sure: Whether the whole interval does.
         note: What the figure rests on, such as a rate or a power mode.
+        possible: Of an estimate: whether its interval reaches what is allowed, so that it may be kept; None: measured
+            or counted. `met` and `sure` of an estimate are what it says, not what is known.
     """
 
     limit: str
@@ -35,11 +37,24 @@ class LimitVerdict:
     met: bool
     sure: bool
     note: str = ""
+    possible: bool | None = None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether only a measurement can tell."""
+        return self.possible is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the limit is not kept, by all that is known."""
+        return not self.met if self.possible is None else not self.possible
 
 
 @dataclass(frozen=True)
 class PlanPoint:
     """A plan that was built, judged on the planning split and timed (`verified`), or only predicted.
+
+    Where a plan was estimated (`PlanInfo.estimated_on`), latencies and energies of the verified points are estimates.
 
     Attributes:
         name: For people, such as ``int8`` or ``plan 7``.
@@ -54,6 +69,8 @@ class PlanPoint:
         front: No other verified point is better in latency, energy, size and drop at once.
         place: Why it was chosen, or was not.
         predicted_drop: Of one that was not verified, where the tables tell it.
+        mode: The power mode that it is for, by its name on the device; empty: the one that the device is in.
+        watts: Average power at the plan's rate, or flat out, where it was estimated.
     """
 
     name: str
@@ -77,6 +94,8 @@ class PlanPoint:
     predicted_size_bytes: float | None = None
     predicted_error: float | None = None
     predicted_drop: float | None = None
+    mode: str = ""
+    watts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,8 @@ class PlanInfo:
         rounds: Plans that were built and verified by this compile.
         ended: Why the search ended, in words.
         energy_grade: Of all the points' energies; `energy_boundary` is what they hold, such as ``CPU package``.
+        power_mode: The mode of the device that was chosen, by its name there; empty: none was chosen.
+        estimated_on: The device profile that all times and energies are estimated from; empty: they were measured.
     """
 
     objective: str
@@ -169,3 +190,5 @@ class PlanInfo:
     energy_grade: str = "D"
     energy_boundary: str = ""
     notes: tuple[str, ...] = ()
+    power_mode: str = ""
+    estimated_on: str = ""
