@@ -52,6 +52,13 @@ def compressed_forms(
     """
     if splits.calibration is None or splits.planning.synthetic:
         return
+    count = splits.planning.count
+    if count * session.options.max_drop < 1.0:
+        session.warn(
+            f"pruned and factorised forms were not considered: {count} samples to plan on cannot show a loss of "
+            f"{session.options.max_drop:.3g} (give more with --eval)"
+        )
+        return
     prepare: tuple[Pass, ...] = ()
     quantize: QuantizeInt8 | None = None
     if integer is not None and integer.form.applied:

@@ -10,7 +10,7 @@ from greencc.compiler.untimed import BY_ESTIMATE, Estimator
 from greencc.core.errors import LimitError
 from greencc.core.recipe import dump_recipe
 from greencc.core.report_plan import LimitVerdict, PlanInfo, PlanPoint
-from greencc.planner._units import Kind, format_figure, round_up
+from greencc.planner.limits import Floor, unreachable
 
 _NEAREST = 5
 
@@ -112,17 +112,15 @@ def _distance(ask: Ask, point: ModePoint) -> float:
 
 
 def _least(ask: Ask, points: Sequence[ModePoint]) -> str:
-    """For each limit that every form breaks: the least that any may take, rounded up."""
-    told = []
+    """For each limit that every form breaks: the least that any may take."""
+    floors = []
     for index, limit in enumerate(ask.budget):
         found = [ask.verdicts(point)[index] for point in points]
         ends = [verdict.found if verdict.low is None else verdict.low for verdict in found]
         known = [end for end in ends if end is not None]
-        if known and min(known) > limit.value:
-            kind = Kind(limit.kind.value)
-            told.append(
-                f"{limit.shown} is out of reach: any form takes at least {format_figure(kind, round_up(min(known), 3))}"
-            )
+        if known:
+            floors.append(Floor(limit.kind, min(known), "any form takes at least", limit.percentile))
+    told = unreachable(ask.budget, floors, None)
     return f" ({'; '.join(told)})" if told else ""
 
 
