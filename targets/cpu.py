@@ -144,7 +144,7 @@ class CpuTarget(HostTarget):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _load(self, artifact: Path, config: SessionConfig) -> OrtEngine:
-        return OrtEngine(self._artifact(artifact), config, name=artifact.name)
+        return OrtEngine(self.file(artifact), config, name=artifact.name)
 
     def _in_memory(
         self, model: ir.Model, outputs: Sequence[str] | None, optimization: Optimization

@@ -100,6 +100,10 @@ class Target(ABC):
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
     ships_code: ClassVar[bool] = False
     """Artifacts are machine code, not ONNX files: opening one runs what is in it, only of a bundle that is trusted."""
+    aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Further names of the target in a spec, each with the options that it stands for."""
+    leading: ClassVar[str | None] = None
+    """The option that a first value without a name is for: ``jetson:jetson-nano``."""
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -206,6 +210,10 @@ class Target(ABC):
         of the process before the artifact was loaded and the highest since.
         """
         return None
+
+    def emulated(self) -> bool:
+        """Whether engines run under emulation, and so on few samples only. Default: where nothing is timed."""
+        return self.estimated_on() is not None
 
     def requirements(self, artifact: Path) -> dict[str, str]:
         """What a machine must have to run an artifact, besides this package; by default nothing to speak of."""
