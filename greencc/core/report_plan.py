@@ -19,11 +19,11 @@ class LimitVerdict:
         low: Of the interval of `found`; None where there is none (sizes, counts).
         high: As `low`.
         grade: Of an energy or power figure.
-        met: Whether `found` keeps the limit.
+        met: Whether `found` keeps the limit; None: only a measurement on the device tells.
         sure: Whether the whole interval does.
         note: What the figure rests on, such as a rate or a power mode.
-        possible: Of an estimate: whether its interval reaches what is allowed, so that it may be kept; None: measured
-            or counted. `met` and `sure` of an estimate are what it says, not what is known.
+        estimated: `found` is an estimate of a device that nothing ran on. It refuses a limit (`met` is False) where
+            even the best end of its interval breaks it, and shows none to be met.
     """
 
     limit: str
@@ -34,20 +34,10 @@ class LimitVerdict:
     low: float | None
     high: float | None
     grade: str | None
-    met: bool
+    met: bool | None
     sure: bool
     note: str = ""
-    possible: bool | None = None
-
-    @property
-    def estimated(self) -> bool:
-        """Whether only a measurement can tell."""
-        return self.possible is not None
-
-    @property
-    def broken(self) -> bool:
-        """Whether the limit is not kept, by all that is known."""
-        return not self.met if self.possible is None else not self.possible
+    estimated: bool = False
 
 
 @dataclass(frozen=True)

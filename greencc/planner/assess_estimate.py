@@ -33,7 +33,7 @@ def assess_estimate(
     if limit.kind is Kind.LATENCY:
         interval = found.latency_ms
         if limit.percentile != 50:
-            note = f"the median: an estimate has no p{limit.percentile}, which is longer"
+            note = f"the median, for an estimate has no p{limit.percentile}"
             sure = False
     elif limit.kind is Kind.ENERGY:
         interval, grade = found.energy.interval(), found.energy.grade
@@ -49,7 +49,6 @@ def assess_estimate(
                 can = "cannot keep" if paced.reachable == "no" else "may not keep"
                 note += f"; it {can} up with {paced.rate:g}/s, which takes {1e3 / paced.rate:.4g} ms"
     possible = possible and interval.low <= limit.value
-    met = possible and interval.value <= limit.value
     return LimitVerdict(
         limit=limit.shown,
         quantity=limit.kind.value,
@@ -59,10 +58,10 @@ def assess_estimate(
         low=interval.low,
         high=interval.high,
         grade=grade,
-        met=met,
-        sure=met and sure and interval.high <= limit.value,
+        met=None if possible else False,
+        sure=possible and sure and interval.high <= limit.value,
         note=note,
-        possible=possible,
+        estimated=True,
     )
 
 

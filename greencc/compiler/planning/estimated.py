@@ -219,7 +219,7 @@ def _best_of_each(ask: Ask, points: Sequence[ModePoint]) -> list[ModePoint]:
     """For every form that may be chosen its best mode: where central estimates keep the budget, of those alone."""
     usable = []
     for point in points:
-        broken = [verdict for verdict in ask.verdicts(point) if verdict.broken]
+        broken = [verdict for verdict in ask.verdicts(point) if verdict.met is False]
         if closed := ask.modes.closed(point.mode):
             point.place = closed
         elif point.lost > ask.max_drop:

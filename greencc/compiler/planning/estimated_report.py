@@ -38,7 +38,9 @@ def estimated_info(
             "only a measurement on the device tells whether it is kept"
         )
     if chosen.mode.name:
-        notes.append(f"the figures of baseline and artifact are both for the {chosen.mode.name} mode")
+        notes.append(
+            f"all figures of baseline and artifact are for the {chosen.mode.name} mode: set it on the device"
+        )
     return PlanInfo(
         objective=ask.objective.value,
         rate=ask.rate,

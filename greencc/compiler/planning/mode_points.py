@@ -11,6 +11,7 @@ from greencc.meters.device import PowerMode
 from greencc.meters.roofline import Estimate
 from greencc.planner.assess_estimate import assess_estimate
 from greencc.planner.budget import BudgetLimit, Objective
+from greencc.report.plan import amount
 
 
 @dataclass(eq=False)
@@ -87,11 +88,14 @@ class Ask:
 
     def expected(self, point: ModePoint) -> bool:
         """Whether the central estimates keep all limits."""
-        return all(verdict.met for verdict in self.verdicts(point))
+        return all(
+            verdict.met is not False and verdict.found is not None and verdict.found <= verdict.allowed
+            for verdict in self.verdicts(point)
+        )
 
     def missed(self, point: ModePoint) -> str:
         """The limits that are not kept even at the best end of the estimates, in words; empty: none."""
-        return "; ".join(_missed(verdict) for verdict in self.verdicts(point) if verdict.broken)
+        return "; ".join(_missed(verdict) for verdict in self.verdicts(point) if verdict.met is False)
 
     def named(self, point: ModePoint) -> str:
         """A point for people: ``int8 in the 7W mode``."""
@@ -102,8 +106,8 @@ class Ask:
 def _missed(verdict: LimitVerdict) -> str:
     if verdict.found is None:
         return f"{verdict.limit} (not known)"
-    if verdict.possible is None:
-        return f"{verdict.limit} (found {verdict.found:.4g} {verdict.unit})"
+    if not verdict.estimated:
+        return f"{verdict.limit} (found {amount(verdict.found, verdict.unit)})"
     if verdict.low is not None and verdict.low > verdict.allowed:
-        return f"{verdict.limit} (at least {verdict.low:.3g} {verdict.unit} by estimate)"
+        return f"{verdict.limit} (at least {amount(verdict.low, verdict.unit)} by estimate)"
     return f"{verdict.limit} (it does not keep up with the rate, by estimate)"

@@ -67,10 +67,7 @@ class OpenModes:
         where = f" in the {mode.name} mode" if mode.name else ""
         if where and found:
             where += " (nvpmodel)"
-        text = f"the average of {what} {load}{where}"
-        if self.exceeds and mode == self.budget:
-            text += f", the smallest of the device, whose cap of {_cap(mode):g} W is above the limit"
-        return text
+        return f"the average of {what} {load}{where}"
 
 
 def open_modes(profile: DeviceProfile, budget: Sequence[BudgetLimit]) -> OpenModes:
