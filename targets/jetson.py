@@ -75,9 +75,24 @@ class JetsonTarget(EmittedTarget):
         """The profile of the module."""
         return self.module.profile
 
-    def _facts(self) -> Mapping[str, str]:
+    def _facts(self) -> dict[str, str]:
         return {
             "preset": self.preset.value,
             "jetpack": self.release.release,
             "dla": "yes" if self.dla else "no",
         }
+
+    def _notes(self) -> tuple[str, ...]:
+        return (
+            f"presets: {', '.join(preset.value for preset in JetsonPreset)}",
+            f"JetPack of this one: {', '.join(each.release for each in self.module.releases)} (the first by default)",
+        )
+
+    @property
+    def _dla(self) -> bool:
+        return self.dla
+
+    def _again(self) -> dict[str, str]:
+        spec = f"{self.name}:preset={self.preset.value},jetpack="
+        others = {each.tensorrt.release: spec + each.release for each in reversed(self.module.releases)}
+        return others | {"*": f"{spec}RELEASE (that of TensorRT $1)"}

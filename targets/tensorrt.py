@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from greencc.core.errors import UnavailableError
 from greencc.targets._tensorrt.gpus import GPUS, Gpu, GpuPreset
 from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
+from greencc.targets._tensorrt.spec import NEWEST
 from greencc.targets._tensorrt.target import EmittedTarget
-
-DEFAULT_VERSION = "10.13"
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class TensorRtTarget(EmittedTarget):
     """TensorRT of a PC or a server.
 
     Attributes:
-        version: Of TensorRT; empty: a recent one.
+        version: Of TensorRT; empty: the newest that is known.
         gpu: The graphics card.
     """
 
@@ -31,7 +29,8 @@ class TensorRtTarget(EmittedTarget):
     leading: ClassVar[str | None] = "version"
 
     def __post_init__(self) -> None:
-        TensorRtVersion.parse(self.version or DEFAULT_VERSION)
+        if self.version:
+            TensorRtVersion.parse(self.version)
         super().__post_init__()
 
     @property
@@ -48,7 +47,7 @@ class TensorRtTarget(EmittedTarget):
     @property
     def machine(self) -> TensorRtMachine:
         """The TensorRT and the GPU that graphs are emitted for."""
-        version = TensorRtVersion.parse(self.version or DEFAULT_VERSION)
+        version = TensorRtVersion.parse(self.version) if self.version else NEWEST
         return TensorRtMachine(version, architecture(self.card.sm), memory_bytes=self.card.memory_bytes)
 
     @property
@@ -71,5 +70,8 @@ class TensorRtTarget(EmittedTarget):
             f"{others}), or build on it with --device"
         )
 
-    def _facts(self) -> Mapping[str, str]:
+    def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu.value}
+
+    def _again(self) -> dict[str, str]:
+        return {"*": f"{self.name}:version=$1,gpu={self.gpu.value}"}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from greencc.targets._tensorrt.gpus import GPUS, Gpu, RtxPreset
-from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
+from greencc.targets._tensorrt.machine import TensorRtMachine, architecture
+from greencc.targets._tensorrt.spec import RTX_LIKE
 from greencc.targets._tensorrt.target import EmittedTarget
-
-# Its network API and parser are those of TensorRT 10 with strong typing alone.
-_LIKE = TensorRtVersion(10, 13)
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class TensorRtRtxTarget(EmittedTarget):
     def machine(self) -> TensorRtMachine:
         """What graphs are emitted for."""
         return TensorRtMachine(
-            _LIKE, architecture(self.card.sm), memory_bytes=self.card.memory_bytes, rtx=True
+            RTX_LIKE, architecture(self.card.sm), memory_bytes=self.card.memory_bytes, rtx=True
         )
 
     @property
@@ -51,5 +48,8 @@ class TensorRtRtxTarget(EmittedTarget):
         """The profile of the graphics card."""
         return self.card.profile
 
-    def _facts(self) -> Mapping[str, str]:
+    def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu.value}
+
+    def _again(self) -> dict[str, str]:
+        return {}

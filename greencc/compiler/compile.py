@@ -39,6 +39,7 @@ from greencc.compiler.planning.plan import Plan
 from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
+from greencc.compiler.shipping import ship
 from greencc.compiler.spending import account
 from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.compiler.untimed import Estimator
@@ -55,6 +56,7 @@ from greencc.core.recipe import dump_recipe
 from greencc.core.report import (
     Accuracy,
     Budget,
+    BuildInfo,
     CompileInfo,
     LayerEnergies,
     LayerError,
@@ -236,9 +238,10 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
     artifact = place(target, final.form, path, work / "artifact")
     for finding in target.findings(artifact):
         session.warn(finding)
+    build = ship(session, target, artifact, splits, path.stem, final.measured.conditions)
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
-    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried)
+    report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried, build)
     shutil.rmtree(session.scratch)
     return write_bundle(
         work,
@@ -366,6 +369,7 @@ def _report(
     layers: _Layers,
     spent: CompileInfo,
     tried: list[Trial],
+    build: BuildInfo | None,
 ) -> Report:
     target = final.form.target or session.target
     device, measured, accuracy = final.device, final.measured, final.accuracy
@@ -406,6 +410,7 @@ def _report(
             carbon=measured.carbon(session.options.carbon),
             plan=planned,
             backends=rows(tried, final.contender),
+            build=build,
         )
     )
 

@@ -38,12 +38,6 @@ PACKAGES = {
     "tvm-arm": "apache-tvm",
     "tvm-cpu": "apache-tvm",
 }
-    "cpu": "onnxruntime",
-    "jetson": "onnxruntime",
-    "tensorrt-rtx": "onnxruntime",
-    "tvm-arm": "apache-tvm",
-    "tvm-cpu": "apache-tvm",
-}
 NO_MODEL = re.compile(r"bad\.onnx.*(not an ONNX model|is empty)")
 PROCESS = """
 import sys, numpy
