@@ -32,14 +32,17 @@ from greencc.compiler.memo import MemoEngine
 from greencc.compiler.named import recipe_precision
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
-from greencc.compiler.planning.choose import PlanChoice, choose_plan
-from greencc.compiler.planning.info import plan_info
+from greencc.compiler.planning.choose import choose_plan
+from greencc.compiler.planning.estimated import plan_by_estimate
+from greencc.compiler.planning.modes import open_modes
+from greencc.compiler.planning.plan import Plan
 from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.shipping import ship
 from greencc.compiler.spending import account
 from greencc.compiler.tuning import check_tuning, kept_schedules, tune
+from greencc.compiler.untimed import Estimator
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device, Target
@@ -157,12 +160,23 @@ def _check_passes(options: CompileOptions) -> None:
 
 
 def _check_plan(options: CompileOptions, target: Target) -> None:
-    """Refuse to plan where nothing can be timed: a plan rests on what layers were measured to take."""
-    if options.plans and (profile := target.estimated_on()) is not None:
-        raise UsageError(
-            f"a plan (--budget, --minimize) rests on measured times, and nothing is timed for {target.name} here",
-            hint=f"leave it out: --precision auto chooses by what the device profile {profile} estimates",
-        )
+    """Refuse power modes of another device before anything is built."""
+    if options.plans and (estimator := Estimator.of(target)) is not None:
+        open_modes(estimator.profile, options.limits)
+
+
+def _plan(
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    original: Form,
+    splits: Splits,
+    feeds: list[Feeds],
+) -> Plan:
+    """Layer by layer on measured times, or by estimate where nothing can be timed."""
+    if (estimator := session.estimator) is None:
+        return choose_plan(session, builder, baseline, original, splits, feeds)
+    return plan_by_estimate(session, estimator, builder, baseline, original, splits, feeds)
 
 
 def _baseline(session: Session, source: ir.Model, path: Path) -> tuple[Form, MemoEngine]:
@@ -196,21 +210,23 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
     batch = inputs[0].batch if inputs else None
     original, baseline = _baseline(session, source, path)
     choice: Choice | None = None
-    plan: PlanChoice | None = None
+    plan: Plan | None = None
     tried: list[Trial] = []
     try:
         builder = FormBuilder(session, source, splits, splits.samples(baseline, batch))
         feeds = _feeds(splits, batch)
         if session.options.plans:
-            plan = choose_plan(session, builder, baseline, original, splits, feeds)
-            choice = Choice(plan.ranked, [*plan.ranked, *plan.discarded])
+            plan = _plan(session, builder, baseline, original, splits, feeds)
+            choice = Choice(list(plan.ranked), [*plan.ranked, *plan.left()])
         else:
             choice = choose(session, builder, baseline, original, splits, feeds)
             tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
         if plan is not None:
-            choice.all = [*plan.ranked, *plan.discarded]
+            choice.all = [*plan.ranked, *plan.left()]
         final = _measure(session, path, source, baseline, held, feeds, plan)
+        if plan is not None:
+            choice.layers = plan.layers_of(final.contender)
         layers = _layers(session, path, source, final, splits, feeds[0])
     finally:
         baseline.close()
@@ -240,7 +256,7 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
 
 
 def _certify(
-    session: Session, choice: Choice, plan: PlanChoice | None, baseline: MemoEngine, splits: Splits
+    session: Session, choice: Choice, plan: Plan | None, baseline: MemoEngine, splits: Splits
 ) -> list[Held]:
     """What holds on the certification split.
 
@@ -276,7 +292,7 @@ def _measure(
     baseline: MemoEngine,
     held: list[Held],
     feeds: list[Feeds],
-    plan: PlanChoice | None,
+    plan: Plan | None,
 ) -> _Final:
     """Measure the preferred form beside the baseline; one that turns out slower gives way to the next safer one.
 
@@ -304,6 +320,7 @@ def _measure(
                     form.target,
                 ),
                 feeds,
+                mode=None if plan is None else plan.mode_of(contender),
             )
         if form.artifact == path:
             measured = unchanged(measured)
@@ -347,7 +364,7 @@ def _report(
     source: ir.Model,
     splits: Splits,
     choice: Choice,
-    plan: PlanChoice | None,
+    plan: Plan | None,
     final: _Final,
     layers: _Layers,
     spent: CompileInfo,
@@ -358,7 +375,9 @@ def _report(
     device, measured, accuracy = final.device, final.measured, final.accuracy
     # The original meets any limit by definition; anything else must be shown to.
     met = True if accuracy.certified or final.form.artifact == path else None
-    planned = None if plan is None else plan_info(plan, final.contender, measured)
+    planned = None if plan is None else plan.info(final.contender, measured)
+    if planned is not None and any(limit.estimated for limit in planned.limits):
+        met = None
     return with_verdict(
         Report(
             greencc=__version__,

@@ -39,6 +39,7 @@ from greencc.measure.protocols import DEFAULT as DEFAULT_PROTOCOL
 from greencc.measure.protocols import QUICK as QUICK_PROTOCOL
 from greencc.meters import available_meters, blind_to
 from greencc.meters.calibrated import TimedKernels, calibrated_pair
+from greencc.meters.device import PowerMode
 from greencc.meters.device_store import calibrated_profile
 from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
 from greencc.meters.side_by_side import latency_of
@@ -104,16 +105,18 @@ def measure_variants(
     artifact: Variant,
     feeds: Sequence[Feeds],
     plan: MeasurePlan | None = None,
+    mode: PowerMode | None = None,
 ) -> Measurement:
     """Measure both variants in turns on the same inputs; what cannot be measured is None, with a warning.
 
     Where the target is not timed here (`Target.estimated_on`) nothing is run: latency and energy are estimates of its
     device profile, and memory is not known.
 
-    `plan` says how energy is measured, and under which load; default: as the session's effort has it.
+    `plan` says how energy is measured, and under which load; default: as the session's effort has it. `mode` is the
+    power mode that estimates are for; default: the device's.
     """
     if (estimator := session.estimator) is not None:
-        return _estimated_variants(session, estimator, device, (baseline, artifact), feeds[0])
+        return _estimated_variants(session, estimator, device, (baseline, artifact), feeds[0], mode)
     plan = plan or PLANS[session.options.effort]
     effort = session.options.effort
     confidence = session.options.confidence
@@ -176,13 +179,18 @@ def _conditions(session: Session, device: Device, engine: Engine) -> Conditions:
 
 
 def _estimated_variants(
-    session: Session, estimator: Estimator, device: Device, pair: tuple[Variant, Variant], feeds: Feeds
+    session: Session,
+    estimator: Estimator,
+    device: Device,
+    pair: tuple[Variant, Variant],
+    feeds: Feeds,
+    mode: PowerMode | None,
 ) -> Measurement:
     """Both variants on a device that is not here."""
     models = [variant.model for variant in pair if variant.model is not None]
     if len(models) < len(pair):
         raise InputError("a variant has no graph, so its latency cannot be estimated")
-    found = estimator.compare(models, feeds)
+    found = estimator.compare(models, feeds, mode)
     session.warn(
         f"latency and energy are estimated, not measured: nothing ran on the device ({estimator.title}); "
         "measure there before you rely on them"
@@ -206,6 +214,8 @@ def _estimated_variants(
         "threads": device.facts.get("threads", "1"),
         "timed": "nothing",
     }
+    if estimator.profile.modes:
+        conditions["power_mode"] = (mode or estimator.profile.mode(None)).name
     if pair[0].artifact.resolve() == pair[1].artifact.resolve():
         conditions["same_artifact"] = True
     ratio = Ratio(found.latency[0], found.energy[0], Interval(smaller, smaller, smaller))
