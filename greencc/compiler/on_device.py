@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
+from greencc.bundle import Bundle
+from greencc.compiler.options import DEFAULT_TARGET
 from greencc.compiler.session import available_target
 from greencc.core.capabilities import Capabilities
-from greencc.core.engine import Target
+from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.machine import CpuInfo
 from greencc.core.progress import Progress, silent
@@ -23,8 +25,6 @@ from greencc.targets._cpu_capabilities import cpu_capabilities
 from greencc.targets._ort_facts import runtime_facts
 from greencc.targets._tensorrt.gpus import GPUS, GpuPreset
 from greencc.targets._tensorrt.presets import MODULES
-
-DEFAULT_TARGET = "cpu"
 
 
 @contextmanager
@@ -65,6 +65,20 @@ def opened_target(
             f"{client.name}: what was asked for is done, but the power mode may not be what it was: {client.farewell}",
             hint="the agent's watchdog puts it back; look there with: nvpmodel -q",
         )
+
+
+def opened_engine(bundle: Bundle, device: str, progress: Progress, opened: ExitStack) -> Engine:
+    """A bundle's engine, here or on a device, open until the stack is closed.
+
+    Raises:
+        GreenccError: As `opened_target` and `Bundle.engine`.
+    """
+    if not device:
+        return bundle.engine()
+    target = opened.enter_context(opened_target(bundle.manifest.target, device, progress=progress))
+    engine = target.open(bundle.runnable())
+    opened.callback(engine.close)
+    return engine
 
 
 def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool = False) -> DeviceTarget:
