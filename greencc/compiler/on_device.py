@@ -125,10 +125,12 @@ def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
     if fit.target is not None:
         base = _with_gpu(make_target(fit.target), facts)
         lacking = base.missing()
-        if lacking is None and not facts.backends.get(base.builder):
+        there = facts.backends.get(base.builder)
+        if lacking is None and there is not None and there.missing is None:
             return base
-        reason = lacking or facts.backends[base.builder]
-    if facts.backends.get(CpuTarget.builder) == "":
+        reason = lacking or (there.missing if there is not None else None) or reason
+    runtime = facts.backends.get(CpuTarget.builder)
+    if runtime is not None and runtime.missing is None:
         return CpuTarget()
     raise UnavailableError(
         f"nothing can be compiled for {name}: {reason}",

@@ -10,16 +10,48 @@ from greencc.devices.values import Told
 
 
 @dataclass(frozen=True)
-class PowerModeFacts:
-    """A power mode (nvpmodel).
+class PowerFacts:
+    """Power modes (nvpmodel), by name.
 
     Attributes:
-        name: As `--set-power-mode` takes it.
-        watts: Its budget, where the name or the file tells it.
+        modes: That the device has.
+        mode: In force.
+        default: After flashing.
+        before: That is to be put back, where one was changed.
+        problem: Why that failed.
     """
 
-    name: str
-    watts: float | None = None
+    modes: tuple[str, ...] = ()
+    mode: str | None = None
+    default: str | None = None
+    before: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ClockFacts:
+    """Clocks; `free`: those that are not fixed, with their range, as text."""
+
+    cpu_mhz: float | None = None
+    gpu_mhz: float | None = None
+    free: tuple[str, ...] = ()
+    governor: str | None = None
+
+
+@dataclass(frozen=True)
+class BackendFacts:
+    """A way to build and run engines; `missing`: why it cannot be used, or None."""
+
+    missing: str | None
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rail:
+    """A rail of a Jetson, and what it draws just now."""
+
+    label: str
+    watts: float | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,8 @@ class MeterFacts:
         grade: Letter of `greencc.core.meter.Grade`.
         boundary: What its figures cover, rails by name.
         period_s: How often it updates.
+        uncertainty: Of its figures, as a share; None: not known.
+        counts: It counts joules rather than sampling watts.
         sees: Where work is done that it sees: ``cpu``, ``gpu``.
     """
 
@@ -38,6 +72,8 @@ class MeterFacts:
     grade: str
     boundary: str
     period_s: float | None
+    uncertainty: float | None
+    counts: bool
     sees: tuple[str, ...]
 
 
@@ -81,14 +117,15 @@ class DeviceFacts:
         boot_id: Another one after each start.
         uptime_s: Since the last one.
         load: Averages over 1, 5 and 15 minutes.
-        power_mode: That it is in.
-        power_modes: That it has.
-        meters: That work.
-        missing_meters: Why others do not, by name.
-        backends: Why each backend cannot be used, by name; empty: it can.
-        versions: Of what the backends run with.
-        celsius: Of the hottest sensor.
-        clocks_fixed: None where that is not known.
+        power: Its power modes; None: it has none.
+        clocks: Now.
+        temperatures: Degrees Celsius, by sensor.
+        throttle_count: Times that it was slowed down for heat or current; None: it does not count them.
+        busy: Who times something on it just now.
+        rails: Of a Jetson.
+        meters: That gave a reading.
+        meters_missing: Why others did not, by name.
+        backends: By name.
         told: All of it, as JSON.
     """
 
@@ -117,14 +154,15 @@ class DeviceFacts:
     boot_id: str | None = None
     uptime_s: float | None = None
     load: tuple[float, ...] = ()
-    power_mode: str | None = None
-    power_modes: tuple[PowerModeFacts, ...] = ()
+    power: PowerFacts | None = None
+    clocks: ClockFacts = field(default_factory=ClockFacts)
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    throttle_count: int | None = None
+    busy: str | None = None
+    rails: tuple[Rail, ...] = ()
     meters: tuple[MeterFacts, ...] = ()
-    missing_meters: Mapping[str, str] = field(default_factory=dict)
-    backends: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    celsius: float | None = None
-    clocks_fixed: bool | None = None
+    meters_missing: Mapping[str, str] = field(default_factory=dict)
+    backends: Mapping[str, BackendFacts] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -135,6 +173,11 @@ class DeviceFacts:
     @property
     def is_jetson(self) -> bool:
         return self.chip is not None
+
+    @property
+    def celsius(self) -> float | None:
+        """Of the hottest sensor."""
+        return max(self.temperatures.values(), default=None)
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], name: str) -> DeviceFacts:
@@ -149,7 +192,7 @@ class DeviceFacts:
         """
         where = f"the probe of {name}"
         facts = Told(told, where)
-        cpu, tensorrt, power = (facts.inner(key) or Told({}, where) for key in ("cpu", "tensorrt", "power"))
+        cpu, tensorrt, clocks = (facts.inner(key) or Told({}, where) for key in ("cpu", "tensorrt", "clocks"))
         return cls(
             hostname=facts.text("hostname"),
             user=facts.text("user"),
@@ -176,14 +219,22 @@ class DeviceFacts:
             boot_id=facts.text("boot_id"),
             uptime_s=facts.number("uptime_s"),
             load=facts.numbers("load"),
-            power_mode=power.text("mode"),
-            power_modes=tuple(_mode(item) for item in power.inners("modes")),
-            meters=tuple(_meter(item) for item in facts.inners("meters")),
-            missing_meters=facts.mapping("meters_missing"),
-            backends=_backends(facts.inner("backends")),
-            versions=_versions(facts.inner("backends")),
-            celsius=max(facts.figures("temperatures").values(), default=None),
-            clocks_fixed=_fixed(facts.inner("clocks")),
+            power=_power(facts.inner("power")),
+            clocks=ClockFacts(
+                clocks.number("cpu_mhz"),
+                clocks.number("gpu_mhz"),
+                clocks.texts("free"),
+                clocks.text("governor"),
+            ),
+            temperatures=facts.figures("temperatures"),
+            throttle_count=facts.count("throttle_count"),
+            busy=facts.text("busy"),
+            rails=tuple(
+                Rail(rail.text("label") or "?", rail.number("watts")) for rail in facts.inners("rails")
+            ),
+            meters=tuple(_meter(meter) for meter in facts.inners("meters")),
+            meters_missing=facts.mapping("meters_missing"),
+            backends={name: _backend(told) for name, told in facts.named("backends").items()},
             told=dict(told),
         )
 
@@ -202,36 +253,23 @@ def _meter(told: Told) -> MeterFacts:
         told.text("grade") or "?",
         told.text("boundary") or "?",
         told.number("period_s"),
+        told.number("uncertainty"),
+        told.flag("counts") or False,
         told.texts("sees"),
     )
 
 
-def _mode(told: Told) -> PowerModeFacts:
-    return PowerModeFacts(told.text("name") or "?", told.number("watts"))
-
-
-_BACKENDS = ("tensorrt", "ort", "tvm")
-_PACKAGES = ("tensorrt", "onnxruntime", "numpy")
-
-
-def _backends(told: Told | None) -> dict[str, str]:
+def _power(told: Told | None) -> PowerFacts | None:
     if told is None:
-        return {}
-    each = {name: told.inner(name) for name in _BACKENDS}
-    return {name: found.text("missing") or "" for name, found in each.items() if found is not None}
-
-
-def _versions(told: Told | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _BACKENDS:
-        backend = None if told is None else told.inner(name)
-        facts = {} if backend is None else backend.mapping("facts")
-        found |= {package: facts[package] for package in _PACKAGES if package in facts}
-    return found
-
-
-def _fixed(told: Told | None) -> bool | None:
-    """Whether no clock can move; not known where none is told."""
-    if told is None or told.number("cpu_mhz") is None:
         return None
-    return not told.texts("free")
+    return PowerFacts(
+        told.texts("modes"),
+        told.text("mode"),
+        told.text("default"),
+        told.text("before"),
+        told.text("problem"),
+    )
+
+
+def _backend(told: Told) -> BackendFacts:
+    return BackendFacts(told.text("missing"), told.mapping("facts"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from greencc.core.arrivals import due_offsets
@@ -117,10 +117,10 @@ class DeviceSite:
         told = {
             "device": self.name,
             "hostname": facts.hostname,
-            "power_mode": facts.power_mode,
+            "power_mode": self.power_mode,
             "temperature_c": None if facts.celsius is None else f"{facts.celsius:.0f}",
             "load_average": f"{facts.load[0]:g}" if facts.load else None,
-            "clocks_fixed": None if facts.clocks_fixed is None else ("yes" if facts.clocks_fixed else "no"),
+            "clocks_fixed": _fixed(facts),
         }
         found = {key: value for key, value in told.items() if value is not None}
         return found, tuple(f"{self.name}: {each}" for each in warnings(facts))
@@ -221,17 +221,22 @@ class DeviceSite:
             found.append(NodeTime(name, kind or "", time))
         return found
 
+    @property
+    def power_mode(self) -> str | None:
+        """The mode that the device is in, by name; None: it has none."""
+        if self._modes:
+            return self._modes[-1]
+        return None if self.facts.power is None else self.facts.power.mode
+
     @contextmanager
-    def power_mode(self, name: str) -> Iterator[None]:
+    def in_power_mode(self, name: str) -> Iterator[None]:
         """The device in another power mode for a while.
 
         Raises:
             UnavailableError: It has no such mode, cannot change it now, or not to that one without a restart.
         """
-        before = self.facts.power_mode
         self.client.set_power_mode(name)
         self._modes.append(name)
-        self.facts = replace(self.facts, power_mode=name)
         try:
             yield
         finally:
@@ -240,7 +245,6 @@ class DeviceSite:
                 self.client.set_power_mode(self._modes[-1])
             else:
                 self.client.restore_power_mode()
-            self.facts = replace(self.facts, power_mode=before)
 
     def _built(self, done: JobResult) -> Built:
         where = f"a build on {self.name}"
@@ -284,6 +288,13 @@ def _pace(stretch: Stretch) -> dict[str, Any]:
     return {"seconds": end, "rate": stretch.rate, "due": times}
 
 
+def _fixed(facts: DeviceFacts) -> str | None:
+    """Whether no clock can move; not known where none is told."""
+    if facts.clocks.cpu_mhz is None and facts.clocks.gpu_mhz is None:
+        return None
+    return "no" if facts.clocks.free else "yes"
+
+
 def _fit(sent: Sequence[Port], wanted: Sequence[Port]) -> bool:
     """Whether what was sent is what another engine takes, too."""
     return [(port.name, port.dtype) for port in sent] == [(port.name, port.dtype) for port in wanted]
@@ -291,4 +302,4 @@ def _fit(sent: Sequence[Port], wanted: Sequence[Port]) -> bool:
 
 def _meter(facts: MeterFacts) -> SiteMeter:
     period = _USUAL_PERIOD_SECONDS if facts.period_s is None else facts.period_s
-    return SiteMeter(facts.name, Grade[facts.grade], facts.boundary, period, None)
+    return SiteMeter(facts.name, Grade[facts.grade], facts.boundary, period, facts.uncertainty)

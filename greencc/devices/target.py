@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from greencc.devices.site import Built, DeviceSite
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_WATTS = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)W")
+_PACKAGES = ("tensorrt", "onnxruntime", "numpy", "implementation")
 _FROM_THE_BASE = ("name", "summary", "processor", "ships_code", "aliases", "leading")
 
 
@@ -70,7 +73,8 @@ class DeviceTarget(Target):
         if (reason := self.base.missing()) is not None:
             return reason
         backend = self.base.builder
-        lacking = self.site.facts.backends.get(backend, f"its agent knows no {backend!r}")
+        found = self.site.facts.backends.get(backend)
+        lacking = f"its agent knows no {backend!r}" if found is None else found.missing
         return f"{self.site.name}: {lacking}" if lacking else None
 
     def named(self) -> Target:
@@ -95,7 +99,7 @@ class DeviceTarget(Target):
             "jetpack": facts.jetpack,
             "tensorrt": facts.tensorrt,
             "gpu": None if facts.gpu is None else facts.gpu.name,
-            "power_mode": facts.power_mode,
+            "power_mode": self.site.power_mode,
             "memory_gib": None if facts.memory_bytes is None else f"{facts.memory_bytes / 2**30:.1f}",
             "threads": str(self._threads()),
         }
@@ -110,7 +114,7 @@ class DeviceTarget(Target):
         there = {"l4t": facts.l4t, "jetpack": facts.jetpack, "cuda": facts.cuda, "python": facts.python}
         return {
             **here,
-            **facts.versions,
+            **{name: text for name, text in self._backend_facts().items() if name in _PACKAGES},
             **{name: text for name, text in there.items() if text is not None},
         }
 
@@ -158,7 +162,7 @@ class DeviceTarget(Target):
                 hint="what was found of the accuracy does not hold there; try --precision fp32, and 'greencc lint'",
             )
         self._work.checks[artifact] = (check,)
-        mode = self.site.facts.power_mode if shipment.power_mode is None else shipment.power_mode
+        mode = self.site.power_mode if shipment.power_mode is None else shipment.power_mode
         self.base.ship(artifact, replace(shipment, outputs=expected, power_mode=mode))
 
     def build_info(self, artifact: Path) -> BuildInfo:
@@ -179,7 +183,7 @@ class DeviceTarget(Target):
         return BuildInfo(
             status=f"built on {self.site.name}",
             built=True,
-            power_mode=self.site.facts.power_mode,
+            power_mode=self.site.power_mode,
             checks=checks,
             facts={
                 **built.facts,
@@ -226,11 +230,12 @@ class DeviceTarget(Target):
 
     def power_modes(self) -> tuple[tuple[str, float | None], ...]:
         """The device's power modes with their budgets in watts, where these are told; empty: it has none."""
-        return tuple((mode.name, mode.watts) for mode in self.site.facts.power_modes)
+        power = self.site.facts.power
+        return () if power is None else tuple((name, _watts(name)) for name in power.modes)
 
     def power_mode(self) -> str | None:
         """The mode that it is in, or None."""
-        return self.site.facts.power_mode
+        return self.site.power_mode
 
     def with_power_mode(self, name: str) -> AbstractContextManager[None]:
         """The device in another power mode for a while; it is put back, also after a crash of this program.
@@ -243,7 +248,11 @@ class DeviceTarget(Target):
                 f"the power mode of {self.site.name} is {self.power_mode()}, and may not be changed to {name}",
                 hint="--set-power-mode allows it; the mode is put back afterwards",
             )
-        return self.site.power_mode(name)
+        return self.site.in_power_mode(name)
+
+    def _backend_facts(self) -> Mapping[str, str]:
+        found = self.site.facts.backends.get(self.base.builder)
+        return {} if found is None else found.facts
 
     def _threads(self) -> int:
         wanted = getattr(self.base, "threads", 0)
@@ -265,6 +274,12 @@ class DeviceTarget(Target):
             folder.mkdir()
             self._work.artifacts[path] = self.base.build(self.base.lower(load_model(path)), folder)
         return self._work.artifacts[path]
+
+
+def _watts(mode: str) -> float | None:
+    """The budget of a power mode, which its name tells: ``15W``, ``MODE_10W_DESKTOP``; None: it has none, as ``MAXN``."""
+    match = _WATTS.search(mode)
+    return None if match is None else float(match[1])
 
 
 def _compared(

@@ -90,12 +90,17 @@ class Told:
 
     def figures(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers."""
-        value = self._data.get(key)
-        if value is None:
+        inner = self.inner(key)
+        if inner is None:
             return {}
-        inner = Told(value, f"{self._where}: {key}")
-        found = {name: inner.number(name) for name in list(value)[:_MOST_ITEMS]}
-        return {printable(name, _MOST_TEXT): number for name, number in found.items() if number is not None}
+        figures = {printable(name, _MOST_TEXT): inner.number(name) for name in inner._names()}
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def named(self, key: str) -> dict[str, Told]:
+        """An object of objects."""
+        inner = self.inner(key)
+        found = {} if inner is None else {name: inner.inner(name) for name in inner._names()}
+        return {printable(name, _MOST_TEXT): told for name, told in found.items() if told is not None}
 
     def inner(self, key: str) -> Told | None:
         """An object within."""
@@ -105,6 +110,11 @@ class Told:
     def inners(self, key: str) -> list[Told]:
         """A list of objects."""
         return [Told(item, f"{self._where}: {key}[{index}]") for index, item in enumerate(self._list(key))]
+
+    def _names(self) -> list[str]:
+        if len(self._data) > _MOST_ITEMS:
+            raise ProtocolError(f"{self._where} has more than {_MOST_ITEMS:,} values")
+        return list(self._data)
 
     def _list(self, key: str) -> list[Any]:
         value = self._data.get(key)
