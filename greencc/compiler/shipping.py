@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,11 @@ def ship(
         with session.phase("shipping"):
             feeds, outputs = _samples(target, artifact, splits)
             target.ship(artifact, Shipment(name, feeds, outputs, _power_mode(session, conditions)))
-    return target.build_info(artifact)
+    info = target.build_info(artifact)
+    # A power mode of an engine that has run is the one that it has run in.
+    if info is None or info.built or info.power_mode is not None:
+        return info
+    return replace(info, power_mode=_power_mode(session, conditions))
 
 
 def _samples(
@@ -53,7 +57,7 @@ def _samples(
         feeds: list[Feeds] = []
         outputs: list[Mapping[str, Array]] = []
         spent = 0
-        for each in islice(whole_batches(splits.planning, max(sizes, default=1), MOST_SAMPLES), MOST_SAMPLES):
+        for each in whole_batches(splits.planning, max(sizes, default=1), MOST_SAMPLES):
             given = engine.run(each)
             spent += sum(array.nbytes for array in (*each.values(), *given.values()))
             if feeds and spent > MOST_BYTES:
