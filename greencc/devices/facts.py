@@ -19,6 +19,7 @@ class PowerFacts:
         default: After flashing.
         before: That is to be put back, where one was changed.
         problem: Why that failed.
+        watts: Budgets of the modes that have one.
     """
 
     modes: tuple[str, ...] = ()
@@ -26,6 +27,7 @@ class PowerFacts:
     default: str | None = None
     before: str | None = None
     problem: str | None = None
+    watts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,8 @@ class DeviceFacts:
                 Rail(rail.text("label") or "?", rail.number("watts")) for rail in facts.inners("rails")
             ),
             meters=tuple(_meter(meter) for meter in facts.inners("meters")),
-            meters_missing=facts.mapping("meters_missing"),
-            backends={name: _backend(told) for name, told in facts.named("backends").items()},
+            meters_missing=facts.mapping("missing_meters"),
+            backends=_backends(facts.mapping("backends"), facts.named("backend_facts")),
             told=dict(told),
         )
 
@@ -262,14 +264,19 @@ def _meter(told: Told) -> MeterFacts:
 def _power(told: Told | None) -> PowerFacts | None:
     if told is None:
         return None
+    modes = told.inners("modes")
     return PowerFacts(
-        told.texts("modes"),
+        tuple(mode.text("name") or "?" for mode in modes),
         told.text("mode"),
         told.text("default"),
         told.text("before"),
         told.text("problem"),
+        {mode.text("name") or "?": watts for mode in modes if (watts := mode.number("watts")) is not None},
     )
 
 
-def _backend(told: Told) -> BackendFacts:
-    return BackendFacts(told.text("missing"), told.mapping("facts"))
+def _backends(missing: Mapping[str, str], facts: Mapping[str, Told]) -> dict[str, BackendFacts]:
+    return {
+        name: BackendFacts(reason or None, facts[name].texts_by_name() if name in facts else {})
+        for name, reason in missing.items()
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from greencc.devices.site import Built, DeviceSite
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_WATTS = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)W")
 _PACKAGES = ("tensorrt", "onnxruntime", "numpy", "implementation")
 _FROM_THE_BASE = ("name", "summary", "processor", "ships_code", "aliases", "leading")
 
@@ -231,7 +229,7 @@ class DeviceTarget(Target):
     def power_modes(self) -> tuple[tuple[str, float | None], ...]:
         """The device's power modes with their budgets in watts, where these are told; empty: it has none."""
         power = self.site.facts.power
-        return () if power is None else tuple((name, _watts(name)) for name in power.modes)
+        return () if power is None else tuple((name, power.watts.get(name)) for name in power.modes)
 
     def power_mode(self) -> str | None:
         """The mode that it is in, or None."""
@@ -274,12 +272,6 @@ class DeviceTarget(Target):
             folder.mkdir()
             self._work.artifacts[path] = self.base.build(self.base.lower(load_model(path)), folder)
         return self._work.artifacts[path]
-
-
-def _watts(mode: str) -> float | None:
-    """The budget of a power mode, which its name tells: ``15W``, ``MODE_10W_DESKTOP``; None: it has none, as ``MAXN``."""
-    match = _WATTS.search(mode)
-    return None if match is None else float(match[1])
 
 
 def _compared(

@@ -80,13 +80,15 @@ class Told:
 
     def mapping(self, key: str) -> dict[str, str]:
         """An object whose values are texts or numbers, as texts."""
-        value = self._data.get(key)
-        if value is None:
-            return {}
-        fine = isinstance(value, Mapping) and len(value) <= _MOST_ITEMS
-        if not fine or not all(isinstance(item, str | int | float) for item in value.values()):
-            raise self._wrong(key, "object of texts")
-        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in value.items()}
+        inner = self.inner(key)
+        return {} if inner is None else inner.texts_by_name()
+
+    def texts_by_name(self) -> dict[str, str]:
+        """All values of this object, which are texts or numbers, as texts."""
+        found = {name: self._data[name] for name in self._names()}
+        if not all(isinstance(item, str | int | float) for item in found.values()):
+            raise ProtocolError(f"{self._where} is no object of texts")
+        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in found.items()}
 
     def figures(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers."""
