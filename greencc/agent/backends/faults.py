@@ -5,7 +5,7 @@ its open sources (NVIDIA/TensorRT: parsers/onnx, samples/common) or its users' r
 """
 
 import re
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 from greencc.agent.problem import Problem
 
