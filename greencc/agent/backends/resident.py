@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from greencc.agent import wire
 from greencc.agent.backends import Limits, Log
@@ -50,8 +50,8 @@ class Resident:
         self._limits = limits or Limits()
         self._number = 0
         self._buffer = bytearray()
-        self._killed = None  # type: Optional[Problem]
-        self._lines = collections.deque(maxlen=_KEPT_LINES)  # type: Deque[str]
+        self._killed: Optional[Problem] = None
+        self._lines: Deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._log = log
         try:
             self._process = subprocess.Popen(
