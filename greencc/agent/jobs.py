@@ -144,7 +144,8 @@ class Job:
         pid, lock = began.get("pid"), self.folder / "lock"
         if isinstance(pid, int) and held(lock) and started_at(pid) == began.get("started"):
             watched = (read_json(self.folder / "watched.json") or {}).get("processes", [])
-            for each, started in [*watched, (pid, began.get("started"))]:
+            # Itself first: it must not tell of the end of what it uses as a failure.
+            for each, started in [(pid, began.get("started")), *watched]:
                 if started_at(each) == started:
                     end_family(each)
         if held(lock):
