@@ -13,11 +13,11 @@ def warnings(facts: DeviceFacts) -> list[str]:
     """One line each, with what to do."""
     told = []
     if not facts.meters:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in facts.missing_meters.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in facts.meters_missing.items())
         told.append(
-            f"no energy meter works there, so energy is estimated{f' ({reasons})' if reasons else ''}"
+            f"no energy meter works there, so energy is not measured{f' ({reasons})' if reasons else ''}"
         )
-    if facts.clocks_fixed is False:
+    if facts.clocks.free:
         told.append(
             "its clocks are not fixed, so times and watts vary more: run there 'sudo jetson_clocks' before measuring"
             if facts.is_jetson
@@ -29,6 +29,10 @@ def warnings(facts: DeviceFacts) -> list[str]:
         told.append(
             f"it is {facts.celsius:.0f} °C hot, and may slow itself down: let it cool, or check its fan"
         )
+    if facts.busy:
+        told.append(f"it is in use by {facts.busy}: measurements wait until that has ended")
+    if facts.power is not None and facts.power.problem:
+        told.append(f"its power mode should be {facts.power.before} again, and is not: {facts.power.problem}")
     if facts.load and facts.processors and facts.load[0] > _BUSY_SHARE * facts.processors:
         told.append(
             f"other programs keep it busy (load {facts.load[0]:.1f}): what is measured meanwhile is theirs too"

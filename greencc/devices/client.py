@@ -103,7 +103,7 @@ class AgentClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(finished=kind is None)
 
     @property
     def name(self) -> str:
@@ -200,7 +200,7 @@ class AgentClient:
             raise ProtocolError(f"{self.name} opened an engine without a name")
         inputs = parse_ports(result.get("inputs"), f"{self.name}, inputs of an engine", known_shape=False)
         outputs = parse_ports(result.get("outputs"), f"{self.name}, outputs of an engine", known_shape=False)
-        return OpenedEngine(job, inputs, outputs, handle, self._connections)
+        return OpenedEngine(job, inputs, outputs, handle)
 
     def run_engine(
         self,
@@ -211,22 +211,20 @@ class AgentClient:
     ) -> tuple[list[tuple[Port, bytes]], float]:
         """Run once: outputs as raw little-endian bytes, whose number fits their types and shapes, and milliseconds.
 
-        The engine is opened again where it was lost with a connection.
+        The engine is opened again where it was lost, to a reboot or for want of memory.
         """
         payload = b"".join(data for _, data in inputs)
         ports = [port.as_json() for port, _ in inputs]
-        for last in (False, True):
-            self.hello()
-            if engine.connection != self._connections:
-                self._open_again(engine)
+
+        def ask() -> Reply:
             args = {"engine": engine.handle, "inputs": ports}
-            try:
-                reply = self.request("run", args, payload, timeout=timeout, most=_MOST_OUTPUT)
-                break
-            except GreenccError:
-                # It went to a new connection, whose agent does not know this engine.
-                if last or engine.connection == self._connections:
-                    raise
+            return self.request("run", args, payload, timeout=timeout, most=_MOST_OUTPUT)
+
+        try:
+            reply = ask()
+        except DeviceLostError:
+            engine.handle = self.open_engine(engine.job).handle
+            reply = ask()
         what = f"{self.name}, outputs of a run"
         outputs = parse_ports(reply.result.get("outputs"), what, known_shape=True)
         milliseconds = reply.result.get("ms")
@@ -235,9 +233,8 @@ class AgentClient:
         return split(reply.payload, outputs, what), float(milliseconds)
 
     def close_engine(self, engine: OpenedEngine) -> None:
-        """Let it go; nothing is to be done where its connection is gone."""
-        if self._channel is not None and engine.connection == self._connections:
-            self.request("close", {"engine": engine.handle})
+        """Let it go."""
+        self.request("close", {"engine": engine.handle})
 
     def set_power_mode(self, mode: str) -> str:
         """Change the power mode until `close`, or the end of this process; returns the mode before."""
@@ -262,14 +259,19 @@ class AgentClient:
             raise ProtocolError(f"{self.name} does not tell what it removed")
         return freed
 
-    def close(self) -> None:
-        """Put the power mode back, take leave and end the connection; may be called twice, and raises nothing."""
+    def close(self, *, finished: bool = True) -> None:
+        """Put the power mode back and end the connection; may be called twice, and raises nothing.
+
+        Args:
+            finished: All is done: the device removes this run's jobs. Otherwise what was built stays there
+                for a day, so that the next run finds it.
+        """
         if self._closed:
             return
         self._closed = True
         try:
             self.restore_power_mode()
-            if self._channel is not None:
+            if finished and self._channel is not None:
                 self._try("bye", {}, b"", _SECONDS["bye"], 0)
             self._journal.close()
         except GreenccError as error:
@@ -277,10 +279,6 @@ class AgentClient:
             self.farewell = error.message
         finally:
             self._drop()
-
-    def _open_again(self, engine: OpenedEngine) -> None:
-        again = self.open_engine(engine.job)
-        engine.handle, engine.connection = again.handle, again.connection
 
     def _try(
         self, op: str, args: Mapping[str, Any], payload: bytes | memoryview, seconds: float, most: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from greencc.devices.process import printable
@@ -52,21 +52,19 @@ class Port:
 
 @dataclass
 class OpenedEngine:
-    """A resident engine, and what is needed to make it resident again after the connection broke.
+    """A resident engine, and what is needed to make it resident again.
 
     Attributes:
         job: The build's ID.
         inputs: As the engine has them.
         outputs: Likewise.
-        handle: The device's name for it; another one each time that it is opened.
-        connection: Number of the connection that it was opened on.
+        handle: The device's name for it; perhaps another one each time that it is opened.
     """
 
     job: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    handle: str = field(repr=False)
-    connection: int = field(repr=False)
+    handle: str
 
 
 def parse_ports(told: Any, what: str, *, known_shape: bool) -> tuple[Port, ...]:

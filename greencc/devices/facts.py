@@ -10,16 +10,50 @@ from greencc.devices.values import Told
 
 
 @dataclass(frozen=True)
-class PowerModeFacts:
-    """A power mode (nvpmodel).
+class PowerFacts:
+    """Power modes (nvpmodel), by name.
 
     Attributes:
-        name: As `--set-power-mode` takes it.
-        watts: Its budget, where the name or the file tells it.
+        modes: That the device has.
+        mode: In force.
+        default: After flashing.
+        before: That is to be put back, where one was changed.
+        problem: Why that failed.
+        watts: Budgets of the modes that have one.
     """
 
-    name: str
-    watts: float | None = None
+    modes: tuple[str, ...] = ()
+    mode: str | None = None
+    default: str | None = None
+    before: str | None = None
+    problem: str | None = None
+    watts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClockFacts:
+    """Clocks; `free`: those that are not fixed, with their range, as text."""
+
+    cpu_mhz: float | None = None
+    gpu_mhz: float | None = None
+    free: tuple[str, ...] = ()
+    governor: str | None = None
+
+
+@dataclass(frozen=True)
+class BackendFacts:
+    """A way to build and run engines; `missing`: why it cannot be used, or None."""
+
+    missing: str | None
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rail:
+    """A rail of a Jetson, and what it draws just now."""
+
+    label: str
+    watts: float | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,8 @@ class MeterFacts:
         grade: Letter of `greencc.core.meter.Grade`.
         boundary: What its figures cover, rails by name.
         period_s: How often it updates.
+        uncertainty: Of its figures, as a share; None: not known.
+        counts: It counts joules rather than sampling watts.
         sees: Where work is done that it sees: ``cpu``, ``gpu``.
     """
 
@@ -38,6 +74,8 @@ class MeterFacts:
     grade: str
     boundary: str
     period_s: float | None
+    uncertainty: float | None
+    counts: bool
     sees: tuple[str, ...]
 
 
@@ -81,13 +119,15 @@ class DeviceFacts:
         boot_id: Another one after each start.
         uptime_s: Since the last one.
         load: Averages over 1, 5 and 15 minutes.
-        power_mode: That it is in.
-        power_modes: That it has.
-        meters: That work.
-        missing_meters: Why others do not, by name.
-        backends: Why each backend cannot be used, by name; empty: it can.
-        celsius: Of the hottest sensor.
-        clocks_fixed: None where that is not known.
+        power: Its power modes; None: it has none.
+        clocks: Now.
+        temperatures: Degrees Celsius, by sensor.
+        throttle_count: Times that it was slowed down for heat or current; None: it does not count them.
+        busy: Who times something on it just now.
+        rails: Of a Jetson.
+        meters: That gave a reading.
+        meters_missing: Why others did not, by name.
+        backends: By name.
         told: All of it, as JSON.
     """
 
@@ -116,13 +156,15 @@ class DeviceFacts:
     boot_id: str | None = None
     uptime_s: float | None = None
     load: tuple[float, ...] = ()
-    power_mode: str | None = None
-    power_modes: tuple[PowerModeFacts, ...] = ()
+    power: PowerFacts | None = None
+    clocks: ClockFacts = field(default_factory=ClockFacts)
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    throttle_count: int | None = None
+    busy: str | None = None
+    rails: tuple[Rail, ...] = ()
     meters: tuple[MeterFacts, ...] = ()
-    missing_meters: Mapping[str, str] = field(default_factory=dict)
-    backends: Mapping[str, str] = field(default_factory=dict)
-    celsius: float | None = None
-    clocks_fixed: bool | None = None
+    meters_missing: Mapping[str, str] = field(default_factory=dict)
+    backends: Mapping[str, BackendFacts] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -133,6 +175,11 @@ class DeviceFacts:
     @property
     def is_jetson(self) -> bool:
         return self.chip is not None
+
+    @property
+    def celsius(self) -> float | None:
+        """Of the hottest sensor."""
+        return max(self.temperatures.values(), default=None)
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], name: str) -> DeviceFacts:
@@ -147,7 +194,7 @@ class DeviceFacts:
         """
         where = f"the probe of {name}"
         facts = Told(told, where)
-        cpu, tensorrt, power = (facts.inner(key) or Told({}, where) for key in ("cpu", "tensorrt", "power"))
+        cpu, tensorrt, clocks = (facts.inner(key) or Told({}, where) for key in ("cpu", "tensorrt", "clocks"))
         return cls(
             hostname=facts.text("hostname"),
             user=facts.text("user"),
@@ -174,11 +221,22 @@ class DeviceFacts:
             boot_id=facts.text("boot_id"),
             uptime_s=facts.number("uptime_s"),
             load=facts.numbers("load"),
-            power_mode=power.text("mode"),
-            power_modes=tuple(_mode(item) for item in power.inners("modes")),
-            meters=tuple(_meter(item) for item in facts.inners("meters")),
-            missing_meters=facts.mapping("missing_meters"),
-            backends=facts.mapping("backends"),
+            power=_power(facts.inner("power")),
+            clocks=ClockFacts(
+                clocks.number("cpu_mhz"),
+                clocks.number("gpu_mhz"),
+                clocks.texts("free"),
+                clocks.text("governor"),
+            ),
+            temperatures=facts.figures("temperatures"),
+            throttle_count=facts.count("throttle_count"),
+            busy=facts.text("busy"),
+            rails=tuple(
+                Rail(rail.text("label") or "?", rail.number("watts")) for rail in facts.inners("rails")
+            ),
+            meters=tuple(_meter(meter) for meter in facts.inners("meters")),
+            meters_missing=facts.mapping("missing_meters"),
+            backends=_backends(facts.mapping("backends"), facts.named("backend_facts")),
             told=dict(told),
         )
 
@@ -197,9 +255,28 @@ def _meter(told: Told) -> MeterFacts:
         told.text("grade") or "?",
         told.text("boundary") or "?",
         told.number("period_s"),
+        told.number("uncertainty"),
+        told.flag("counts") or False,
         told.texts("sees"),
     )
 
 
-def _mode(told: Told) -> PowerModeFacts:
-    return PowerModeFacts(told.text("name") or "?", told.number("watts"))
+def _power(told: Told | None) -> PowerFacts | None:
+    if told is None:
+        return None
+    modes = told.inners("modes")
+    return PowerFacts(
+        tuple(mode.text("name") or "?" for mode in modes),
+        told.text("mode"),
+        told.text("default"),
+        told.text("before"),
+        told.text("problem"),
+        {mode.text("name") or "?": watts for mode in modes if (watts := mode.number("watts")) is not None},
+    )
+
+
+def _backends(missing: Mapping[str, str], facts: Mapping[str, Told]) -> dict[str, BackendFacts]:
+    return {
+        name: BackendFacts(reason or None, facts[name].texts_by_name() if name in facts else {})
+        for name, reason in missing.items()
+    }

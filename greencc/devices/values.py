@@ -80,13 +80,29 @@ class Told:
 
     def mapping(self, key: str) -> dict[str, str]:
         """An object whose values are texts or numbers, as texts."""
-        value = self._data.get(key)
-        if value is None:
+        inner = self.inner(key)
+        return {} if inner is None else inner.texts_by_name()
+
+    def texts_by_name(self) -> dict[str, str]:
+        """All values of this object, which are texts or numbers, as texts."""
+        found = {name: self._data[name] for name in self._names()}
+        if not all(isinstance(item, str | int | float) for item in found.values()):
+            raise ProtocolError(f"{self._where} is no object of texts")
+        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in found.items()}
+
+    def figures(self, key: str) -> dict[str, float]:
+        """An object whose values are finite numbers."""
+        inner = self.inner(key)
+        if inner is None:
             return {}
-        fine = isinstance(value, Mapping) and len(value) <= _MOST_ITEMS
-        if not fine or not all(isinstance(item, str | int | float) for item in value.values()):
-            raise self._wrong(key, "object of texts")
-        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in value.items()}
+        figures = {printable(name, _MOST_TEXT): inner.number(name) for name in inner._names()}
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def named(self, key: str) -> dict[str, Told]:
+        """An object of objects."""
+        inner = self.inner(key)
+        found = {} if inner is None else {name: inner.inner(name) for name in inner._names()}
+        return {printable(name, _MOST_TEXT): told for name, told in found.items() if told is not None}
 
     def inner(self, key: str) -> Told | None:
         """An object within."""
@@ -96,6 +112,11 @@ class Told:
     def inners(self, key: str) -> list[Told]:
         """A list of objects."""
         return [Told(item, f"{self._where}: {key}[{index}]") for index, item in enumerate(self._list(key))]
+
+    def _names(self) -> list[str]:
+        if len(self._data) > _MOST_ITEMS:
+            raise ProtocolError(f"{self._where} has more than {_MOST_ITEMS:,} values")
+        return list(self._data)
 
     def _list(self, key: str) -> list[Any]:
         value = self._data.get(key)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,10 @@ class Sshd:
         return self.folder / "known_hosts"
 
     @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         """What the server said."""
         return (self.folder / "log").read_text(errors="replace")
@@ -114,10 +119,12 @@ class Sshd:
         assert self._process is not None
         sessions = psutil.Process(self._process.pid).children()
         for session in sessions:
-            for process in (*session.children(recursive=True), session):
-                # The server's processes alone: what they started learns it by the end of its input.
-                if process.is_running() and process.name().startswith("sshd"):
-                    process.send_signal(signal.SIGKILL)
+            # A session may end by itself meanwhile.
+            with suppress(psutil.NoSuchProcess):
+                for process in (*session.children(recursive=True), session):
+                    # The server's processes alone: what they started learns it by the end of its input.
+                    if process.name().startswith("sshd"):
+                        process.send_signal(signal.SIGKILL)
         psutil.wait_procs(sessions, timeout=_START_SECONDS)
         return len(sessions)
 
