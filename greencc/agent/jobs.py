@@ -97,8 +97,12 @@ class Job:
             return str(told.get("state", "failed")), told
         if running:
             return "running", {}
-        began = read_json(self.folder / "state.json") or {}
-        if began.get("boot") != self.places.boot_id:
+        began = read_json(self.folder / "state.json")
+        if began is None:
+            problem = Problem(
+                "lost", "job %s was never begun%s" % (self.name, self._last_words()), "start it again"
+            )
+        elif began.get("boot") != self.places.boot_id:
             problem = Problem(
                 "lost", "the device was started anew while job %s ran" % self.name, "start it again"
             )
