@@ -32,10 +32,11 @@ Operations (arguments -> result; payloads where named):
     bye             {} -> {}
 
 Jobs are processes of their own: they outlive the connection, keep their state in files, and end at their limits of
-time (``seconds``, default 3600), memory (``bytes``, of all their processes) and disk. A job that times or meters has the
-device for itself; one that finds it in use waits, up to ``wait`` seconds (default 3600), which do not count. Goodbye
-removes the jobs that the connection had to do with; what was sent stays (so that it is not sent again), and so do
-builders' timing caches, until they have not been used for two weeks, room is needed, or all is cleaned. Specs:
+time (``seconds``, default 3600), memory (``bytes``, of all their processes) and disk. A job that times or meters has
+the device for itself; one that finds it in use waits, up to ``wait`` seconds (default 3600), which do not count.
+Goodbye removes the jobs that the connection had to do with, unless another one has as well. What was sent stays (so
+that it is not sent again), and so do builders' timing caches, until they have not been used for two weeks, room is
+needed, or all is cleaned. Specs:
 
     {"kind": "build", "backend": "tensorrt|ort|tvm", "files": {NAME: SHA256}, "main": NAME, "options": {...},
      "limits": {"seconds": ..., "bytes": ...}} -> {"log": ..., "seconds": ..., "engine_bytes": ..., "versions": {...}}
