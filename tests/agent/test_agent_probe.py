@@ -160,6 +160,7 @@ def test_the_agent_is_written_for_python_3_6(path: Path) -> None:
                     )
 
 
+@pytest.mark.full
 def test_the_agent_serves_from_the_oldest_python_there_is_here(agent_file: Path, jetpack) -> None:
     found = next(filter(None, map(_python, ("3.6", "3.7", "3.8", "3.9", "3.10"))), None)
     if found is None:
