@@ -133,15 +133,35 @@ def test_a_job_outlives_its_connection(sshd: Sshd, device_root: Path, how: str) 
 
 def test_a_device_that_stays_away(sshd: Sshd, device_root: Path) -> None:
     waits: list[float] = []
+
+    def go_away() -> None:
+        sshd.stop()
+        waits.clear()
+
     options = replace(_OPTIONS, patience_seconds=100.0, sleep=waits.append)
     with (
         busy(device_root),
         AgentClient(SshTransport(sshd.address, sshd.options), options) as client,
         pytest.raises(ConnectionLostError, match="Connection refused") as caught,
     ):
-        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(sshd.stop))
+        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(go_away))
     assert caught.value.exit_code == ExitCode.UNAVAILABLE
-    assert sum(waits) > 100.0
+    assert 100.0 < sum(waits) < 120.0
+
+
+def test_an_interrupt_is_obeyed_while_the_device_is_away(sshd: Sshd, device_root: Path) -> None:
+    def interrupt(seconds: float) -> None:
+        if not sshd.running:
+            raise KeyboardInterrupt
+
+    options = replace(_OPTIONS, sleep=interrupt)
+    with (
+        busy(device_root),
+        pytest.raises(KeyboardInterrupt) as caught,
+        AgentClient(SshTransport(sshd.address, sshd.options), options) as client,
+    ):
+        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(sshd.stop))
+    assert "could not be cancelled" in caught.value.__notes__[0]
 
 
 @contextmanager
