@@ -33,6 +33,7 @@ _DEFAULT = re.compile(r"<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>")
 _STATUS = re.compile(r"pmode:0*(\d+)")
 _NUMBER = re.compile(r"^\s*(\d+)\s*$", re.MULTILINE)
 _NAME = re.compile(r"Power Mode\s*:\s*(\S+)", re.IGNORECASE)
+_WATTS = re.compile(r"(?:^|_)(\d+)W(?:_|$)", re.IGNORECASE)
 _REBOOT = re.compile(r"reboot", re.IGNORECASE)
 _DENIED = re.compile(
     r"password is required|not in the sudoers|not allowed|permission|must be root|root privilege|not permitted",
@@ -59,6 +60,12 @@ def default(places: Places) -> Optional[str]:
     """The mode after flashing."""
     match = _DEFAULT.search("\n".join(_lines(places)))
     return None if match is None else _called(places, int(match.group(1)))
+
+
+def budget(name: str) -> Optional[float]:
+    """Watts that a mode's name tells, such as ``15W`` and ``MODE_30W_6CORE``; None: it tells none (``MAXN``)."""
+    match = _WATTS.search(name)
+    return float(match.group(1)) if match else None
 
 
 def current(places: Places) -> Optional[str]:
@@ -91,7 +98,7 @@ def describe(places: Places) -> Optional[Dict[str, Any]]:
         return None
     journal = read_json(_journal(places)) or {}
     return {
-        "modes": [mode.name for mode in known],
+        "modes": [{"name": mode.name, "watts": budget(mode.name)} for mode in known],
         "mode": current(places),
         "default": default(places),
         "before": journal.get("before"),

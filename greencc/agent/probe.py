@@ -7,16 +7,17 @@ Keys:
 * of a Jetson ``module`` ("AGX Orin"), ``chip`` ("tegra234"), ``l4t`` ("36.4.3"), ``jetpack`` ("6.2");
 * ``cuda``, ``tensorrt`` {"version", "trtexec"}, ``gpu`` {"name", "sm", "memory_bytes", "driver"} or None;
 * ``memory_bytes memory_free_bytes disk_free_bytes disk_used_bytes`` (the last: by the agent);
-* ``backends`` {NAME: {"missing": why, or None, "facts": {...}}};
-* ``power`` {"modes", "mode", "default", "before", "problem"} or None (see `greencc.agent.power`);
-* ``clocks`` {"cpu_mhz", "gpu_mhz", "free": [clocks that are not fixed], "governor"}, ``temperatures`` {zone: degrees
-  Celsius}, ``throttle_count``, ``busy`` (who times something just now, or None);
+* ``backends`` {NAME: why it cannot be used, empty: it can}, ``backend_facts`` {NAME: {fact: text}};
+* ``power`` {"modes" [{"name", "watts"}], "mode", "default", "before", "problem"} or None (`greencc.agent.power`);
+* ``clocks`` {"cpu_mhz", "gpu_mhz", "free": [clocks that are not fixed], "governor"}, ``clocks_fixed``, ``celsius`` (of
+  the hottest sensor), ``temperatures`` {zone: degrees Celsius}, ``throttle_count``, ``busy`` (who times something just
+  now, or None);
 * ``rails`` [{"label", "watts"}] of a Jetson, all that can be read; ``meters`` [{"name", "grade", "boundary",
-  "period_s", "uncertainty", "counts", "sees"}], which gave a reading, and ``meters_missing`` {name: why not}.
+  "period_s", "uncertainty", "counts", "sees"}], which gave a reading, and ``missing_meters`` {name: why not}.
 """
 
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from greencc.agent import backends, condition, disk, jetpack, machine, meters, power
 from greencc.agent.commands import run
@@ -45,27 +46,35 @@ def probe(places: Places) -> Dict[str, Any]:
     facts["memory_free_bytes"] = figures.get("MemAvailable")
     facts["disk_free_bytes"] = disk.free_bytes(places)
     facts["disk_used_bytes"] = disk.used_bytes(places.home)
-    facts["backends"] = {name: backend(places, name) for name in backends.NAMES}
+    facts["backends"], facts["backend_facts"] = known_backends(places)
     facts["power"] = power.describe(places)
+    free = condition.free_clocks(places.root)
     facts["clocks"] = {
         "cpu_mhz": condition.cpu_mhz(places.root),
         "gpu_mhz": condition.gpu_mhz(places.root),
-        "free": condition.free_clocks(places.root),
+        "free": free,
         "governor": condition.governor(places.root),
     }
-    facts["temperatures"] = condition.temperatures(places.root)
+    shown = facts["clocks"]["cpu_mhz"] is not None or facts["clocks"]["gpu_mhz"] is not None
+    facts["clocks_fixed"] = not free if shown else None
+    facts["temperatures"] = zones = condition.temperatures(places.root)
+    facts["celsius"] = max(zones.values()) if zones else None
     facts["throttle_count"] = condition.throttle_count(places)
     facts["busy"] = who(places)
     facts["rails"] = rails(places)
-    facts["meters"], facts["meters_missing"] = meters.describe(places)
+    facts["meters"], facts["missing_meters"] = meters.describe(places)
     return facts
 
 
-def backend(places: Places, name: str) -> Dict[str, Any]:
-    """Whether a backend can be used, and its versions."""
-    found = backends.find(name, str(places.root), os.environ, str(places.cache))
-    missing = found.missing()
-    return {"missing": missing, "facts": {} if missing is not None else found.facts()}
+def known_backends(places: Places) -> Tuple[Dict[str, str], Dict[str, Dict[str, str]]]:
+    """Why each backend cannot be used (empty: it can), and the versions of those that can."""
+    missing, facts = {}, {}
+    for name in backends.NAMES:
+        found = backends.find(name, str(places.root), os.environ, str(places.cache))
+        missing[name] = found.missing() or ""
+        if not missing[name]:
+            facts[name] = found.facts()
+    return missing, facts
 
 
 def rails(places: Places) -> List[Dict[str, Any]]:

@@ -30,6 +30,10 @@ class Problem(Exception):  # noqa: N818 - it is shown to people, not a fault of 
         self.message = message
         self.hint = hint
 
+    def in_a_line(self) -> str:
+        """Message and hint."""
+        return "%s (%s)" % (self.message, self.hint) if self.hint else self.message
+
     def as_json(self) -> dict:
         """For a reply."""
         return {"kind": self.kind, "message": self.message, "hint": self.hint}

@@ -157,7 +157,13 @@ FAULTS = (
         "give the builder more workspace, or keep that node in FP32",
     ),
     Fault(
-        r"[Ff]ailed to parse (?:ONNX|onnx)|While parsing node number (\d+)|In node -?\d+.*: (.+)",
+        r"In node -?\d+[^:]*:\s*(?:[A-Z_]+:\s*)?(.+)",
+        "input",
+        "TensorRT refuses a node of the model: {0}",
+        "`greencc lint` lists what this version refuses",
+    ),
+    Fault(
+        r"[Ff]ailed to parse (?:ONNX|onnx)|While parsing node number \d+",
         "input",
         "TensorRT cannot read the model",
         "check it with `greencc lint`",

@@ -107,22 +107,26 @@ def write_file(path: str, data: bytes) -> None:
 
 
 def adopt(main_path: str, folder: str) -> List[str]:
-    """Put the model and the files beside it into a folder, by links where that goes; returns their names.
+    """Put the model and all beside it into a folder, by links where that goes; returns the paths of the files there.
 
     Raises:
         Problem: ``disk``: they cannot be put there.
     """
     source = os.path.dirname(os.path.abspath(main_path))
-    names = sorted(name for name in os.listdir(source) if os.path.isfile(os.path.join(source, name)))
+    names = []
     try:
-        for name in names:
-            # What a link points to: a store may evict the name, but not what has another.
-            place = os.path.realpath(os.path.join(source, name))
-            target = os.path.join(folder, name)
-            try:
-                os.link(place, target)
-            except OSError:
-                shutil.copyfile(place, target)
+        for place, _, files in sorted(os.walk(source)):
+            for name in sorted(files):
+                # What a link points to: a store may evict the name, but not what has another.
+                original = os.path.realpath(os.path.join(place, name))
+                relative = os.path.relpath(os.path.join(place, name), source)
+                target = os.path.join(folder, relative)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                try:
+                    os.link(original, target)
+                except OSError:
+                    shutil.copyfile(original, target)
+                names.append(relative)
     except OSError as error:
         raise Problem("disk", "%s cannot be filled: %s" % (folder, error.strerror)) from error
     return names

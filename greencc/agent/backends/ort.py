@@ -1,6 +1,6 @@
 """ONNX Runtime on the device: python3 with the packages onnxruntime and numpy, as on a Raspberry Pi."""
 
-from typing import Dict, Optional
+from typing import Dict, Mapping, Optional
 
 from greencc.agent.backends import Limits, Log
 from greencc.agent.backends.process_backend import ProcessBackend
@@ -12,18 +12,29 @@ class OrtBackend(ProcessBackend):
 
     name = "ort"
 
+    def __init__(self, root: str, env: Mapping[str, str], home: str) -> None:
+        super().__init__(root, env, home)
+        self._asked = False
+        self._facts = {}  # type: Dict[str, str]
+        self._problem = None  # type: Optional[Problem]
+
     def missing(self) -> Optional[str]:
-        try:
-            self.probe("ort")
-        except Problem as problem:
-            return "%s (%s)" % (problem.message, problem.hint) if problem.hint else problem.message
-        return None
+        self._ask()
+        return None if self._problem is None else self._problem.in_a_line()
 
     def facts(self) -> Dict[str, str]:
+        self._ask()
+        return dict(self._facts)
+
+    def _ask(self) -> None:
+        """Once: it starts a process."""
+        if self._asked:
+            return
+        self._asked = True
         try:
-            return self.probe("ort")
-        except Problem:
-            return {}
+            self._facts = self.probe("ort")
+        except Problem as problem:
+            self._problem = problem
 
     def build(
         self, main_path: str, folder: str, options: dict, log: Log, limits: Optional[Limits] = None

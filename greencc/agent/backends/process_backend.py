@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from typing import Dict, List, Optional
 
 from greencc.agent.backends import Backend, Limits, Log, manifest, self_command
@@ -9,6 +10,7 @@ from greencc.agent.backends.resident import once
 from greencc.agent.problem import Problem
 
 _PROBE_SECONDS = 120.0
+_BUILD_SECONDS = 24 * 3600.0
 
 
 class ProcessBackend(Backend):
@@ -39,8 +41,10 @@ class ProcessBackend(Backend):
             Problem: As `Backend.build`.
         """
         command = self._command("build", implementation, options, "--main", main_path, "--folder", folder)
+        allowed = limits or Limits()
+        seconds = _BUILD_SECONDS if allowed.seconds is None else allowed.seconds
         try:
-            return once(command, self.env, log, limits or Limits(), "the builder")
+            return once(command, self.env, log, Limits(seconds, allowed.memory_bytes), "the builder")
         except BaseException:
             _empty(folder)
             raise
@@ -56,4 +60,8 @@ class ProcessBackend(Backend):
 def _empty(folder: str) -> None:
     """Nothing that could be taken for an engine stays."""
     for name in os.listdir(folder):
-        os.remove(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.remove(path)

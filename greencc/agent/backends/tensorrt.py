@@ -22,10 +22,7 @@ class TensorRtBackend(ProcessBackend):
     def missing(self) -> Optional[str]:
         if self.facts():
             return None
-        return "; ".join(
-            "%s (%s)" % (problem.message, problem.hint) if problem.hint else problem.message
-            for problem in self._reasons
-        )
+        return "; ".join(problem.in_a_line() for problem in self._reasons)
 
     def facts(self) -> Dict[str, str]:
         """The first implementation that answers; each is asked once, in a process: importing can crash."""
