@@ -264,7 +264,9 @@ class Engine:
         try:
             model = onnx.load(path)
         except Exception as error:
-            raise Failed(f"[TRT] ModelImporter: Failed to parse ONNX model from file: {path}", *PARSING) from error
+            raise Failed(
+                f"[TRT] ModelImporter: Failed to parse ONNX model from file: {path}", *PARSING
+            ) from error
         say("I", "[TRT] " + "-" * 64)
         say("I", f"[TRT] Input filename:   {path}")
         say("I", f"[TRT] Opset version:    {model.opset_import[0].version}")
@@ -278,7 +280,10 @@ class Engine:
         time.sleep(here.build)
         misbehave(here)
         if len(data) > here.memory:
-            say("W", "[TRT] Tactic Device request: 2100MB Available: 42MB. Device memory is insufficient to use tactic.")
+            say(
+                "W",
+                "[TRT] Tactic Device request: 2100MB Available: 42MB. Device memory is insufficient to use tactic.",
+            )
             raise Failed(
                 "[TRT] 2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (Requested size was "
                 f"{len(data)} bytes.)",
@@ -287,7 +292,9 @@ class Engine:
         say("I", "[TRT] Global timing cache in use. Profiling results in this builder pass will be stored.")
         if "timingCacheFile" in options:
             Path(options["timingCacheFile"]).write_bytes(b"cache of " + here.version.encode())
-        flags = sorted(options.keys() & {"int8", "fp16", "bf16", "fp8", "stronglyTyped", "sparsity", "useDLACore"})
+        flags = sorted(
+            options.keys() & {"int8", "fp16", "bf16", "fp8", "stronglyTyped", "sparsity", "useDLACore"}
+        )
         header = {"version": here.version, "sm": here.sm, "flags": flags, "profiles": profiles}
         say("I", "Engine built in 0.5 sec.")
         engine = cls(header, data)
@@ -383,7 +390,9 @@ def check_profiles(here: Machine, model: Any, options: dict[str, str]) -> dict[s
         if -1 not in sizes:
             fixed = [each for each in found if each is not None]
             if any(each != sizes for each in fixed):
-                raise Failed(f"[TRT] Error Code 4: {value.name}: dynamic shapes given for a static input", *ENGINE)
+                raise Failed(
+                    f"[TRT] Error Code 4: {value.name}: dynamic shapes given for a static input", *ENGINE
+                )
             profiles[value.name] = [sizes] * 3
         elif None in found:
             shape = "x".join(str(max(1, size)) for size in sizes)
@@ -475,7 +484,10 @@ def infer(here: Machine, engine: Engine, options: dict[str, str]) -> None:
         export_profile(Path(options["exportProfile"]), session.end_profiling(), len(rows))
     say("I", "=== Performance summary ===")
     kept = [row for row in rows if row["startComputeMs"] >= warm_up]
-    say("I", f"Throughput: {len(kept) / max(1e-9, (kept[-1]['endD2hMs'] - kept[0]['startH2dMs']) / 1e3):g} qps")
+    say(
+        "I",
+        f"Throughput: {len(kept) / max(1e-9, (kept[-1]['endD2hMs'] - kept[0]['startH2dMs']) / 1e3):g} qps",
+    )
 
 
 def number(options: dict[str, str], name: str, default: float, whole: bool) -> float:
@@ -484,7 +496,9 @@ def number(options: dict[str, str], name: str, default: float, whole: bool) -> f
     return float(int(value)) if whole else value
 
 
-def query(session: Any, feeds: dict[str, Any], start: float, pace: float) -> tuple[dict[str, float], list[Any]]:
+def query(
+    session: Any, feeds: dict[str, Any], start: float, pace: float
+) -> tuple[dict[str, float], list[Any]]:
     def now() -> float:
         return (time.monotonic() - start) * 1e3
 
@@ -519,7 +533,9 @@ def export_output(path: Path, names: list[str], outputs: list[Any], here: Machin
     with path.open("w", encoding="utf-8") as file:
         file.write("[\n")
         for index, (name, value) in enumerate(zip(names, outputs, strict=True)):
-            values = ", ".join(f"{float(each):.6g}" if value.dtype.kind == "f" else str(int(each)) for each in value.flat)
+            values = ", ".join(
+                f"{float(each):.6g}" if value.dtype.kind == "f" else str(int(each)) for each in value.flat
+            )
             file.write(
                 f'{"  " if index == 0 else ", "}{{ "name" : "{name}"\n'
                 f'  , "dimensions" : "{"x".join(map(str, value.shape))}"\n'
