@@ -17,6 +17,7 @@ from greencc.agent.places import Places, remove
 
 JOBS_S = 24 * 3600.0
 FILES_S = 14 * 24 * 3600.0
+_ENDING_S = 5.0
 
 
 def outdated(places: Places) -> int:
@@ -46,8 +47,12 @@ def everything(places: Places) -> int:
 def forget(places: Places, name: str) -> bool:
     """End the engine of a job and remove its folder; False: it runs, and stays."""
     folder = places.jobs / name
-    if held(folder / "lock"):
-        return False
+    deadline = time.monotonic() + _ENDING_S
+    while held(folder / "lock"):
+        # One that has a result is about to end.
+        if not (folder / "result.json").exists() or time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
     if not name.startswith("."):
         Engine(places, name).close()
     shutil.rmtree(str(folder), ignore_errors=True)
