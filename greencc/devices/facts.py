@@ -10,8 +10,16 @@ from greencc.devices.values import Told
 
 
 @dataclass(frozen=True)
+class PowerMode:
+    """A power mode (nvpmodel): what `--set-power-mode` takes, and the watts that its name promises."""
+
+    name: str
+    watts: float | None
+
+
+@dataclass(frozen=True)
 class PowerFacts:
-    """Power modes (nvpmodel), by name.
+    """Power modes.
 
     Attributes:
         modes: That the device has.
@@ -21,7 +29,7 @@ class PowerFacts:
         problem: Why that failed.
     """
 
-    modes: tuple[str, ...] = ()
+    modes: tuple[PowerMode, ...] = ()
     mode: str | None = None
     default: str | None = None
     before: str | None = None
@@ -119,12 +127,14 @@ class DeviceFacts:
         load: Averages over 1, 5 and 15 minutes.
         power: Its power modes; None: it has none.
         clocks: Now.
+        clocks_fixed: None where that is not known.
+        celsius: Of the hottest sensor.
         temperatures: Degrees Celsius, by sensor.
         throttle_count: Times that it was slowed down for heat or current; None: it does not count them.
         busy: Who times something on it just now.
         rails: Of a Jetson.
         meters: That gave a reading.
-        meters_missing: Why others did not, by name.
+        missing_meters: Why others did not, by name.
         backends: By name.
         told: All of it, as JSON.
     """
@@ -156,12 +166,14 @@ class DeviceFacts:
     load: tuple[float, ...] = ()
     power: PowerFacts | None = None
     clocks: ClockFacts = field(default_factory=ClockFacts)
+    clocks_fixed: bool | None = None
+    celsius: float | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
     throttle_count: int | None = None
     busy: str | None = None
     rails: tuple[Rail, ...] = ()
     meters: tuple[MeterFacts, ...] = ()
-    meters_missing: Mapping[str, str] = field(default_factory=dict)
+    missing_meters: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, BackendFacts] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -173,11 +185,6 @@ class DeviceFacts:
     @property
     def is_jetson(self) -> bool:
         return self.chip is not None
-
-    @property
-    def celsius(self) -> float | None:
-        """Of the hottest sensor."""
-        return max(self.temperatures.values(), default=None)
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], name: str) -> DeviceFacts:
@@ -226,6 +233,8 @@ class DeviceFacts:
                 clocks.texts("free"),
                 clocks.text("governor"),
             ),
+            clocks_fixed=facts.flag("clocks_fixed"),
+            celsius=facts.number("celsius"),
             temperatures=facts.figures("temperatures"),
             throttle_count=facts.count("throttle_count"),
             busy=facts.text("busy"),
@@ -233,8 +242,8 @@ class DeviceFacts:
                 Rail(rail.text("label") or "?", rail.number("watts")) for rail in facts.inners("rails")
             ),
             meters=tuple(_meter(meter) for meter in facts.inners("meters")),
-            meters_missing=facts.mapping("meters_missing"),
-            backends={name: _backend(told) for name, told in facts.named("backends").items()},
+            missing_meters=facts.mapping("missing_meters"),
+            backends=_backends(facts),
             told=dict(told),
         )
 
@@ -262,14 +271,16 @@ def _meter(told: Told) -> MeterFacts:
 def _power(told: Told | None) -> PowerFacts | None:
     if told is None:
         return None
+    modes = (PowerMode(mode.text("name") or "?", mode.number("watts")) for mode in told.inners("modes"))
     return PowerFacts(
-        told.texts("modes"),
-        told.text("mode"),
-        told.text("default"),
-        told.text("before"),
-        told.text("problem"),
+        tuple(modes), told.text("mode"), told.text("default"), told.text("before"), told.text("problem")
     )
 
 
-def _backend(told: Told) -> BackendFacts:
-    return BackendFacts(told.text("missing"), told.mapping("facts"))
+def _backends(facts: Told) -> dict[str, BackendFacts]:
+    versions = facts.named("backend_facts")
+    found = {}
+    for name, missing in facts.mapping("backends").items():
+        own = versions.get(name)
+        found[name] = BackendFacts(missing or None, {} if own is None else own.all_texts())
+    return found

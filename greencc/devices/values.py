@@ -80,13 +80,18 @@ class Told:
 
     def mapping(self, key: str) -> dict[str, str]:
         """An object whose values are texts or numbers, as texts."""
-        value = self._data.get(key)
-        if value is None:
-            return {}
-        fine = isinstance(value, Mapping) and len(value) <= _MOST_ITEMS
-        if not fine or not all(isinstance(item, str | int | float) for item in value.values()):
-            raise self._wrong(key, "object of texts")
-        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in value.items()}
+        inner = self.inner(key)
+        return {} if inner is None else inner.all_texts()
+
+    def all_texts(self) -> dict[str, str]:
+        """This object, whose values are texts or numbers, as texts."""
+        for name in self._names():
+            if not isinstance(self._data[name], str | int | float):
+                raise self._wrong(name, "text")
+        return {
+            printable(name, _MOST_TEXT): printable(str(self._data[name]), _MOST_TEXT)
+            for name in self._names()
+        }
 
     def figures(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers."""
