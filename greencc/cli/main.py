@@ -28,6 +28,7 @@ _COMMANDS = {
     "run": "Run a bundle on inputs from an .npz file.",
     "trust": "Let the compiled code of a bundle run here, list what may, or withdraw it.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",
+    "lint": "Find what TensorRT would refuse, get wrong or run slowly in a model or a bundle.",
     "devices": "Machines that models are built, verified and measured on, over SSH: add, list, probe.",
     "targets": "List the targets and what their kernels can do here.",
     "passes": "List the passes and their options.",

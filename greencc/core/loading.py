@@ -86,6 +86,17 @@ def load_model(path: Path) -> ir.Model:
     return model
 
 
+def input_defaults(path: Path) -> tuple[str, ...]:
+    """Graph inputs of a model file that have a default; `load_model` makes constants of them.
+
+    Raises:
+        InputError: As `load_model`.
+    """
+    graph = _parse(Path(path)).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return tuple(value.name for value in graph.input if value.name in constants)
+
+
 def _forget_unknown_dims(proto: onnx.ModelProto) -> None:
     """Write "unknown" the way ONNX does: exporters also say -1 or `?`, which would make all of them equal."""
     graph = proto.graph

@@ -15,7 +15,7 @@ def warnings(facts: DeviceFacts) -> list[str]:
     if not facts.meters:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in facts.missing_meters.items())
         told.append(
-            f"no energy meter works there, so energy is estimated{f' ({reasons})' if reasons else ''}"
+            f"no energy meter works there, so energy is not measured{f' ({reasons})' if reasons else ''}"
         )
     if facts.clocks_fixed is False:
         told.append(

@@ -10,16 +10,8 @@ from greencc.devices.values import Told
 
 
 @dataclass(frozen=True)
-class PowerMode:
-    """A power mode (nvpmodel): what `--set-power-mode` takes, and the watts that its name promises."""
-
-    name: str
-    watts: float | None
-
-
-@dataclass(frozen=True)
 class PowerFacts:
-    """Power modes.
+    """Power modes (nvpmodel), by name.
 
     Attributes:
         modes: That the device has.
@@ -27,13 +19,15 @@ class PowerFacts:
         default: After flashing.
         before: That is to be put back, where one was changed.
         problem: Why that failed.
+        watts: Budgets of the modes that have one.
     """
 
-    modes: tuple[PowerMode, ...] = ()
+    modes: tuple[str, ...] = ()
     mode: str | None = None
     default: str | None = None
     before: str | None = None
     problem: str | None = None
+    watts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,7 +237,7 @@ class DeviceFacts:
             ),
             meters=tuple(_meter(meter) for meter in facts.inners("meters")),
             missing_meters=facts.mapping("missing_meters"),
-            backends=_backends(facts),
+            backends=_backends(facts.mapping("backends"), facts.named("backend_facts")),
             told=dict(told),
         )
 
@@ -271,16 +265,19 @@ def _meter(told: Told) -> MeterFacts:
 def _power(told: Told | None) -> PowerFacts | None:
     if told is None:
         return None
-    modes = (PowerMode(mode.text("name") or "?", mode.number("watts")) for mode in told.inners("modes"))
+    modes = told.inners("modes")
     return PowerFacts(
-        tuple(modes), told.text("mode"), told.text("default"), told.text("before"), told.text("problem")
+        tuple(mode.text("name") or "?" for mode in modes),
+        told.text("mode"),
+        told.text("default"),
+        told.text("before"),
+        told.text("problem"),
+        {mode.text("name") or "?": watts for mode in modes if (watts := mode.number("watts")) is not None},
     )
 
 
-def _backends(facts: Told) -> dict[str, BackendFacts]:
-    versions = facts.named("backend_facts")
-    found = {}
-    for name, missing in facts.mapping("backends").items():
-        own = versions.get(name)
-        found[name] = BackendFacts(missing or None, {} if own is None else own.all_texts())
-    return found
+def _backends(missing: Mapping[str, str], facts: Mapping[str, Told]) -> dict[str, BackendFacts]:
+    return {
+        name: BackendFacts(reason or None, facts[name].texts_by_name() if name in facts else {})
+        for name, reason in missing.items()
+    }

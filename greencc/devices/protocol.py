@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from greencc.core.elsewhere import LostError
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
 from greencc.devices.process import printable
 from greencc.devices.transport import Channel, ConnectionLostError
@@ -28,7 +29,7 @@ class ProtocolError(ConnectionLostError):
         )
 
 
-class DeviceLostError(UnavailableError):
+class DeviceLostError(LostError):
     """The device was restarted, or the agent's work killed, in the middle of what cannot go on from there."""
 
 

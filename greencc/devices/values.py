@@ -81,9 +81,9 @@ class Told:
     def mapping(self, key: str) -> dict[str, str]:
         """An object whose values are texts or numbers, as texts."""
         inner = self.inner(key)
-        return {} if inner is None else inner.all_texts()
+        return {} if inner is None else inner.texts_by_name()
 
-    def all_texts(self) -> dict[str, str]:
+    def texts_by_name(self) -> dict[str, str]:
         """This object, whose values are texts or numbers, as texts."""
         for name in self._names():
             if not isinstance(self._data[name], str | int | float):

@@ -43,6 +43,11 @@ class TensorRtVersion:
             )
         return found
 
+    @property
+    def release(self) -> str:
+        """Major and minor version: what tells releases apart that build differently."""
+        return f"{self.major}.{self.minor}"
+
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}" + (f".{self.patch}" if self.patch else "")
 
@@ -53,6 +58,7 @@ class TensorRtVersion:
 OLDEST, BEYOND = TensorRtVersion(8, 2), TensorRtVersion(12, 0)
 _STRONG = TensorRtVersion(10, 12)
 _ONLY_STRONG = TensorRtVersion(11, 0)
+_INTEGER_WEIGHTS = TensorRtVersion(10, 0)
 
 
 class Typing(Enum):
@@ -157,6 +163,15 @@ class TensorRtMachine:
         if self.typing is Typing.STRONG:
             return 20
         return 13 if self.version < TensorRtVersion(8, 5) else 17
+
+    @property
+    def integer_weights(self) -> bool:
+        """Quantized weights may be stored as INT8 before a DequantizeLinear.
+
+        Before 10, "weights of Q/DQ models must be specified using the FP32 data type" (developer guide, "Explicit
+        Quantization"), and a constant of INT8 is refused ("invalid weights type of Int8").
+        """
+        return self.rtx or self.version >= _INTEGER_WEIGHTS
 
     @property
     def float8(self) -> bool:

@@ -212,7 +212,7 @@ def _rows(address: str, facts: DeviceFacts) -> Iterator[tuple[str, str]]:
     if facts.power is not None:
         yield (
             "Power mode",
-            f"{facts.power.mode or 'not known'} (of {', '.join(mode.name for mode in facts.power.modes)})",
+            f"{facts.power.mode or 'not known'} (of {', '.join(facts.power.modes)})",
         )
     if facts.rails:
         rails = (rail.label + ("" if rail.watts is None else f" {rail.watts:.2f} W") for rail in facts.rails)
