@@ -335,19 +335,28 @@ class AgentClient:
         deadline = time.monotonic() + self._options.connect_seconds
         channel = self._transport.connect()
         try:
-            self._hello = greet(channel, self._transport.package, self.name, deadline)
+            hello = greet(channel, self._transport.package, self.name, deadline)
+            channel.established()
+            if self._connections == 0:
+                self._tidy(channel)
+            elif self._mode is not None:
+                self._set_again(channel, self._mode)
         except BaseException:
             channel.close()
             raise
-        channel.established()
-        self._channel = channel
+        self._channel, self._hello = channel, hello
         self._connections += 1
-        if self._connections == 1:
-            self._tidy(channel)
-        elif self._mode is not None:
-            # An agent that starts puts the mode back, which is right for all but this one.
-            self._expect(channel, "power-mode", {"set": self._mode})
         return channel
+
+    def _set_again(self, channel: Channel, mode: str) -> None:
+        """A new agent answers for the power mode from now on; left alone it would put back what it was."""
+        try:
+            self._expect(channel, "power-mode", {"set": mode})
+        except ConnectionLostError:
+            raise
+        except GreenccError as error:
+            # The agent of the broken connection may live for a moment, or its sshd may not know yet that it broke.
+            raise ConnectionLostError(error.message, hint=error.hint) from error
 
     def _tidy(self, channel: Channel) -> None:
         """End what a run that was killed on this machine left there."""

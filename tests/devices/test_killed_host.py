@@ -150,3 +150,26 @@ def test_a_power_mode_that_cannot_be_put_back_is_told(tmp_path: Path) -> None:
     assert "ended" in client.farewell
     # The next run tries again.
     assert len(list(state_folder().glob("*/*.jsonl"))) == 1
+
+
+def test_a_new_agent_waits_for_the_end_of_the_old_one(tmp_path: Path) -> None:
+    body = _AGENT.replace(
+        "    results =",
+        '    if op == "probe" and not count("probes"):\n        os._exit(1)\n'
+        '    if "set" in args and count("sets") == 1:\n'
+        '        error = {"kind": "unavailable", "message": "another connection has set it"}\n'
+        '        say({"id": number, "error": error})\n        continue\n'
+        "    results =",
+    )
+    with client_of(program(body), tmp_path) as client:
+        client.set_power_mode("7W")
+        client.probe()
+    assert asked(tmp_path) == [
+        "power-mode",
+        "probe",
+        "power-mode",
+        "power-mode",
+        "probe",
+        "power-mode",
+        "bye",
+    ]
