@@ -13,7 +13,7 @@ from typing import Iterable, List
 from greencc.agent import disk
 from greencc.agent.engine import Engine
 from greencc.agent.jobs import Job, held
-from greencc.agent.places import Places, remove
+from greencc.agent.places import Places, own_file, remove
 
 JOBS_S = 24 * 3600.0
 FILES_S = 14 * 24 * 3600.0
@@ -41,6 +41,10 @@ def everything(places: Places) -> int:
         forget(places, folder.name)
     for path in [*_entries(places.partial), *_entries(places.store), *_entries(places.cache)]:
         _delete(path)
+    for path in places.home.glob("agent-*.pyz"):
+        # Agents of other versions; one that runs still imports from its file.
+        if path != own_file() and time.time() - _newest(path) > JOBS_S:
+            _delete(path)
     return max(0, before - disk.used_bytes(places.home))
 
 
@@ -92,6 +96,7 @@ def room(places: Places, wanted: int) -> None:
     """Where `wanted` bytes do not fit, remove stored files that nobody uses, the longest unused first."""
     if disk.shortage(places, wanted) is None:
         return
+    outdated(places)
     for path in sorted(_entries(places.store), key=_newest):
         if time.time() - _newest(path) < JOBS_S or disk.shortage(places, wanted) is None:
             return

@@ -58,14 +58,20 @@ def require(places: Places, wanted: int, what: str) -> None:
         raise Problem("disk", "%s of %.1f MB does not fit: %s" % (what, wanted / _MIB, problem), _HINT)
 
 
-def shortage(places: Places, wanted: int = 0) -> Optional[str]:
-    """Why `wanted` more bytes cannot be written, or None."""
+def shortage(places: Places, wanted: int = 0, counted: bool = True) -> Optional[str]:
+    """Why `wanted` more bytes cannot be written, or None.
+
+    Args:
+        counted: Look at what the agent's folder holds, too.
+    """
     free, keep = free_bytes(places), _setting("GREENCC_AGENT_KEEP_FREE", _KEEP_FREE)
     if free - wanted < keep:
         return "%.1f MB are free on the device's disk, of which %.1f MB must stay so" % (
             free / _MIB,
             keep / _MIB,
         )
+    if not counted:
+        return None
     quota = _setting("GREENCC_AGENT_QUOTA", _QUOTA)
     used = used_bytes(places.home)
     if used + wanted > quota:

@@ -112,6 +112,8 @@ class Engine:
         pid = self.pid()
         if pid is not None:
             end_family(pid)
+            for name in (_STATE, _SOCKET):
+                remove(self.folder / name)
 
     def _running(self) -> Optional[Dict[str, Any]]:
         known = read_json(self.folder / _STATE)

@@ -97,8 +97,12 @@ class Job:
             return str(told.get("state", "failed")), told
         if running:
             return "running", {}
-        began = read_json(self.folder / "state.json") or {}
-        if began.get("boot") != self.places.boot_id:
+        began = read_json(self.folder / "state.json")
+        if began is None:
+            problem = Problem(
+                "lost", "job %s was never begun%s" % (self.name, self._last_words()), "start it again"
+            )
+        elif began.get("boot") != self.places.boot_id:
             problem = Problem(
                 "lost", "the device was started anew while job %s ran" % self.name, "start it again"
             )
@@ -144,7 +148,8 @@ class Job:
         pid, lock = began.get("pid"), self.folder / "lock"
         if isinstance(pid, int) and held(lock) and started_at(pid) == began.get("started"):
             watched = (read_json(self.folder / "watched.json") or {}).get("processes", [])
-            for each, started in [*watched, (pid, began.get("started"))]:
+            # Itself first: it must not tell of the end of what it uses as a failure.
+            for each, started in [(pid, began.get("started")), *watched]:
                 if started_at(each) == started:
                     end_family(each)
         if held(lock):

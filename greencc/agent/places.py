@@ -81,9 +81,13 @@ _START = (
 
 def again(*arguments: str) -> List[str]:
     """The command that runs this very agent with other arguments, be it in a zip file or in a folder."""
+    return [sys.executable, "-c", _START, str(own_file()), *arguments]
+
+
+def own_file() -> Path:
+    """The zip file or folder that this agent is in."""
     # .../agent.pyz/greencc/agent/places.py
-    here = Path(os.path.abspath(__file__)).parents[2]  # noqa: PTH100 - the inside of a zip file cannot be resolved
-    return [sys.executable, "-c", _START, str(here), *arguments]
+    return Path(os.path.abspath(__file__)).parents[2]  # noqa: PTH100 - the inside of a zip file cannot be resolved
 
 
 def read_text(path: Path) -> Optional[str]:

@@ -43,7 +43,7 @@ _TIMEOUT_S = 30.0
 _WAIT_S = 60.0
 _SILENCE_S = 900.0
 _LEASE_S = 60.0
-_LOOK_S = 0.2
+_LONGEST_LOOK_S = 1.0
 _RETRY_S = 10.0
 _MOST_TRIES = 30
 
@@ -219,7 +219,9 @@ def _watch(places: Places) -> None:
             gone = now if gone is None else gone
             until = min(until, gone + _seconds("LEASE", _LEASE_S))
         if now < until or jobs.running(places):
-            time.sleep(_LOOK_S)
+            time.sleep(
+                min(_LONGEST_LOOK_S, _seconds("LEASE", _LEASE_S) / 5, _seconds("SILENCE", _SILENCE_S) / 5)
+            )
             continue
         tries += 1
         try:

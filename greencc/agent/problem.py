@@ -1,5 +1,7 @@
 """What goes wrong on the device, as the host gets to read it."""
 
+from typing import Any, Dict
+
 KINDS = (
     "usage",
     "input",
@@ -34,12 +36,12 @@ class Problem(Exception):  # noqa: N818 - it is shown to people, not a fault of 
         """Message and hint."""
         return "%s (%s)" % (self.message, self.hint) if self.hint else self.message
 
-    def as_json(self) -> dict:
+    def as_json(self) -> Dict[str, Any]:
         """For a reply."""
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
     @classmethod
-    def from_json(cls, found: dict) -> "Problem":
+    def from_json(cls, found: Dict[str, Any]) -> "Problem":
         """From a reply; kinds that are not known are internal."""
         kind = found.get("kind")
         return cls(

@@ -6,7 +6,7 @@ import sys
 import traceback
 from typing import IO, Any, Callable, Dict, Set, Tuple
 
-from greencc.agent import VERSION, clean, framing, power, store, wire
+from greencc.agent import VERSION, clean, disk, framing, power, store, wire
 from greencc.agent.device import used
 from greencc.agent.engine import Engine
 from greencc.agent.jobs import Job
@@ -64,6 +64,9 @@ class Server:
             return {"id": number, "result": result}, data
         except Problem as problem:
             return {"id": number, "error": problem.as_json()}, b""
+        except OSError as error:
+            told = disk.full(error, str(error.filename or "a file"))
+            return {"id": number, "error": told.as_json()}, b""
         except Exception as error:  # noqa: BLE001 - the agent stays, and says what happened
             traceback.print_exc()
             message = "the agent failed at %s: %s: %s" % (name, type(error).__name__, error)
@@ -134,6 +137,7 @@ class Server:
     def bye(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         clean.session(self.places, self._session)
         self._session.clear()
+        clean.outdated(self.places)
         if power.mine(self.places):
             power.restore(self.places)
         return {}, b""

@@ -1,7 +1,7 @@
 """Messages between host, agent and workers: a line of JSON, and as many bytes after it as it says."""
 
 import json
-from typing import IO, Optional, Tuple
+from typing import IO, Any, Dict, Optional, Tuple
 
 from greencc.agent.problem import Problem
 
@@ -9,7 +9,7 @@ MOST_LINE = 64 << 20
 MOST_BYTES = 1 << 36
 
 
-def write(stream: IO[bytes], header: dict, payload: bytes = b"") -> None:
+def write(stream: IO[bytes], header: Dict[str, Any], payload: bytes = b"") -> None:
     """Send one message."""
     stream.write(head(header, len(payload)))
     if payload:
@@ -17,12 +17,12 @@ def write(stream: IO[bytes], header: dict, payload: bytes = b"") -> None:
     stream.flush()
 
 
-def head(header: dict, size: int) -> bytes:
+def head(header: Dict[str, Any], size: int) -> bytes:
     """The line of a message that `size` bytes follow."""
     return json.dumps(dict(header, bytes=size), separators=(",", ":")).encode("utf-8") + b"\n"
 
 
-def read(stream: IO[bytes]) -> Optional[Tuple[dict, bytes]]:
+def read(stream: IO[bytes]) -> Optional[Tuple[Dict[str, Any], bytes]]:
     """Receive one message; None: the stream ended before it.
 
     Raises:
@@ -36,7 +36,7 @@ def read(stream: IO[bytes]) -> Optional[Tuple[dict, bytes]]:
     return _payload(stream, parse(line))
 
 
-def _payload(stream: IO[bytes], header: dict) -> Tuple[dict, bytes]:
+def _payload(stream: IO[bytes], header: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
     count = size_of(header)
     parts = []
     while count > 0:
@@ -48,7 +48,7 @@ def _payload(stream: IO[bytes], header: dict) -> Tuple[dict, bytes]:
     return header, b"".join(parts)
 
 
-def parse(line: bytes) -> dict:
+def parse(line: bytes) -> Dict[str, Any]:
     """The JSON of a message.
 
     Raises:
@@ -63,7 +63,7 @@ def parse(line: bytes) -> dict:
     return header
 
 
-def size_of(header: dict) -> int:
+def size_of(header: Dict[str, Any]) -> int:
     """Bytes that follow a message's line.
 
     Raises:

@@ -57,9 +57,7 @@ def lookup(path: Path) -> Path:
 def _save(path: Path, nodes: Any, inputs: Any, outputs: Any, weights: Any) -> Path:
     graph = helper.make_graph(nodes, "net", inputs, outputs, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path)
-    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
     return path
 
 
@@ -115,7 +113,11 @@ def build(backend: Backend, model: Path, folder: Path, options: dict[str, Any], 
     lines: list[str] = []
     seconds, memory = limits.get("seconds"), limits.get("memory_bytes")
     found = backend.build(
-        str(model), str(folder), options, lines.append, Limits(seconds, None if memory is None else int(memory))
+        str(model),
+        str(folder),
+        options,
+        lines.append,
+        Limits(seconds, None if memory is None else int(memory)),
     )
     return found, lines
 

@@ -38,7 +38,9 @@ def test_builds_runs_drives_and_profiles(tmp_path: Path, started: list[Resident]
         (output,) = support.run(engine, feed)
         np.testing.assert_array_equal(output, support.expected(model, feed)[0])
     feeds = support.images(3)
-    answer, _ = engine.ask("drive", support.stretch(tmp_path / "drive", feeds, seconds=0.2, due=[0.01, 0.02, 9.0]))
+    answer, _ = engine.ask(
+        "drive", support.stretch(tmp_path / "drive", feeds, seconds=0.2, due=[0.01, 0.02, 9.0])
+    )
     services, latencies = support.times(tmp_path / "drive")
     assert answer["count"] == len(services) == len(latencies) == 2
     # To the end of the stretch, as at a rate.
@@ -51,7 +53,9 @@ def test_data_beside_the_model_comes_along(tmp_path: Path, started: list[Residen
     plain = support.net(tmp_path / "plain.onnx")
     path = tmp_path / "model" / "net.onnx"
     path.parent.mkdir()
-    onnx.save(onnx.load(str(plain)), str(path), save_as_external_data=True, location="net.data", size_threshold=0)
+    onnx.save(
+        onnx.load(str(plain)), str(path), save_as_external_data=True, location="net.data", size_threshold=0
+    )
     assert (tmp_path / "model/net.data").exists()
     found = find("ort", "/", support.environment(), str(tmp_path / "home"))
     support.build(found, path, tmp_path / "engine", {})
@@ -66,7 +70,7 @@ def test_data_beside_the_model_comes_along(tmp_path: Path, started: list[Residen
 def test_a_model_that_is_refused(tmp_path: Path) -> None:
     model = support.net(tmp_path / "model" / "net.onnx", op_type="Shrug")
     found = find("ort", "/", support.environment(), str(tmp_path / "home"))
-    with pytest.raises(Problem, match="ONNX Runtime refuses the model: .*Shrug") as caught:
+    with pytest.raises(Problem, match=r"ONNX Runtime refuses the model: .*Shrug") as caught:
         support.build(found, model, tmp_path / "engine", {})
     assert caught.value.kind == "input"
     assert list((tmp_path / "engine").iterdir()) == []

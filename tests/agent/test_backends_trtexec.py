@@ -37,9 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 def backend(root: Path, version: str = "10.3.0", **more: str) -> Any:
     """With no bindings in sight; the linter of this very tree checks graphs."""
-    env = support.environment(
-        PYTHONPATH=str(support.REPOSITORY), TRTEXEC_DOUBLE_VERSION=version, **more
-    )
+    env = support.environment(PYTHONPATH=str(support.REPOSITORY), TRTEXEC_DOUBLE_VERSION=version, **more)
     return find("tensorrt", str(root), env, str(root.parent / "home"))
 
 
@@ -56,7 +54,9 @@ def test_every_release_builds_runs_drives_and_profiles(
     found = backend(root, version)
     assert found.missing() is None
     assert found.facts() == {"tensorrt": version, "implementation": "trtexec"}
-    result, lines = support.build(found, model, tmp_path / "engine", {**options(version), "workspace_bytes": 1 << 28})
+    result, lines = support.build(
+        found, model, tmp_path / "engine", {**options(version), "workspace_bytes": 1 << 28}
+    )
     assert result["facts"]["gpu"] == "Orin"
     assert result["facts"]["compute_capability"] == "8.7"
     asked = result["facts"]["builder"]
@@ -190,7 +190,9 @@ def test_an_engine_of_elsewhere(version: str, sm: str, text: str, root: Path, tm
     assert caught.value.kind == "input"
 
 
-@pytest.mark.parametrize(("number", "text"), [(8201, "8.2.1"), (8502, "8.5.2"), (100300, "10.3.0"), (110401, "11.4.1")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(8201, "8.2.1"), (8502, "8.5.2"), (100300, "10.3.0"), (110401, "11.4.1")]
+)
 def test_versions(number: int, text: str) -> None:
     assert version_text(number) == text
 
@@ -214,7 +216,9 @@ def test_files_of_other_releases(tmp_path: Path) -> None:
     (found,) = read_json(str(path), "a test")
     assert found["name"] == "inf"
     np.testing.assert_array_equal(found["values"], [np.nan, np.nan, np.inf, -np.inf, 1e30])
-    path.write_text('[ { "count" : 3 }\n, { "name" : "a", "timeMs" : 3, "averageMs" : 1 } ]', encoding="utf-8")
+    path.write_text(
+        '[ { "count" : 3 }\n, { "name" : "a", "timeMs" : 3, "averageMs" : 1 } ]', encoding="utf-8"
+    )
     assert read_profile(str(path)) == [("a", 1.0)]
 
 

@@ -97,7 +97,11 @@ def test_runs_and_drives(here: Path, tmp_path: Path, started: list[Resident]) ->
 
 @pytest.mark.parametrize(
     ("asked", "kind", "text"),
-    [(1001.0, "crashed", "signal 6"), (1003.0, "input", "a kernel failed"), (1004.0, "input", r"ended \(7\)")],
+    [
+        (1001.0, "crashed", "signal 6"),
+        (1003.0, "input", "a kernel failed"),
+        (1004.0, "input", r"ended \(7\)"),
+    ],
 )
 def test_trouble(
     asked: float, kind: str, text: str, here: Path, tmp_path: Path, started: list[Resident]
@@ -118,7 +122,7 @@ def test_files_that_are_missing(here: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.json").write_bytes(here.read_bytes())
-    with pytest.raises(Problem, match="model.so is missing"):
+    with pytest.raises(Problem, match=r"model\.so is missing"):
         support.build(backend(tmp_path), model / "model.json", tmp_path / "engine", {})
     (model / "model.json").write_text("[]", encoding="utf-8")
     with pytest.raises(Problem, match="does not describe a compiled model"):

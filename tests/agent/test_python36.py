@@ -11,24 +11,39 @@ import pytest
 AGENT = Path(__file__).parents[2] / "greencc" / "agent"
 FILES = sorted(AGENT.rglob("*.py"))
 # What came later ("What's New in Python 3.7" to 3.12), by how it is written.
-LATER_MODULES = {"dataclasses", "contextvars", "importlib.resources", "importlib.metadata", "zoneinfo", "tomllib", "graphlib"}
+LATER_MODULES = {
+    "dataclasses",
+    "contextvars",
+    "importlib.resources",
+    "importlib.metadata",
+    "zoneinfo",
+    "tomllib",
+    "graphlib",
+}
+# As text: a set of each.
 LATER_NAMES = {
-    "contextlib": {"nullcontext", "AsyncExitStack", "asynccontextmanager", "chdir", "aclosing"},
-    "functools": {"cache", "cached_property", "singledispatchmethod"},
-    "math": {"prod", "isqrt", "dist", "perm", "comb", "lcm", "nextafter", "ulp", "cbrt", "exp2"},
-    "time": {"perf_counter_ns", "monotonic_ns", "time_ns", "process_time_ns", "thread_time", "thread_time_ns", "clock_gettime_ns"},
-    "statistics": {"fmean", "geometric_mean", "quantiles", "multimode", "NormalDist", "correlation", "linear_regression"},
-    "os": {"register_at_fork", "preadv", "pwritev", "posix_spawn", "memfd_create", "add_dll_directory", "pidfd_open", "waitstatus_to_exitcode"},
-    "shlex": {"join"},
-    "typing": {"Literal", "Final", "Protocol", "TypedDict", "final", "get_args", "get_origin", "Annotated", "Self", "TypeAlias", "ForwardRef"},
-    "itertools": {"pairwise", "batched"},
-    "random": {"randbytes"},
-    "asyncio": {"run", "create_task", "get_running_loop", "to_thread"},
-    "signal": {"raise_signal", "strsignal", "valid_signals"},
-    "threading": {"excepthook", "get_native_id"},
-    "sys": {"orig_argv", "stdlib_module_names", "unraisablehook", "addaudithook"},
-    "queue": {"SimpleQueue"},
-}  # fmt: skip
+    module: set(names.split())
+    for module, names in {
+        "contextlib": "AsyncExitStack aclosing asynccontextmanager chdir nullcontext",
+        "functools": "cache cached_property singledispatchmethod",
+        "math": "cbrt comb dist exp2 isqrt lcm nextafter perm prod ulp",
+        "time": "clock_gettime_ns monotonic_ns perf_counter_ns process_time_ns thread_time "
+        "thread_time_ns time_ns",
+        "statistics": "NormalDist correlation fmean geometric_mean linear_regression multimode quantiles",
+        "os": "add_dll_directory memfd_create pidfd_open posix_spawn preadv pwritev register_at_fork "
+        "waitstatus_to_exitcode",
+        "shlex": "join",
+        "typing": "Annotated Final ForwardRef Literal Protocol Self TypeAlias TypedDict final get_args "
+        "get_origin",
+        "itertools": "batched pairwise",
+        "random": "randbytes",
+        "asyncio": "create_task get_running_loop run to_thread",
+        "signal": "raise_signal strsignal valid_signals",
+        "threading": "excepthook get_native_id",
+        "sys": "addaudithook orig_argv stdlib_module_names unraisablehook",
+        "queue": "SimpleQueue",
+    }.items()
+}
 LATER_METHODS = {"removeprefix", "removesuffix", "isascii", "is_relative_to", "with_stem", "readlink", "hardlink_to",
                  "bit_count", "fromisoformat", "toreadonly", "reconfigure"}  # fmt: skip
 LATER_KEYWORDS = {
@@ -73,9 +88,8 @@ def later(tree: ast.AST) -> list[str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             used = {each.arg for each in node.keywords} & LATER_KEYWORDS.get(name, set())
             found += [f"{line}: {name}({each}=)" for each in sorted(each for each in used if each)]
-        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-            if node.value.id in BUILTIN_GENERICS:
-                found.append(f"{line}: {node.value.id}[...]")
+        elif isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in BUILTIN_GENERICS:
+            found.append(f"{line}: {ast.unparse(node.value)}[...]")
     return found
 
 
@@ -122,7 +136,9 @@ def test_what_is_later_is_found(source: str) -> None:
     assert later(ast.parse(source))
 
 
-@pytest.mark.parametrize("source", ["if (x := 1): pass", "def f(a, /): ...", "f'{x=}'", "match x:\n case 1: pass"])
+@pytest.mark.parametrize(
+    "source", ["if (x := 1): pass", "def f(a, /): ...", "f'{x=}'", "match x:\n case 1: pass"]
+)
 def test_later_syntax_is_refused(source: str) -> None:
     with pytest.raises(SyntaxError):
         ast.parse(source, feature_version=(3, 6))

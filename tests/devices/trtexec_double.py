@@ -12,8 +12,8 @@ It is given the machine that it plays by a file `trtexec.json` beside it, or by 
     build   / TRTEXEC_DOUBLE_BUILD    seconds that a build takes at least (0)
     fault   / TRTEXEC_DOUBLE_FAULT    segfault, kill, hang, garbage: what it does instead of an inference or a build
 
-A graph is checked with greencc's linter where that can be imported. Its "engine" holds the ONNX model, the version and the
-GPU, and is refused elsewhere as TensorRT does. Formats are those of NVIDIA/TensorRT, samples/common (logging.h,
+A graph is checked with greencc's linter where that can be imported. Its "engine" holds the ONNX model, the version and
+the GPU, and is refused elsewhere as TensorRT does. Formats are those of NVIDIA/TensorRT, samples/common (logging.h,
 sampleDevice.cpp, sampleOptions.cpp, sampleInference.cpp, sampleReporting.cpp).
 """
 
@@ -110,7 +110,7 @@ class Machine:
         if option not in OPTIONS:
             return False
         _, since, until = OPTIONS[option]
-        return since <= self.numbers[:2] and self.numbers[:2] <= until + (99,)
+        return since <= self.numbers[:2] and self.numbers[:2] <= (*until, 99)
 
 
 def machine() -> Machine:
@@ -344,8 +344,9 @@ def check_operators(model: Any) -> None:
         outputs = " ".join(f'"{each}"' for each in node.output)
         raise Failed(
             f"[TRT] ModelImporter.cpp:948: While parsing node number {number} [{node.op_type} -> {outputs}]:",
-            f"[TRT] ModelImporter.cpp:953: ERROR: onnxOpImporters.cpp:5417 In function importFallbackPluginImporter:",
-            f'[8] Assertion failed: creator && "Plugin not found, are the plugin name, version, and namespace correct?"',
+            "[TRT] ModelImporter.cpp:953: ERROR: onnxOpImporters.cpp:5417 In function importFallbackPluginImporter:",
+            '[8] Assertion failed: creator && "Plugin not found, are the plugin name, version, and namespace '
+            'correct?"',
             *PARSING,
         )
 
@@ -355,6 +356,7 @@ def check_rules(here: Machine, model: Any, options: dict[str, str]) -> None:
     try:
         import onnx_ir as ir
         from greencc.targets._tensorrt.lint import Severity, lint
+
         from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
     except ImportError as error:
         say("V", f"the graph is not checked: {error}")

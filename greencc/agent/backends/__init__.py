@@ -37,7 +37,7 @@ Options of workers: {"threads": N} (ort, tvm), {"warm_up": bool (default true)}.
 
 import os
 import sys
-from typing import Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from greencc.agent.problem import Problem
 
@@ -82,8 +82,8 @@ class Backend:
         raise NotImplementedError
 
     def build(
-        self, main_path: str, folder: str, options: dict, log: Log, limits: Optional[Limits] = None
-    ) -> dict:
+        self, main_path: str, folder: str, options: Dict[str, Any], log: Log, limits: Optional[Limits] = None
+    ) -> Dict[str, Any]:
         """Write an engine into a folder.
 
         Args:
@@ -101,7 +101,7 @@ class Backend:
         """
         raise NotImplementedError
 
-    def worker_command(self, folder: str, options: dict) -> List[str]:
+    def worker_command(self, folder: str, options: Dict[str, Any]) -> List[str]:
         """The command of a resident worker for what `build` has written."""
         raise NotImplementedError
 
@@ -138,4 +138,4 @@ def self_command(*arguments: str) -> List[str]:
     place = os.path.abspath(__file__)
     for _ in range(4):
         place = os.path.dirname(place)
-    return [sys.executable, "-c", _START, place] + list(arguments)
+    return [sys.executable, "-c", _START, place, *list(arguments)]

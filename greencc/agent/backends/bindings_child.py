@@ -1,4 +1,7 @@
-"""TensorRT by its Python bindings, in a process of its own: probing and building. Versions 8.2 to 11 differ in names."""
+"""TensorRT by its Python bindings, in a process of its own: probing and building.
+
+Versions 8.2 to 11 differ in names: what is there decides, and the version only where both are.
+"""
 
 import os
 import re
@@ -41,7 +44,7 @@ def make_logger(trt: Any) -> Any:
             if letter == "V":
                 return
             line = "[%s] [TRT] %s" % (letter, message)
-            self.lines = self.lines[-200:] + [line]
+            self.lines = [*self.lines[-200:], line]
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - the log of this process
 
     return Logger()
@@ -71,7 +74,7 @@ def _import() -> Any:
     return tensorrt
 
 
-def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
+def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """Build a plan; see `greencc.agent.backends`.
 
     Raises:
@@ -111,7 +114,7 @@ def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
     return kept.save(folder)
 
 
-def load(setup: Setup, folder: str, options: dict) -> Loaded:
+def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
     """A loaded and warmed-up engine."""
     from greencc.agent.backends.bindings_engine import BindingsEngine
 
@@ -119,7 +122,7 @@ def load(setup: Setup, folder: str, options: dict) -> Loaded:
     return BindingsEngine(trt, Cuda(setup.root), make_logger(trt), manifest.read(folder), folder, options)
 
 
-def _network_flags(trt: Any, options: dict) -> int:
+def _network_flags(trt: Any, options: Dict[str, Any]) -> int:
     """Strong typing is a flag since 9, and the only way from 11 on; an explicit batch is the only way from 10 on."""
     version, flags = version_of(trt), 0
     names = trt.NetworkDefinitionCreationFlag
@@ -143,7 +146,7 @@ def _network_flags(trt: Any, options: dict) -> int:
     return flags
 
 
-def _configure(trt: Any, builder: Any, config: Any, options: dict) -> None:
+def _configure(trt: Any, builder: Any, config: Any, options: Dict[str, Any]) -> None:
     flags = trt.BuilderFlag
     if options.get("typing") != "strong":
         for precision in options.get("precisions") or []:
@@ -174,7 +177,7 @@ def _configure(trt: Any, builder: Any, config: Any, options: dict) -> None:
             config.set_flag(flags.GPU_FALLBACK)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, facts: OnnxFacts, shapes: dict) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, facts: OnnxFacts, shapes: Dict[str, Any]) -> None:
     free = []  # type: List[Spec]
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -192,7 +195,7 @@ def _add_profile(builder: Any, config: Any, network: Any, facts: OnnxFacts, shap
     config.add_optimization_profile(profile)
 
 
-def profile_of(spec: Spec, shapes: dict) -> List[List[int]]:
+def profile_of(spec: Spec, shapes: Dict[str, Any]) -> List[List[int]]:
     """Least, usual and greatest shape of an input with free dimensions.
 
     Raises:

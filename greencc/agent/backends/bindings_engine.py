@@ -70,7 +70,7 @@ class BindingsEngine(Loaded):
     """
 
     def __init__(
-        self, trt: Any, cuda: Cuda, logger: Any, built: Manifest, folder: str, options: dict
+        self, trt: Any, cuda: Cuda, logger: Any, built: Manifest, folder: str, options: Dict[str, Any]
     ) -> None:
         super().__init__(built.inputs, built.outputs, dict(built.facts, timed=_TIMED, **built.versions))
         self._trt, self._cuda, self._logger = trt, cuda, logger
@@ -111,7 +111,7 @@ class BindingsEngine(Loaded):
             outputs.append(bytes(converted(found, self._dtypes[spec.name], spec.dtype)))
         return self._results, outputs, milliseconds
 
-    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: Any) -> dict:
+    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: Any) -> Dict[str, Any]:
         from greencc.agent.backends import driving
 
         self._prepare(given)
@@ -119,7 +119,9 @@ class BindingsEngine(Loaded):
         recorded = driving.drive(lambda index: self._execute(given, ready[index]), count, plan)
         return dict(recorded.save(plan.into), facts={"timed": _TIMED})
 
-    def profile(self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str) -> List[dict]:
+    def profile(
+        self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str
+    ) -> List[Dict[str, Any]]:
         """By a context of its own: one that was profiled waits for each run from then on."""
         totals = {}  # type: Dict[str, float]
         context, kept = self._engine.create_execution_context(), self._context
@@ -141,7 +143,7 @@ class BindingsEngine(Loaded):
     def _kind(self, layer: str) -> str:
         return kind_of(layer, self._op_types)
 
-    def _warm_up(self, shapes: dict) -> None:
+    def _warm_up(self, shapes: Dict[str, Any]) -> None:
         given = []
         for spec in self.inputs:
             shape = shapes.get(spec.name, {}).get("opt") if spec.free else spec.shape

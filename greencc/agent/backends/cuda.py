@@ -7,7 +7,7 @@ import ctypes
 import glob
 import os
 import sys
-from typing import List, Optional
+from typing import Any, List
 
 from greencc.agent.problem import Problem
 
@@ -44,7 +44,9 @@ class Cuda:
 
     def __init__(self, root: str) -> None:
         self._library = _open(root)
-        self._check(self._library.cudaSetDeviceFlags(_SLEEP_WHILE_WAITING), "setting up the GPU", "unavailable")
+        self._check(
+            self._library.cudaSetDeviceFlags(_SLEEP_WHILE_WAITING), "setting up the GPU", "unavailable"
+        )
         count = ctypes.c_int()
         self._check(self._library.cudaGetDeviceCount(ctypes.byref(count)), "looking for a GPU", "unavailable")
         if count.value < 1:
@@ -112,7 +114,7 @@ class Cuda:
         )
         self._check(status, "copying")
 
-    def _allocated(self, function: "ctypes._FuncPtr", size: int, what: str) -> int:
+    def _allocated(self, function: Any, size: int, what: str) -> int:
         address = ctypes.c_void_p()
         status = function(ctypes.byref(address), ctypes.c_size_t(max(1, size)))
         if status == _OUT_OF_MEMORY:

@@ -3,7 +3,7 @@
 import array
 import os
 import time
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from greencc.agent.backends.tensors import Spec
 from greencc.agent.problem import Problem
@@ -18,7 +18,7 @@ class Plan:
         Problem: ``usage``: it makes no sense.
     """
 
-    def __init__(self, arguments: dict) -> None:
+    def __init__(self, arguments: Dict[str, Any]) -> None:
         self.seconds = _number(arguments, "seconds")
         runs = _number(arguments, "runs")
         self.runs = None if runs is None else int(runs)
@@ -45,7 +45,7 @@ class Plan:
         return now if self.rate is None else count / self.rate
 
 
-def _number(arguments: dict, name: str) -> Optional[float]:
+def _number(arguments: Dict[str, Any], name: str) -> Optional[float]:
     value = arguments.get(name)
     if value is None:
         return None
@@ -63,7 +63,7 @@ class Recorded:
         self.services = array.array("d")
         self.late = 0
 
-    def save(self, into: str) -> dict:
+    def save(self, into: str) -> Dict[str, Any]:
         """Write both files, and say the rest as the answer to ``drive``.
 
         Raises:
@@ -140,7 +140,9 @@ class FeedFile:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != wanted:
-                    raise Problem("input", "%d inputs have %d bytes, and the file has %d" % (count, wanted, size))
+                    raise Problem(
+                        "input", "%d inputs have %d bytes, and the file has %d" % (count, wanted, size)
+                    )
                 # A private copy: reading from the disk within a run would be timed.
                 data = file.read() if size else b""
         except OSError as error:

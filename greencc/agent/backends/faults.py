@@ -30,7 +30,9 @@ class Fault:
 
 
 _REBUILD = "build it again on this device"
-_LESS_MEMORY = "close other programs, add swap, give the builder less workspace, or compile for smaller inputs"
+_LESS_MEMORY = (
+    "close other programs, add swap, give the builder less workspace, or compile for smaller inputs"
+)
 
 # The first that matches wins: causes come before what follows from them.
 FAULTS = (
@@ -192,7 +194,7 @@ def explain(lines: Iterable[str]) -> Optional[Problem]:
             match = fault.pattern.search(line)
             if match is not None:
                 groups = [group or "" for group in match.groups()]
-                message = fault.message.format(*(groups + ["", ""]))
+                message = fault.message.format(*([*groups, "", ""]))
                 expected = [group for group in groups if group]
                 if "another" in message and len(expected) == 2:
                     message += " (%s here, and not %s)" % (expected[0], expected[1])
@@ -204,7 +206,10 @@ def last_errors(lines: Iterable[str], most: int = 3) -> List[str]:
     """The last lines that are errors, or else the last lines, without their stamps."""
     texts = list(lines)
     errors = [line for line in texts if _SEVERITY.match(line) and severity(line) in "FE"]
-    return [re.sub(r"^(?:\[[^\]]*\] )?\[[FEWIV]\] *(?:\[TRT\] *)?", "", line) for line in (errors or texts)[-most:]]
+    return [
+        re.sub(r"^(?:\[[^\]]*\] )?\[[FEWIV]\] *(?:\[TRT\] *)?", "", line)
+        for line in (errors or texts)[-most:]
+    ]
 
 
 def failure(what: str, lines: Iterable[str], kind: str = "internal") -> Problem:

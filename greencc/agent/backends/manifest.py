@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from greencc.agent.backends.tensors import Spec, all_specs
 from greencc.agent.problem import Problem
@@ -33,7 +33,7 @@ class Manifest:
         outputs: Sequence[Spec],
         versions: Dict[str, str],
         facts: Dict[str, str],
-        extra: dict,
+        extra: Dict[str, Any],
     ) -> None:
         self.implementation = implementation
         self.engine = engine
@@ -43,7 +43,7 @@ class Manifest:
         self.facts = facts
         self.extra = extra
 
-    def save(self, folder: str) -> dict:
+    def save(self, folder: str) -> Dict[str, Any]:
         """Write it; returns the result of the build.
 
         Raises:

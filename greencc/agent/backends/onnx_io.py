@@ -65,7 +65,8 @@ def read_facts(path: str) -> OnnxFacts:
 
 
 def _facts(whole: memoryview) -> OnnxFacts:
-    inputs, outputs, valued, ops = [], [], set(), {}  # type: List[Spec], List[Spec], set, Dict[str, str]
+    inputs, outputs = [], []  # type: List[Spec], List[Spec]
+    valued, ops = set(), {}  # type: Set[str], Dict[str, str]
     graphs = [value for number, value in _fields(whole) if number == 7]
     if len(graphs) != 1:
         raise IndexError("no graph")

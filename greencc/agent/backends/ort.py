@@ -1,6 +1,6 @@
 """ONNX Runtime on the device: python3 with the packages onnxruntime and numpy, as on a Raspberry Pi."""
 
-from typing import Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from greencc.agent.backends import Limits, Log
 from greencc.agent.backends.process_backend import ProcessBackend
@@ -37,6 +37,6 @@ class OrtBackend(ProcessBackend):
             self._problem = problem
 
     def build(
-        self, main_path: str, folder: str, options: dict, log: Log, limits: Optional[Limits] = None
-    ) -> dict:
+        self, main_path: str, folder: str, options: Dict[str, Any], log: Log, limits: Optional[Limits] = None
+    ) -> Dict[str, Any]:
         return self.start_build("ort", main_path, folder, options, log, limits)

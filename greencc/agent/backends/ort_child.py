@@ -46,7 +46,7 @@ def probe(setup: Setup) -> Dict[str, str]:
     }
 
 
-def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
+def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """Take the model over, once ONNX Runtime has accepted it.
 
     Raises:
@@ -69,12 +69,12 @@ def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
     return kept.save(folder)
 
 
-def load(setup: Setup, folder: str, options: dict) -> Loaded:
+def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
     """A session that has run once."""
     return OrtEngine(manifest.read(folder), folder, options)
 
 
-def _session(ort: Any, path: str, options: dict, profile: str = "") -> Any:
+def _session(ort: Any, path: str, options: Dict[str, Any], profile: str = "") -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = int(options.get("threads") or 1)
     settings.inter_op_num_threads = 1
@@ -105,7 +105,7 @@ class OrtEngine(Loaded):
         options: {"threads": N, "warm_up": bool}; otherwise as it was built.
     """
 
-    def __init__(self, built: Manifest, folder: str, options: dict) -> None:
+    def __init__(self, built: Manifest, folder: str, options: Dict[str, Any]) -> None:
         ort, self._numpy = _import()
         self._ort, self._path = ort, os.path.join(folder, built.engine)
         self._options = dict(built.extra.get("options") or {}, **options)
@@ -124,12 +124,14 @@ class OrtEngine(Loaded):
         specs = [Spec(spec.name, str(each.dtype), each.shape) for spec, each in zip(self.outputs, found)]
         return specs, [self._numpy.ascontiguousarray(each).tobytes() for each in found], milliseconds
 
-    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> dict:
+    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> Dict[str, Any]:
         ready = [self._arrays(given, views(given, feeds[index])) for index in range(count)]
         recorded = driving.drive(lambda index: self._run(self._session, ready[index]), count, plan)
         return dict(recorded.save(plan.into), facts={"timed": _TIMED})
 
-    def profile(self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str) -> List[dict]:
+    def profile(
+        self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str
+    ) -> List[Dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="greencc-agent-") as work:
             session = _session(self._ort, self._path, self._options, os.path.join(work, "profile"))
             for index in range(runs):
@@ -155,7 +157,7 @@ class OrtEngine(Loaded):
         return found
 
 
-def _nodes(events: List[dict], runs: int) -> List[dict]:
+def _nodes(events: List[Dict[str, Any]], runs: int) -> List[Dict[str, Any]]:
     """Mean microseconds of nodes by the events of ONNX Runtime's profile ("..._kernel_time")."""
     totals = {}  # type: Dict[Tuple[str, str], float]
     suffix = "_kernel_time"

@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from greencc.agent.backends import Backend, Limits, Log, manifest, self_command
 from greencc.agent.backends.resident import once
-from greencc.agent.problem import Problem
 
 _PROBE_SECONDS = 120.0
 _BUILD_SECONDS = 24 * 3600.0
@@ -31,10 +30,10 @@ class ProcessBackend(Backend):
         implementation: str,
         main_path: str,
         folder: str,
-        options: dict,
+        options: Dict[str, Any],
         log: Log,
         limits: Optional[Limits],
-    ) -> dict:
+    ) -> Dict[str, Any]:
         """Build in a process.
 
         Raises:
@@ -49,12 +48,12 @@ class ProcessBackend(Backend):
             _empty(folder)
             raise
 
-    def worker_command(self, folder: str, options: dict) -> List[str]:
+    def worker_command(self, folder: str, options: Dict[str, Any]) -> List[str]:
         return self._command("run", manifest.read(folder).implementation, options, "--folder", folder)
 
-    def _command(self, task: str, implementation: str, options: dict, *more: str) -> List[str]:
+    def _command(self, task: str, implementation: str, options: Dict[str, Any], *more: str) -> List[str]:
         arguments = [task, implementation, "--root", self.root, "--home", self.home]
-        return self_command(*(arguments + ["--options", json.dumps(options)] + list(more)))
+        return self_command(*([*arguments, "--options", json.dumps(options), *list(more)]))
 
 
 def _empty(folder: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from typing import Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from greencc.agent import wire
 from greencc.agent.backends import Limits, Log
@@ -50,8 +50,8 @@ class Resident:
         self._limits = limits or Limits()
         self._number = 0
         self._buffer = bytearray()
-        self._killed = None  # type: Optional[Problem]
-        self._lines = collections.deque(maxlen=_KEPT_LINES)  # type: collections.deque
+        self._killed: Optional[Problem] = None
+        self._lines: Deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._log = log
         try:
             self._process = subprocess.Popen(
@@ -65,7 +65,8 @@ class Resident:
             )
         except OSError as error:
             raise Problem("unavailable", "%s cannot be started: %s" % (command[0], error.strerror)) from error
-        for pipe in (self._process.stdin, self._process.stdout):
+        self._to, self._from, self._said = _pipes(self._process)
+        for pipe in (self._to, self._from):
             os.set_blocking(pipe.fileno(), False)
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -86,7 +87,9 @@ class Resident:
         """Of the process, whose group is its own."""
         return self._process.pid
 
-    def ask(self, op: str, args: dict, payload: bytes = b"", seconds: float = 600.0) -> Tuple[dict, bytes]:
+    def ask(
+        self, op: str, args: Dict[str, Any], payload: bytes = b"", seconds: float = 600.0
+    ) -> Tuple[Dict[str, Any], bytes]:
         """Ask, and wait for the answer.
 
         Raises:
@@ -119,13 +122,13 @@ class Resident:
             self._process.poll()
         self._process.wait()
         self._reader.join(_GRACE_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
+        self._to.close()
+        self._from.close()
         if self._killed is None:
             self._killed = Problem("lost", "%s was closed" % self.what)
 
     def _read_log(self) -> None:
-        with self._process.stderr as pipe:
+        with self._said as pipe:
             rest = b""
             while True:
                 data = os.read(pipe.fileno(), 65536)
@@ -144,15 +147,15 @@ class Resident:
         view = memoryview(data)
         while view:
             try:
-                sent = os.write(self._process.stdin.fileno(), view[:_CHUNK])
+                sent = os.write(self._to.fileno(), view[:_CHUNK])
             except BlockingIOError:
-                self._wait(self._process.stdin, selectors.EVENT_WRITE, deadline, seconds)
+                self._wait(self._to, selectors.EVENT_WRITE, deadline, seconds)
                 continue
             except BrokenPipeError:
                 raise self._ended() from None
             view = view[sent:]
 
-    def _answer(self, number: int, deadline: float, seconds: float) -> Tuple[dict, bytes]:
+    def _answer(self, number: int, deadline: float, seconds: float) -> Tuple[Dict[str, Any], bytes]:
         while b"\n" not in self._buffer:
             self._receive(deadline, seconds)
         line, _, rest = bytes(self._buffer).partition(b"\n")
@@ -172,15 +175,15 @@ class Resident:
 
     def _receive(self, deadline: float, seconds: float) -> None:
         try:
-            data = os.read(self._process.stdout.fileno(), _CHUNK)
+            data = os.read(self._from.fileno(), _CHUNK)
         except BlockingIOError:
-            self._wait(self._process.stdout, selectors.EVENT_READ, deadline, seconds)
+            self._wait(self._from, selectors.EVENT_READ, deadline, seconds)
             return
         if not data:
             raise self._ended()
         self._buffer += data
 
-    def _wait(self, pipe: object, event: int, deadline: float, seconds: float) -> None:
+    def _wait(self, pipe: IO[bytes], event: int, deadline: float, seconds: float) -> None:
         """Until a pipe is ready; look at the clock and at the memory meanwhile."""
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, event)
@@ -214,6 +217,13 @@ class Resident:
         return self._killed
 
 
+def _pipes(process: "subprocess.Popen[bytes]") -> Tuple[IO[bytes], IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process.stdin, process.stdout, process.stderr
+
+
 def _post_mortem(what: str, code: int, lines: List[str]) -> Problem:
     last = "; ".join(line.strip() for line in lines[-3:] if line.strip())
     said = "; its last words: " + last if last else ""
@@ -236,7 +246,7 @@ def resident_bytes(pid: int) -> int:
     """Memory that a process and its children hold; 0 where there is none of that number."""
     total = 0
     page = os.sysconf("SC_PAGE_SIZE")
-    for each in [pid] + _children(pid):
+    for each in [pid, *_children(pid)]:
         try:
             with open("/proc/%d/statm" % each) as file:
                 total += int(file.read().split()[1]) * page
@@ -260,7 +270,7 @@ def once(
     log: Optional[Callable[[str], None]],
     limits: Limits,
     what: str,
-) -> dict:
+) -> Dict[str, Any]:
     """Start a process that has one message to give, such as a build, and return its result.
 
     Raises:

@@ -1,6 +1,6 @@
 """TensorRT: by its Python bindings where they and CUDA's runtime load, else by trtexec alone."""
 
-from typing import Dict, List, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from greencc.agent.backends import Limits, Log
 from greencc.agent.backends.process_backend import ProcessBackend
@@ -37,8 +37,8 @@ class TensorRtBackend(ProcessBackend):
         return dict(self._found)
 
     def build(
-        self, main_path: str, folder: str, options: dict, log: Log, limits: Optional[Limits] = None
-    ) -> dict:
+        self, main_path: str, folder: str, options: Dict[str, Any], log: Log, limits: Optional[Limits] = None
+    ) -> Dict[str, Any]:
         problem = self.missing()
         if problem is not None:
             raise Problem("unavailable", "TensorRT cannot be used here: " + problem)

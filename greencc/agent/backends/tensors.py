@@ -1,7 +1,7 @@
 """Tensors as bytes: what a message says of them, checked against what a model takes."""
 
 import array
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from greencc.agent.problem import Problem
 
@@ -32,12 +32,12 @@ class Spec:
         self.dtype = dtype
         self.shape = tuple(int(size) for size in shape)
 
-    def as_json(self) -> dict:
+    def as_json(self) -> Dict[str, Any]:
         """As in messages."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
     @classmethod
-    def from_json(cls, found: dict) -> "Spec":
+    def from_json(cls, found: Dict[str, Any]) -> "Spec":
         """As in messages.
 
         Raises:
@@ -70,7 +70,7 @@ def product(shape: Sequence[int]) -> int:
     return count
 
 
-def all_specs(found: Sequence[dict]) -> List[Spec]:
+def all_specs(found: Sequence[Dict[str, Any]]) -> List[Spec]:
     """`Spec.from_json` of each."""
     return [Spec.from_json(each) for each in found]
 
@@ -82,7 +82,7 @@ def check(given: Sequence[Spec], wanted: Sequence[Spec]) -> List[Spec]:
         Problem: ``input``: one is missing, unknown, or of another type or shape.
     """
     by_name = {spec.name: spec for spec in given}
-    unknown = sorted(set(by_name) - set(spec.name for spec in wanted))
+    unknown = sorted(set(by_name) - {spec.name for spec in wanted})
     if unknown:
         raise Problem("input", "the model has no input %r" % unknown[0])
     found = []

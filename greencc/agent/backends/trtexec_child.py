@@ -35,7 +35,8 @@ ENGINE = "engine.plan"
 _STARTS = "Starting inference"
 _WARM_UP_MS = 200
 _TIMED = (
-    "trtexec's latency: host to device, compute, device to host, one query after the other (--exposeDMA), by CUDA events"
+    "trtexec's latency: host to device, compute, device to host, one query after the other (--exposeDMA), "
+    "by CUDA's events"
 )
 _FLAGS = {"fp16": "fp16", "int8": "int8", "bf16": "bf16", "fp8": "fp8"}
 
@@ -60,7 +61,7 @@ def probe(setup: Setup) -> Dict[str, str]:
     return {"tensorrt": _tool(setup).version, "implementation": "trtexec"}
 
 
-def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
+def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """Build a plan; see `greencc.agent.backends`.
 
     Raises:
@@ -69,7 +70,7 @@ def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
     facts = read_facts(main)
     tool = _tool(setup)
     path = os.path.join(folder, ENGINE)
-    flags = ["--onnx=" + main, "--saveEngine=" + path] + _build_flags(tool, options)
+    flags = ["--onnx=" + main, "--saveEngine=" + path, *_build_flags(tool, options)]
     shapes = options.get("shapes") or {}
     free = [(spec, profile_of(spec, shapes)) for spec in facts.inputs if spec.free]
     for index, name in enumerate(("min", "opt", "max")):
@@ -98,7 +99,7 @@ def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
     return kept.save(folder)
 
 
-def load(setup: Setup, folder: str, options: dict) -> Loaded:
+def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
     """An engine that trtexec has loaded once, as a check."""
     return TrtexecEngine(_tool(setup), manifest.read(folder), folder, options)
 
@@ -119,7 +120,7 @@ def _device(lines: Sequence[str]) -> Dict[str, str]:
     return found
 
 
-def _build_flags(tool: Trtexec, options: dict) -> List[str]:
+def _build_flags(tool: Trtexec, options: Dict[str, Any]) -> List[str]:
     flags = []
     if options.get("typing") == "strong":
         if tool.knows("stronglyTyped"):
@@ -146,7 +147,9 @@ def _build_flags(tool: Trtexec, options: dict) -> List[str]:
         flags.append("--sparsity=enable")
     if options.get("workspace_bytes"):
         size = max(1, int(options["workspace_bytes"]) >> 20)
-        flags.append("--memPoolSize=workspace:%d" % size if tool.knows("memPoolSize") else "--workspace=%d" % size)
+        flags.append(
+            "--memPoolSize=workspace:%d" % size if tool.knows("memPoolSize") else "--workspace=%d" % size
+        )
     if options.get("level") is not None and tool.knows("builderOptimizationLevel"):
         flags.append("--builderOptimizationLevel=%d" % int(options["level"]))
     if options.get("dla") is not None:
@@ -156,7 +159,7 @@ def _build_flags(tool: Trtexec, options: dict) -> List[str]:
     # Neither, in the oldest: then it runs a while after it has built.
     for name in ("skipInference", "buildOnly"):
         if tool.knows(name):
-            return flags + ["--" + name]
+            return [*flags, "--" + name]
     return flags
 
 
@@ -173,7 +176,7 @@ class TrtexecEngine(Loaded):
         Problem: The plan is refused.
     """
 
-    def __init__(self, tool: Trtexec, built: Manifest, folder: str, options: dict) -> None:
+    def __init__(self, tool: Trtexec, built: Manifest, folder: str, options: Dict[str, Any]) -> None:
         facts = dict(built.facts, timed=_TIMED, outputs="six significant digits", **built.versions)
         super().__init__(built.inputs, built.outputs, facts)
         self._tool = tool
@@ -205,7 +208,7 @@ class TrtexecEngine(Loaded):
             specs, raw = self._outputs(read_json(outputs, "running the engine"))
             return specs, raw, read_times(times)[-1].latency
 
-    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> dict:
+    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> Dict[str, Any]:
         if plan.due is not None:
             raise Problem(
                 "unavailable",
@@ -216,7 +219,7 @@ class TrtexecEngine(Loaded):
         with tempfile.TemporaryDirectory(prefix="greencc-agent-") as work:
             path = os.path.join(work, "times.json")
             pause = self._pause(given, feeds, plan)
-            options = ["--warmUp=%d" % _WARM_UP_MS, "--exportTimes=" + path] + self._length(plan, pause)
+            options = ["--warmUp=%d" % _WARM_UP_MS, "--exportTimes=" + path, *self._length(plan, pause)]
             feed = feeds[plan.first % count]
             called = self._call(given, views(given, feed), work, options)
             # Its releases differ in whether queries of the warm-up are in the file.
@@ -234,7 +237,9 @@ class TrtexecEngine(Loaded):
             facts["pacing"] = "a pause of %g ms after each query (--idleTime)" % pause
         return dict(recorded.save(plan.into), facts=facts)
 
-    def profile(self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str) -> List[dict]:
+    def profile(
+        self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str
+    ) -> List[Dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="greencc-agent-") as work:
             path = os.path.join(work, "profile.json")
             options = ["--iterations=%d" % runs, "--duration=0", "--dumpProfile", "--exportProfile=" + path]
@@ -260,12 +265,13 @@ class TrtexecEngine(Loaded):
         else:
             seconds = plan.seconds or 0.0
             whole = self._tool.numbers < [10]
-            options = ["--iterations=1", "--duration=%s" % (max(1, round(seconds)) if whole else "%g" % seconds)]
+            options = [
+                "--iterations=1",
+                "--duration=%s" % (max(1, round(seconds)) if whole else "%g" % seconds),
+            ]
         return options + (["--idleTime=%g" % pause] if pause else [])
 
-    def _call(
-        self, given: List[Spec], data: Dict[str, memoryview], work: str, options: Sequence[str]
-    ) -> Any:
+    def _call(self, given: List[Spec], data: Dict[str, memoryview], work: str, options: Sequence[str]) -> Any:
         files = []
         for number, spec in enumerate(given):
             path = os.path.join(work, "input%d.bin" % number)
@@ -285,7 +291,7 @@ class TrtexecEngine(Loaded):
         """What the engine takes: before 10, whole numbers have 32 bits."""
         return "int32" if spec.dtype == "int64" and self._tool.numbers < [10] else spec.dtype
 
-    def _outputs(self, found: list) -> Tuple[List[Spec], List[bytes]]:
+    def _outputs(self, found: List[Any]) -> Tuple[List[Spec], List[bytes]]:
         by_name = {row.get("name"): row for row in found}
         specs, raw = [], []
         for spec in self.outputs:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from greencc.agent.backends.faults import explain, failure
 from greencc.agent.problem import Problem
@@ -97,7 +97,7 @@ class Trtexec:
             options: Of the command line.
             marks: Texts; when a line with one comes, the moment is kept.
         """
-        command = [self.path] + list(options)
+        command = [self.path, *list(options)]
         # In this process's group: they end together.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -128,7 +128,9 @@ def ended(called: Called, what: str, kind: str = "internal") -> Problem:
                 "close other programs, add swap, or give the builder less workspace",
             )
         last = "; ".join(line for line in called.lines[-3:] if line)
-        return Problem("crashed", "%s: trtexec crashed (signal %d); its last words: %s" % (what, number, last))
+        return Problem(
+            "crashed", "%s: trtexec crashed (signal %d); its last words: %s" % (what, number, last)
+        )
     return failure(what, called.lines, kind)
 
 
@@ -145,7 +147,7 @@ def named(values: Sequence[Tuple[str, str]]) -> str:
 _BARE = re.compile(r"(?<=[\s\[,:])(-?)(nan|inf|infinity)\b", re.IGNORECASE)
 
 
-def read_json(path: str, what: str) -> list:
+def read_json(path: str, what: str) -> List[Any]:
     """A file that it has exported. C++ writes ``nan`` and ``inf``, which JSON has not.
 
     Raises:
@@ -162,14 +164,14 @@ def read_json(path: str, what: str) -> list:
     return found
 
 
-def _spelled(match: "re.Match") -> str:
+def _spelled(match: "re.Match[str]") -> str:
     return "NaN" if match.group(2).lower() == "nan" else match.group(1) + "Infinity"
 
 
 class Timed:
     """A query of ``--exportTimes``, in milliseconds from the start of inference."""
 
-    def __init__(self, row: dict) -> None:
+    def __init__(self, row: Dict[str, Any]) -> None:
         self.start = float(row["startH2dMs"] if "startH2dMs" in row else row["startInMs"])
         self.end = float(row["endD2hMs"] if "endD2hMs" in row else row["endOutMs"])
         self.compute = float(row["startComputeMs"])

@@ -1,6 +1,6 @@
 """Compiled models of the target tvm-arm: a library, its weights, and the program that runs them without Python."""
 
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from greencc.agent.backends import Limits, Log
 from greencc.agent.backends.process_backend import ProcessBackend
@@ -18,6 +18,6 @@ class TvmBackend(ProcessBackend):
         return self.probe("tvm")
 
     def build(
-        self, main_path: str, folder: str, options: dict, log: Log, limits: Optional[Limits] = None
-    ) -> dict:
+        self, main_path: str, folder: str, options: Dict[str, Any], log: Log, limits: Optional[Limits] = None
+    ) -> Dict[str, Any]:
         return self.start_build("tvm", main_path, folder, options, log, limits)

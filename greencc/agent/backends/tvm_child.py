@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from greencc.agent.backends import driving, manifest
 from greencc.agent.backends.driving import FeedFile
@@ -33,7 +33,7 @@ def probe(setup: Setup) -> Dict[str, str]:
     return {"implementation": "tvm", "machine": platform.machine()}
 
 
-def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
+def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict[str, Any]:
     """Take the compiled model over; there is nothing to build.
 
     Raises:
@@ -75,12 +75,12 @@ def build(setup: Setup, main: str, folder: str, options: dict) -> dict:
     return result
 
 
-def load(setup: Setup, folder: str, options: dict) -> Loaded:
+def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
     """A runner that has run once."""
     return TvmEngine(manifest.read(folder), folder, options)
 
 
-def _specs(rows: Sequence[dict]) -> List[Spec]:
+def _specs(rows: Sequence[Dict[str, Any]]) -> List[Spec]:
     """Dimensions with a name are free."""
     return [
         Spec(
@@ -117,7 +117,7 @@ class Runner:
         self._inputs, self._outputs = inputs, outputs
         more = ["--serve"] if feeds is None else ["--drive", feeds]
         names = [os.path.join(folder, name) for name in (RUNNER, LIBRARY, WEIGHTS)]
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
             self._process = subprocess.Popen(
                 names + more + ["--threads", str(threads)],
@@ -132,6 +132,9 @@ class Runner:
                 "the runner cannot be started: %s" % error.strerror,
                 "it is a program for another processor, or compiled by hand: compile for this device",
             ) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
         try:
             if self._read(4) != _MAGIC:
                 raise Problem("internal", "the runner does not say what it is")
@@ -178,7 +181,7 @@ class Runner:
                 plan.runs or 0,
                 plan.rate or 0.0,
                 plan.first,
-                len(due) if plan.due is not None else 2 ** 64 - 1,
+                len(due) if plan.due is not None else 2**64 - 1,
             )
             + due.tobytes()
         )
@@ -192,8 +195,8 @@ class Runner:
 
     def close(self) -> None:
         """End it."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
+        self._to.close()
+        self._from.close()
         try:
             self._process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -210,13 +213,13 @@ class Runner:
 
     def _write(self, data: bytes) -> None:
         try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
+            self._to.write(data)
+            self._to.flush()
         except BrokenPipeError:
             raise self._ended() from None
 
     def _read(self, size: int) -> bytes:
-        data = self._process.stdout.read(size) if size else b""
+        data = self._from.read(size) if size else b""
         if len(data) != size:
             raise self._ended()
         return data
@@ -245,7 +248,7 @@ def packed(given: Sequence[Spec], data: Dict[str, memoryview]) -> bytes:
     parts = []  # type: List[bytes]
     for spec in given:
         size = len(data[spec.name])
-        parts.append(struct.pack("<%dqQ" % len(spec.shape), *(tuple(spec.shape) + (size,))))
+        parts.append(struct.pack("<%dqQ" % len(spec.shape), *((*tuple(spec.shape), size))))
         parts.append(bytes(data[spec.name]))
     return b"".join(parts)
 
@@ -259,7 +262,7 @@ class TvmEngine(Loaded):
         options: {"threads": N, "warm_up": bool}; otherwise as it was built.
     """
 
-    def __init__(self, built: Manifest, folder: str, options: dict) -> None:
+    def __init__(self, built: Manifest, folder: str, options: Dict[str, Any]) -> None:
         options = dict(built.extra.get("options") or {}, **options)
         self._threads = int(options.get("threads") or 1)
         facts = dict(built.facts, timed=_TIMED, threads=str(self._threads), **built.versions)
@@ -279,7 +282,7 @@ class TvmEngine(Loaded):
         specs, found = self._runner.run(given, data)
         return specs, found, (time.monotonic() - start) * 1e3
 
-    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> dict:
+    def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> Dict[str, Any]:
         with tempfile.NamedTemporaryFile(prefix="greencc-agent-") as file:
             for index in range(count):
                 file.write(packed(given, views(given, feeds[index])))
@@ -298,4 +301,3 @@ class TvmEngine(Loaded):
         if runner.emulated:
             facts["emulated"] = "times are those of an emulator, and say nothing about a device"
         return dict(recorded.save(plan.into), facts=facts)
-

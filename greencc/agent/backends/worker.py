@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import IO, Dict, List, Sequence, Tuple
+from typing import IO, Any, Dict, List, Sequence, Tuple
 
 from greencc.agent import wire
 from greencc.agent.backends import driving
@@ -48,7 +48,9 @@ class Loaded:
         """
         raise NotImplementedError
 
-    def drive(self, given: List[Spec], feeds: driving.FeedFile, count: int, plan: driving.Plan) -> dict:
+    def drive(
+        self, given: List[Spec], feeds: driving.FeedFile, count: int, plan: driving.Plan
+    ) -> Dict[str, Any]:
         """Run for a stretch; returns the answer to ``drive``."""
 
         def each(index: int) -> None:
@@ -58,7 +60,7 @@ class Loaded:
 
     def profile(
         self, given: List[Spec], feeds: driving.FeedFile, count: int, runs: int, into: str
-    ) -> List[dict]:
+    ) -> List[Dict[str, Any]]:
         """Mean microseconds of each layer."""
         raise Problem("unavailable", "this engine does not tell how long its layers take")
 
@@ -85,7 +87,7 @@ class Served:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
-    def description(self) -> dict:
+    def description(self) -> Dict[str, Any]:
         """As `greencc.agent.backends` has it."""
         return {
             "inputs": [spec.as_json() for spec in self._loaded.inputs],
@@ -93,7 +95,7 @@ class Served:
             "facts": self._loaded.facts,
         }
 
-    def answer(self, op: str, args: dict, payload: bytes) -> Tuple[dict, bytes]:
+    def answer(self, op: str, args: Dict[str, Any], payload: bytes) -> Tuple[Dict[str, Any], bytes]:
         """The result of a request.
 
         Raises:
@@ -110,7 +112,7 @@ class Served:
             return self._stretch(op, args), b""
         raise Problem("usage", "there is no operation %r" % op)
 
-    def _stretch(self, op: str, args: dict) -> dict:
+    def _stretch(self, op: str, args: Dict[str, Any]) -> Dict[str, Any]:
         sent, count = all_specs(args.get("inputs", [])), args.get("count")
         if not isinstance(count, int) or isinstance(count, bool):
             raise Problem("usage", "the number of inputs is missing")
@@ -204,4 +206,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", default="")
     parser.add_argument("--options", default="{}")
     return parser
-

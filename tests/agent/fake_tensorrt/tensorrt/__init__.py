@@ -1,7 +1,8 @@
 """The parts of TensorRT's Python API that the agent uses, as 8.2, 8.5, 10 and 11 have them, with ONNX Runtime inside.
 
-FAKE_TRT_VERSION says which; FAKE_TRT_FAULT what goes wrong (segfault, kill, hang, memory, noise), FAKE_TRT_WHERE where (import,
-build, load, run), FAKE_TRT_DLA the number of accelerators. Names that a version lacks are absent, as they are there.
+FAKE_TRT_VERSION says which; FAKE_TRT_FAULT what goes wrong (segfault, kill, hang, memory, noise), and FAKE_TRT_WHERE
+where (import, build, load, run); FAKE_TRT_DLA the number of accelerators. Names that a version lacks are absent, as
+they are there.
 """
 
 import ctypes
@@ -75,7 +76,9 @@ DataType = _enum("DataType", *_types)
 DeviceType = _enum("DeviceType", "GPU", "DLA")
 _flags = ["SPARSE_WEIGHTS", "GPU_FALLBACK"]
 if _NUMBERS < (11,):
-    _flags += ["FP16", "INT8"] + (["FP8"] if _NUMBERS >= (8, 6) else []) + (["BF16"] if _NUMBERS >= (9,) else [])
+    _flags += (
+        ["FP16", "INT8"] + (["FP8"] if _NUMBERS >= (8, 6) else []) + (["BF16"] if _NUMBERS >= (9,) else [])
+    )
 BuilderFlag = _enum("BuilderFlag", *_flags)
 _creation = ["EXPLICIT_BATCH"]
 if _NUMBERS >= (11,):
@@ -89,8 +92,15 @@ if _NUMBERS >= (8, 5):
     TensorIOMode = _enum("TensorIOMode", "NONE", "INPUT", "OUTPUT")
 
 _ONNX = {1: "FLOAT", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "HALF"}
-_CTYPES = {"FLOAT": "float32", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
-           "HALF": "float16"}
+_CTYPES = {
+    "FLOAT": "float32",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "HALF": "float16",
+}
 
 
 def init_libnvinfer_plugins(logger, namespace):
@@ -152,16 +162,26 @@ class OnnxParser:
         import onnx
 
         if _NUMBERS < (10,) and not self._network.flags & 1:
-            self._errors.append(_Error(-1, "parse", "This version of the ONNX parser only supports explicit batch"))
+            self._errors.append(
+                _Error(-1, "parse", "This version of the ONNX parser only supports explicit batch")
+            )
             return False
         self._network.model = onnx.load(path)
         version = self._network.model.opset_import[0].version
         for number, node in enumerate(self._network.model.graph.node):
             if not onnx.defs.has(node.op_type, version):
-                self._logger.log(ILogger.INFO, "No importer registered for op: %s. Attempting to import as plugin."
-                                 % node.op_type)
-                self._errors.append(_Error(number, "importFallbackPluginImporter", 'Assertion failed: creator && '
-                                           '"Plugin not found, are the plugin name, version, and namespace correct?"'))
+                self._logger.log(
+                    ILogger.INFO,
+                    "No importer registered for op: %s. Attempting to import as plugin." % node.op_type,
+                )
+                self._errors.append(
+                    _Error(
+                        number,
+                        "importFallbackPluginImporter",
+                        "Assertion failed: creator && "
+                        '"Plugin not found, are the plugin name, version, and namespace correct?"',
+                    )
+                )
                 return False
         return True
 
@@ -233,19 +253,33 @@ class Builder:
     def build_serialized_network(self, network, config):
         fault = _go_wrong("build")
         if fault == "memory":
-            self._logger.log(ILogger.ERROR, "2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory"
-                             " (no further information)")
+            self._logger.log(
+                ILogger.ERROR,
+                "2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory"
+                " (no further information)",
+            )
             return None
         free = [v.name for v in _values(network.model, False) if -1 in _shape(v)]
         shapes = config.profiles[0].shapes if config.profiles else {}
         if set(free) - set(shapes):
-            self._logger.log(ILogger.ERROR, "4: [network.cpp::validate::2965] Error Code 4: Internal Error (Network has "
-                             "dynamic or shape inputs, but no optimization profile has been defined.)")
+            self._logger.log(
+                ILogger.ERROR,
+                "4: [network.cpp::validate::2965] Error Code 4: Internal Error (Network has "
+                "dynamic or shape inputs, but no optimization profile has been defined.)",
+            )
             return None
         strong = hasattr(NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and network.flags & 2
-        header = json.dumps({"version": __version__, "sm": _SM, "flags": config.flags, "strong": bool(strong),
-                             "shapes": shapes, "device": config.default_device_type.name,
-                             "workspace": config.pools or getattr(config, "max_workspace_size", None)}).encode()
+        header = json.dumps(
+            {
+                "version": __version__,
+                "sm": _SM,
+                "flags": config.flags,
+                "strong": bool(strong),
+                "shapes": shapes,
+                "device": config.default_device_type.name,
+                "workspace": config.pools or getattr(config, "max_workspace_size", None),
+            }
+        ).encode()
         return MAGIC + struct.pack("<Q", len(header)) + header + network.model.SerializeToString()
 
 
@@ -257,21 +291,30 @@ class Runtime:
     def deserialize_cuda_engine(self, plan):
         _go_wrong("load")
         if not plan.startswith(MAGIC):
-            self._logger.log(ILogger.ERROR, "1: [stdArchiveReader.cpp::StdArchiveReader::40] Error Code 1: Serialization "
-                             "(Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match)")
+            self._logger.log(
+                ILogger.ERROR,
+                "1: [stdArchiveReader.cpp::StdArchiveReader::40] Error Code 1: Serialization "
+                "(Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
+            )
             return None
         (size,) = struct.unpack_from("<Q", plan, len(MAGIC))
         begin = len(MAGIC) + 8
         header = json.loads(plan[begin : begin + size].decode())
         if header["version"] != __version__:
-            self._logger.log(ILogger.ERROR, "6: The engine plan file is not compatible with this version of TensorRT, "
-                             "expecting library version %s.30 got %s.6, please rebuild."
-                             % (__version__, header["version"]))
+            self._logger.log(
+                ILogger.ERROR,
+                "6: The engine plan file is not compatible with this version of TensorRT, "
+                "expecting library version %s.30 got %s.6, please rebuild."
+                % (__version__, header["version"]),
+            )
             return None
         if header["sm"] != _SM:
-            self._logger.log(ILogger.ERROR, "6: The engine plan file is generated on an incompatible device, expecting "
-                             "compute %d.%d got compute %d.%d, please rebuild."
-                             % (_SM // 10, _SM % 10, header["sm"] // 10, header["sm"] % 10))
+            self._logger.log(
+                ILogger.ERROR,
+                "6: The engine plan file is generated on an incompatible device, expecting "
+                "compute %d.%d got compute %d.%d, please rebuild."
+                % (_SM // 10, _SM % 10, header["sm"] // 10, header["sm"] % 10),
+            )
             return None
         return _Engine(header, plan[begin + size :])
 
@@ -317,8 +360,12 @@ class _Context:
         self._engine, self._addresses, self.profiler = engine, {}, None
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(engine.data, settings, providers=["CPUExecutionProvider"])
-        self._shapes = {name: _shape(v) for name, v, is_input in engine.tensors if is_input and -1 not in _shape(v)}
+        self._session = onnxruntime.InferenceSession(
+            engine.data, settings, providers=["CPUExecutionProvider"]
+        )
+        self._shapes = {
+            name: _shape(v) for name, v, is_input in engine.tensors if is_input and -1 not in _shape(v)
+        }
 
     def _set_shape(self, name, shape):
         low, _, high = self._engine.header["shapes"].get(name, [self._shapes.get(name)] * 3)
@@ -336,7 +383,9 @@ class _Context:
                 continue
             stored = _CTYPES[repr(self._engine._type(index)).split(".")[1]]
             shape = self._shapes[name]
-            raw = ctypes.string_at(self._addresses[name] - _AWAY, int(numpy.prod(shape)) * numpy.dtype(stored).itemsize)
+            raw = ctypes.string_at(
+                self._addresses[name] - _AWAY, int(numpy.prod(shape)) * numpy.dtype(stored).itemsize
+            )
             wanted = _CTYPES[_ONNX[value.type.tensor_type.elem_type]]
             feeds[name] = numpy.frombuffer(raw, stored).reshape(shape).astype(wanted)
         return feeds
@@ -347,8 +396,11 @@ class _Context:
 
         if name in self._shapes:
             return self._shapes[name]
-        feeds = {n: numpy.zeros(self._shapes[n], _CTYPES[_ONNX[v.type.tensor_type.elem_type]])
-                 for n, v, is_input in self._engine.tensors if is_input}
+        feeds = {
+            n: numpy.zeros(self._shapes[n], _CTYPES[_ONNX[v.type.tensor_type.elem_type]])
+            for n, v, is_input in self._engine.tensors
+            if is_input
+        }
         return self._session.run([name], feeds)[0].shape
 
     def _execute(self):
