@@ -13,11 +13,11 @@ def warnings(facts: DeviceFacts) -> list[str]:
     """One line each, with what to do."""
     told = []
     if not facts.meters:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in facts.meters_missing.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in facts.missing_meters.items())
         told.append(
             f"no energy meter works there, so energy is not measured{f' ({reasons})' if reasons else ''}"
         )
-    if facts.clocks.free:
+    if facts.clocks_fixed is False:
         told.append(
             "its clocks are not fixed, so times and watts vary more: run there 'sudo jetson_clocks' before measuring"
             if facts.is_jetson

@@ -17,6 +17,9 @@ import json
 import os
 import stat
 import sys
+import time
+
+LONG = 30 * 24 * 3600.0
 
 
 def say(kind: str, **facts: object) -> None:
@@ -58,6 +61,20 @@ def store(path: str, content: bytes) -> None:
         raise
 
 
+def forget_old(home: str) -> None:
+    """Remove agents of other versions that have not run for long; jobs of newer ones may still need theirs."""
+    for name in os.listdir(home):
+        path = os.path.join(home, name)
+        if not name.startswith("agent-") or not name.endswith(".pyz"):
+            continue
+        try:
+            if time.time() - os.stat(path).st_mtime > LONG:
+                os.unlink(path)
+        except FileNotFoundError:
+            # Another connection did the same just now.
+            continue
+
+
 def safe(folder: str) -> bool:
     facts = os.stat(folder)
     return facts.st_uid == os.geteuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -82,6 +99,8 @@ def main(digest: str, size: int) -> int:
                 say("damaged")
                 return 3
             store(path, content)
+            forget_old(home)
+        os.utime(path, None)
     except OSError as error:
         say("failed", errno=error.errno, path=str(error.filename or home), reason=str(error.strerror))
         return 3

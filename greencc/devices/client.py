@@ -113,7 +113,7 @@ class AgentClient:
     def hello(self) -> Hello:
         """Connect, if that was not done, and tell who answered."""
         if self._channel is None or self._hello is None:
-            self._connect()
+            self._connect(patient=True)
         assert self._hello is not None
         return self._hello
 
@@ -125,6 +125,7 @@ class AgentClient:
         *,
         timeout: float | None = None,
         most: int = 0,
+        patient: bool = True,
     ) -> Reply:
         """One request of the protocol, asked again on a new connection where the old one broke.
 
@@ -134,12 +135,13 @@ class AgentClient:
             payload: Bytes that go with it.
             timeout: Seconds for one try; None: what suits the operation.
             most: Bytes that may come back.
+            patient: Wait for a device that is away; otherwise it is tried once to get it back.
         """
         seconds = _SECONDS.get(op, _USUAL_SECONDS) if timeout is None else timeout
         slow = broken = 0
         while True:
             try:
-                answer = self._try(op, args or {}, payload, seconds, most)
+                answer = self._try(op, args or {}, payload, seconds, most, patient)
             except SlowReplyError as error:
                 slow += 1
                 if not error.passing or slow >= _MOST_SLOW:
@@ -245,11 +247,11 @@ class AgentClient:
         before = result.get("before")
         return printable(before, 100) if isinstance(before, str) else ""
 
-    def restore_power_mode(self) -> None:
+    def restore_power_mode(self, *, patient: bool = True) -> None:
         """Put back the mode that was before `set_power_mode`; nothing where it was not called."""
         if self._mode is not None:
             self._mode = None
-            self.request("power-mode", {"restore": True})
+            self.request("power-mode", {"restore": True}, patient=patient)
             self._journal.power_mode(changed=False)
 
     def clean(self, *, everything: bool = False) -> int:
@@ -268,24 +270,31 @@ class AgentClient:
         """
         if self._closed:
             return
-        self._closed = True
         try:
-            self.restore_power_mode()
+            self.restore_power_mode(patient=False)
             if finished and self._channel is not None:
-                self._try("bye", {}, b"", _SECONDS["bye"], 0)
+                self._try("bye", {}, b"", _SECONDS["bye"], 0, False)
             self._journal.close()
         except GreenccError as error:
             # Its journal stays for the next run, and the device's own watchdog does the same without one.
             self.farewell = error.message
         finally:
+            self._closed = True
+            self._journal.close(in_order=False)
             self._drop()
 
     def _try(
-        self, op: str, args: Mapping[str, Any], payload: bytes | memoryview, seconds: float, most: int
+        self,
+        op: str,
+        args: Mapping[str, Any],
+        payload: bytes | memoryview,
+        seconds: float,
+        most: int,
+        patient: bool,
     ) -> Reply | GreenccError:
         """Ask once. What interrupts it leaves half a reply, so the connection goes with it."""
         try:
-            channel = self._channel or self._connect()
+            channel = self._channel or self._connect(patient)
             return self._exchange(channel, op, args, payload, seconds, most)
         except BaseException:
             self._drop()
@@ -307,11 +316,11 @@ class AgentClient:
             channel.send(payload, deadline)
         return read_reply(channel, self._number, self.name, deadline, most)
 
-    def _connect(self) -> Channel:
+    def _connect(self, patient: bool) -> Channel:
         """A new connection: the first one at once or not at all, one that broke with patience."""
         if self._closed:
             raise UnavailableError(f"the connection to {self.name} was closed")
-        waits = iter(()) if self._connections == 0 else _waits(self._options.patience_seconds)
+        waits = iter(()) if self._connections == 0 or not patient else _waits(self._options.patience_seconds)
         while True:
             try:
                 return self._greeted()
@@ -326,19 +335,28 @@ class AgentClient:
         deadline = time.monotonic() + self._options.connect_seconds
         channel = self._transport.connect()
         try:
-            self._hello = greet(channel, self._transport.package, self.name, deadline)
+            hello = greet(channel, self._transport.package, self.name, deadline)
+            channel.established()
+            if self._connections == 0:
+                self._tidy(channel)
+            elif self._mode is not None:
+                self._set_again(channel, self._mode)
         except BaseException:
             channel.close()
             raise
-        channel.established()
-        self._channel = channel
+        self._channel, self._hello = channel, hello
         self._connections += 1
-        if self._connections == 1:
-            self._tidy(channel)
-        elif self._mode is not None:
-            # An agent that starts puts the mode back, which is right for all but this one.
-            self._expect(channel, "power-mode", {"set": self._mode})
         return channel
+
+    def _set_again(self, channel: Channel, mode: str) -> None:
+        """A new agent answers for the power mode from now on; left alone it would put back what it was."""
+        try:
+            self._expect(channel, "power-mode", {"set": mode})
+        except ConnectionLostError:
+            raise
+        except GreenccError as error:
+            # The agent of the broken connection may live for a moment, or its sshd may not know yet that it broke.
+            raise ConnectionLostError(error.message, hint=error.hint) from error
 
     def _tidy(self, channel: Channel) -> None:
         """End what a run that was killed on this machine left there."""

@@ -121,12 +121,14 @@ class DeviceFacts:
         load: Averages over 1, 5 and 15 minutes.
         power: Its power modes; None: it has none.
         clocks: Now.
+        clocks_fixed: None where that is not known.
+        celsius: Of the hottest sensor.
         temperatures: Degrees Celsius, by sensor.
         throttle_count: Times that it was slowed down for heat or current; None: it does not count them.
         busy: Who times something on it just now.
         rails: Of a Jetson.
         meters: That gave a reading.
-        meters_missing: Why others did not, by name.
+        missing_meters: Why others did not, by name.
         backends: By name.
         told: All of it, as JSON.
     """
@@ -158,12 +160,14 @@ class DeviceFacts:
     load: tuple[float, ...] = ()
     power: PowerFacts | None = None
     clocks: ClockFacts = field(default_factory=ClockFacts)
+    clocks_fixed: bool | None = None
+    celsius: float | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
     throttle_count: int | None = None
     busy: str | None = None
     rails: tuple[Rail, ...] = ()
     meters: tuple[MeterFacts, ...] = ()
-    meters_missing: Mapping[str, str] = field(default_factory=dict)
+    missing_meters: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, BackendFacts] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -175,11 +179,6 @@ class DeviceFacts:
     @property
     def is_jetson(self) -> bool:
         return self.chip is not None
-
-    @property
-    def celsius(self) -> float | None:
-        """Of the hottest sensor."""
-        return max(self.temperatures.values(), default=None)
 
     @classmethod
     def parse(cls, told: Mapping[str, Any], name: str) -> DeviceFacts:
@@ -228,6 +227,8 @@ class DeviceFacts:
                 clocks.texts("free"),
                 clocks.text("governor"),
             ),
+            clocks_fixed=facts.flag("clocks_fixed"),
+            celsius=facts.number("celsius"),
             temperatures=facts.figures("temperatures"),
             throttle_count=facts.count("throttle_count"),
             busy=facts.text("busy"),
@@ -235,7 +236,7 @@ class DeviceFacts:
                 Rail(rail.text("label") or "?", rail.number("watts")) for rail in facts.inners("rails")
             ),
             meters=tuple(_meter(meter) for meter in facts.inners("meters")),
-            meters_missing=facts.mapping("missing_meters"),
+            missing_meters=facts.mapping("missing_meters"),
             backends=_backends(facts.mapping("backends"), facts.named("backend_facts")),
             told=dict(told),
         )

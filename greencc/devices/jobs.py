@@ -20,6 +20,7 @@ from greencc.core.progress import Progress
 from greencc.devices.journal import Journal
 from greencc.devices.protocol import DeviceLostError, ProtocolError, error_of
 from greencc.devices.transfer import Ask
+from greencc.devices.transport import ConnectionLostError
 
 _STATES = ("running", "done", "failed", "cancelled", "lost")
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
@@ -132,8 +133,11 @@ class JobRunner:
 
     def _cancel(self, job: str, reason: BaseException) -> None:
         """End what nobody waits for any more; where that fails, the reason is what is to be told."""
+        if isinstance(reason, ConnectionLostError):
+            # It was tried for long enough.
+            return
         try:
-            self._ask("cancel", {"job": job}, timeout=_CANCEL_SECONDS)
+            self._ask("cancel", {"job": job}, timeout=_CANCEL_SECONDS, patient=False)
         except GreenccError as error:
             reason.add_note(
                 f"the job on {self._name} could not be cancelled ({error.message}); it ends at its limits"

@@ -81,10 +81,15 @@ class Journal:
         """Whether the power mode is another one than the device had."""
         self._write({"power_mode": changed})
 
-    def close(self) -> None:
-        """All is in order."""
+    def close(self, *, in_order: bool = True) -> None:
+        """This run has ended.
+
+        Args:
+            in_order: Nothing is left to be done; otherwise the file stays for the next run.
+        """
         if self._file is not None and self._path is not None:
-            self._path.unlink(missing_ok=True)
+            if in_order:
+                self._path.unlink(missing_ok=True)
             self._file.close()
         self._file = self._path = None
 

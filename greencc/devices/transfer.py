@@ -27,6 +27,7 @@ class Ask(Protocol):
         *,
         timeout: float | None = None,
         most: int = 0,
+        patient: bool = True,
     ) -> Reply: ...
 
 

@@ -84,11 +84,14 @@ class Told:
         return {} if inner is None else inner.texts_by_name()
 
     def texts_by_name(self) -> dict[str, str]:
-        """All values of this object, which are texts or numbers, as texts."""
-        found = {name: self._data[name] for name in self._names()}
-        if not all(isinstance(item, str | int | float) for item in found.values()):
-            raise ProtocolError(f"{self._where} is no object of texts")
-        return {printable(name, _MOST_TEXT): printable(str(item), _MOST_TEXT) for name, item in found.items()}
+        """This object, whose values are texts or numbers, as texts."""
+        for name in self._names():
+            if not isinstance(self._data[name], str | int | float):
+                raise self._wrong(name, "text")
+        return {
+            printable(name, _MOST_TEXT): printable(str(self._data[name]), _MOST_TEXT)
+            for name in self._names()
+        }
 
     def figures(self, key: str) -> dict[str, float]:
         """An object whose values are finite numbers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from greencc.devices.client import AgentClient, ClientOptions
 from greencc.devices.ssh import CONFIG_VARIABLE, SshTransport
 
 from . import sshd as servers
+from .fake_jetpack import FakeJetPack, make_jetpack
 from .sshd import Sshd
 
 
@@ -42,15 +44,37 @@ def device_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def sshd(tmp_path: Path, agent_home: Path, device_root: Path) -> Iterator[Sshd]:
     """A running server whose sessions find the agent's folders."""
+    environment = {"GREENCC_AGENT_HOME": str(agent_home), "GREENCC_AGENT_ROOT": str(device_root)}
+    with serving(tmp_path / "sshd", environment) as server:
+        yield server
+
+
+@pytest.fixture
+def jetson(tmp_path: Path) -> FakeJetPack:
+    """A Jetson Orin Nano with JetPack 6.2, played in a folder."""
+    return make_jetpack(tmp_path / "jetson")
+
+
+@pytest.fixture
+def jetson_sshd(tmp_path: Path, jetson: FakeJetPack) -> Iterator[Sshd]:
+    """A running server on it."""
+    with serving(tmp_path / "sshd", jetson.environment) as server:
+        yield server
+        jetson.kill()
+
+
+@contextmanager
+def serving(folder: Path, environment: Mapping[str, str]) -> Iterator[Sshd]:
+    """A running server with its files in a new folder; the test is skipped where that is not possible."""
     if (reason := servers.missing()) is not None:
         pytest.skip(reason)
-    folder = tmp_path / "sshd"
     folder.mkdir()
-    environment = {"GREENCC_AGENT_HOME": str(agent_home), "GREENCC_AGENT_ROOT": str(device_root)}
     server = Sshd(folder, environment)
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from greencc.devices.ssh import SshTransport
 from greencc.devices.transport import ConnectionLostError
 
 from .sshd import USER, Sshd
+from .stub import asked, client_of, program
 
 T = TypeVar("T")
 _IDLE = {"kind": "idle", "seconds": 0.05, "processor": "cpu"}
@@ -133,15 +133,35 @@ def test_a_job_outlives_its_connection(sshd: Sshd, device_root: Path, how: str) 
 
 def test_a_device_that_stays_away(sshd: Sshd, device_root: Path) -> None:
     waits: list[float] = []
+
+    def go_away() -> None:
+        sshd.stop()
+        waits.clear()
+
     options = replace(_OPTIONS, patience_seconds=100.0, sleep=waits.append)
     with (
         busy(device_root),
         AgentClient(SshTransport(sshd.address, sshd.options), options) as client,
         pytest.raises(ConnectionLostError, match="Connection refused") as caught,
     ):
-        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(sshd.stop))
+        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(go_away))
     assert caught.value.exit_code == ExitCode.UNAVAILABLE
-    assert sum(waits) > 100.0
+    assert 100.0 < sum(waits) < 120.0
+
+
+def test_an_interrupt_is_obeyed_while_the_device_is_away(sshd: Sshd, device_root: Path) -> None:
+    def interrupt(seconds: float) -> None:
+        if not sshd.running:
+            raise KeyboardInterrupt
+
+    options = replace(_OPTIONS, sleep=interrupt)
+    with (
+        busy(device_root),
+        pytest.raises(KeyboardInterrupt) as caught,
+        AgentClient(SshTransport(sshd.address, sshd.options), options) as client,
+    ):
+        client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(sshd.stop))
+    assert "could not be cancelled" in caught.value.__notes__[0]
 
 
 @contextmanager
@@ -280,8 +300,8 @@ def test_a_slow_device(sshd: Sshd, tmp_path: Path) -> None:
     sshd.client_config.write_text(sshd.client_config.read_text() + f"  ProxyCommand {command}\n")
     with AgentClient(SshTransport(sshd.address, sshd.options), _OPTIONS) as client:
         content = _content(3 * _OPTIONS.chunk_bytes)
-        client.upload(content)
-        assert client.facts().user == USER
+        digest = client.upload(content)
+        assert client.request("has", {"sha256": digest}).result["complete"] is True
 
 
 _SLOW = """
@@ -301,27 +321,14 @@ while True:
 """
 
 
-def test_a_request_that_kills_the_agent_is_not_asked_for_ever(
-    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with AgentClient(
-        SshTransport(sshd.address, sshd.options), replace(_OPTIONS, sleep=lambda _: None)
-    ) as client:
-        pids = {client.hello().pid}
-        monkeypatch.setattr("greencc.devices.client.read_reply", _kill(client, pids))
-        with pytest.raises(ConnectionLostError, match="broke"):
-            client.request("probe")
-    assert len(pids) == 3
-
-
-def _kill(client: AgentClient, pids: set[int]) -> Callable[..., Any]:
-    def read_reply(channel: Any, number: int, name: str, deadline: float, most: int) -> Any:
-        pid = client.hello().pid
-        pids.add(pid)
-        psutil.Process(pid).send_signal(signal.SIGKILL)
-        return channel.read(1 << 30, deadline)
-
-    return read_reply
+def test_a_request_that_kills_the_agent_is_not_asked_for_ever(tmp_path: Path) -> None:
+    package = program("hello()\nfor number, op, args, payload in requests():\n    os._exit(1)\n")
+    with (
+        client_of(package, tmp_path) as client,
+        pytest.raises(ConnectionLostError, match="ended: exit status 1"),
+    ):
+        client.request("probe")
+    assert asked(tmp_path) == ["probe"] * 3
 
 
 def test_what_the_device_refuses_is_told(client: AgentClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 import sys
@@ -183,8 +184,18 @@ def test_the_agent_is_stored_once_and_for_its_owner_alone(sshd: Sshd, agent_home
     before = file.stat()
     with AgentClient(SshTransport(sshd.address, sshd.options)) as client:
         client.hello()
-    after = file.stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert file.stat().st_ino == before.st_ino
+
+
+def test_agents_of_other_versions_go_when_they_are_old(sshd: Sshd, agent_home: Path) -> None:
+    agent_home.mkdir(mode=0o700)
+    old, new = agent_home / "agent-000000000000.pyz", agent_home / "agent-111111111111.pyz"
+    for file in (old, new):
+        file.write_bytes(b"")
+    os.utime(old, (0, 0))
+    with AgentClient(SshTransport(sshd.address, sshd.options)) as client:
+        client.hello()
+    assert {path.name for path in agent_home.glob("*.pyz")} == {new.name, agent_package().name}
 
 
 def test_a_damaged_agent_is_sent_again(sshd: Sshd, agent_home: Path) -> None:

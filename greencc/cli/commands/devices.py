@@ -210,7 +210,10 @@ def _rows(address: str, facts: DeviceFacts) -> Iterator[tuple[str, str]]:
     yield "Memory", f"{gigabytes(facts.memory_free_bytes)} of {gigabytes(facts.memory_bytes)} free"
     yield "Disk", f"{gigabytes(facts.disk_free_bytes)} free; greencc uses {gigabytes(facts.disk_used_bytes)}"
     if facts.power is not None:
-        yield "Power mode", f"{facts.power.mode or 'not known'} (of {', '.join(facts.power.modes)})"
+        yield (
+            "Power mode",
+            f"{facts.power.mode or 'not known'} (of {', '.join(facts.power.modes)})",
+        )
     if facts.rails:
         rails = (rail.label + ("" if rail.watts is None else f" {rail.watts:.2f} W") for rail in facts.rails)
         yield "Rails", ", ".join(rails)
@@ -219,7 +222,7 @@ def _rows(address: str, facts: DeviceFacts) -> Iterator[tuple[str, str]]:
     clocks = (("CPU", facts.clocks.cpu_mhz), ("GPU", facts.clocks.gpu_mhz))
     if running := [f"{name} {mhz:,.0f} MHz" for name, mhz in clocks if mhz is not None]:
         governor = f", governor {facts.clocks.governor}" if facts.clocks.governor else ""
-        yield "Clocks", ", ".join(running) + ("" if facts.clocks.free else ", fixed") + governor
+        yield "Clocks", ", ".join(running) + (", fixed" if facts.clocks_fixed else "") + governor
     if facts.celsius is not None:
         yield "Temperature", f"{facts.celsius:.0f} °C"
     for name, backend in facts.backends.items():
