@@ -16,11 +16,13 @@ demo: $(VENV)/.run
 test: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q -m "not full"
 
-# TensorRT-RTX parses and builds what is emitted for TensorRT; it needs no GPU for that.
+# TensorRT-RTX parses and builds what is emitted for TensorRT; it needs no GPU for that. The agent also runs under QEMU.
 test-full: $(VENV)/.full system-packages
+	@scripts/arm64-python.sh $(VENV)/arm64 >/dev/null 2>&1 || echo "the agent is not run under QEMU: no Python for ARM"
 	$(BIN)/python -m pytest -q
 
-# Compilers and an emulator for the tests of the tvm targets, where they are missing and may be installed.
+# Compilers and an emulator for the tests of the tvm targets, and OpenSSH for those of devices, where they are missing
+# and may be installed.
 system-packages:
 	@scripts/system-packages.sh
 

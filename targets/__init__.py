@@ -6,11 +6,22 @@ from greencc.core.engine import Target
 from greencc.targets._spec import format_spec, parse_spec
 from greencc.targets._split import split_specs
 from greencc.targets.cpu import CpuTarget
+from greencc.targets.jetson import JetsonTarget
 from greencc.targets.openvino import OpenVinoTarget
+from greencc.targets.tensorrt import TensorRtTarget
+from greencc.targets.tensorrt_rtx import TensorRtRtxTarget
 from greencc.targets.tvm_arm import TvmArmTarget
 from greencc.targets.tvm_cpu import TvmCpuTarget
 
-TARGETS: tuple[type[Target], ...] = (CpuTarget, OpenVinoTarget, TvmCpuTarget, TvmArmTarget)
+TARGETS: tuple[type[Target], ...] = (
+    CpuTarget,
+    OpenVinoTarget,
+    TvmCpuTarget,
+    TvmArmTarget,
+    JetsonTarget,
+    TensorRtTarget,
+    TensorRtRtxTarget,
+)
 
 
 def make_target(spec: str) -> Target:
@@ -25,7 +36,10 @@ def make_target(spec: str) -> Target:
 __all__ = [
     "TARGETS",
     "CpuTarget",
+    "JetsonTarget",
     "OpenVinoTarget",
+    "TensorRtRtxTarget",
+    "TensorRtTarget",
     "TvmArmTarget",
     "TvmCpuTarget",
     "format_spec",

@@ -98,7 +98,7 @@ class HostTarget(Target):
         if reason is not None:
             raise UnavailableError(f"the {self.name} target cannot run here: {reason}")
 
-    def _artifact(self, path: Path) -> Path:
+    def file(self, path: Path) -> Path:
         """The path of an artifact that can be opened now."""
         self._require()
         if not path.is_file():

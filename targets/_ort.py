@@ -72,6 +72,8 @@ class SessionConfig:
             processors.
         pattern: Lay out what a run needs in one block once its shapes have been seen; the arena then holds that block
             beside what the first run of these shapes took.
+        qdq_fusions: Q/DQ pairs become integer kernels. Without it what is between them is computed in float, as
+            TensorRT's definition of Q/DQ has it: rounded half to even, accumulated without saturation.
     """
 
     threads: int
@@ -81,6 +83,7 @@ class SessionConfig:
     arena: bool = True
     pattern: bool = True
     spin: bool = True
+    qdq_fusions: bool = True
 
 
 def session_options(config: SessionConfig) -> ort.SessionOptions:
@@ -108,6 +111,8 @@ def session_options(config: SessionConfig) -> ort.SessionOptions:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not config.spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not config.qdq_fusions:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not config.prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     # Problems reach the user as exceptions; a log line beside them would only break `--json` and progress bars.

@@ -87,7 +87,7 @@ class OpenVinoTarget(HostTarget):
         Raises:
             InputError: It is missing, or OpenVINO cannot load it.
         """
-        return OpenVinoEngine(self._artifact(artifact), properties(self.used_threads()))
+        return OpenVinoEngine(self.file(artifact), properties(self.used_threads()))
 
     def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
         """Run a model node by node as written, on ONNX Runtime: OpenVINO always rewrites."""
@@ -106,7 +106,7 @@ class OpenVinoTarget(HostTarget):
 
         if runs < 1:
             raise UsageError(f"profiling takes at least 1 run, not {runs}")
-        return profile(self._artifact(artifact), self.used_threads(), feeds, runs)
+        return profile(self.file(artifact), self.used_threads(), feeds, runs)
 
 
 def _first_line(error: Exception) -> str:

@@ -144,7 +144,7 @@ def open_splits(session: Session, inputs: Sequence[TensorSpec], macs: int | None
             f"{FEW_SAMPLES} or more give steadier INT8 ranges"
         )
     planning, certification = _plan_and_certify(evaluation, options.seed)
-    if session.estimator is not None:
+    if session.target.emulated():
         planning, certification = _for_emulation(session, planning, certification, macs)
     for source in (used, evaluation):
         for note in source.notes if isinstance(source, Source) else ():

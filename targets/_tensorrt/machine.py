@@ -43,6 +43,11 @@ class TensorRtVersion:
             )
         return found
 
+    @property
+    def release(self) -> str:
+        """Major and minor version: what tells releases apart that build differently."""
+        return f"{self.major}.{self.minor}"
+
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}" + (f".{self.patch}" if self.patch else "")
 

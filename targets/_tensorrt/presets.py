@@ -24,6 +24,7 @@ class JetsonPreset(Enum):
     ORIN_NANO = "jetson-orin-nano"
     ORIN_NX = "jetson-orin-nx"
     AGX_ORIN = "jetson-agx-orin"
+    AGX_ORIN_32 = "jetson-agx-orin-32"
     THOR = "jetson-thor"
 
 
@@ -93,6 +94,7 @@ _ORIN = (
     _jetpack("5.1", "8.5.2"),
     _jetpack("7.2", "10.16.2"),
 )
+_AGX_ORIN = (*_ORIN, _jetpack("7.2.2", "10.16.2", dla=True))
 MODULES: Mapping[JetsonPreset, JetsonModule] = {
     JetsonPreset.NANO: JetsonModule(
         "Jetson Nano", 53, 4 * _GIB, 0, (_jetpack("4.6", "8.2.1"),), "jetson-nano"
@@ -107,13 +109,9 @@ MODULES: Mapping[JetsonPreset, JetsonModule] = {
     ),
     JetsonPreset.ORIN_NANO: JetsonModule("Jetson Orin Nano", 87, 8 * _GIB, 0, _ORIN, "jetson-orin-nano"),
     JetsonPreset.ORIN_NX: JetsonModule("Jetson Orin NX", 87, 16 * _GIB, 2, _ORIN, "jetson-orin-nx"),
-    JetsonPreset.AGX_ORIN: JetsonModule(
-        "Jetson AGX Orin",
-        87,
-        64 * _GIB,
-        2,
-        (*_ORIN, _jetpack("7.2.2", "10.16.2", dla=True)),
-        "jetson-agx-orin-64",
+    JetsonPreset.AGX_ORIN: JetsonModule("Jetson AGX Orin", 87, 64 * _GIB, 2, _AGX_ORIN, "jetson-agx-orin-64"),
+    JetsonPreset.AGX_ORIN_32: JetsonModule(
+        "Jetson AGX Orin 32 GB", 87, 32 * _GIB, 2, _AGX_ORIN, "jetson-agx-orin-32"
     ),
     JetsonPreset.THOR: JetsonModule(
         "Jetson AGX Thor",

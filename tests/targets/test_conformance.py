@@ -31,7 +31,13 @@ MakeModel = Callable[..., onnx.ModelProto]
 # How the run times call their integer kernels in a profile.
 INTEGER_KERNELS = {"cpu": re.compile(r"^(QLinear|QGemm$|MatMulInteger)")}
 MARKED_KERNEL = re.compile(r":int8$")
-PACKAGES = {"cpu": "onnxruntime", "tvm-arm": "apache-tvm", "tvm-cpu": "apache-tvm"}
+PACKAGES = {
+    "cpu": "onnxruntime",
+    "jetson": "onnxruntime",
+    "tensorrt-rtx": "onnxruntime",
+    "tvm-arm": "apache-tvm",
+    "tvm-cpu": "apache-tvm",
+}
 NO_MODEL = re.compile(r"bad\.onnx.*(not an ONNX model|is empty)")
 PROCESS = """
 import sys, numpy
@@ -248,7 +254,7 @@ def test_a_fresh_process_gives_the_same(target: Target, builds: Builds, tmp_path
     artifact = builds(target)
     feeds, answer = tmp_path / "feeds.npz", tmp_path / "answer.npz"
     np.savez(feeds, **images(2))
-    spec = f"{target.name}:threads=1"
+    spec = format_spec(target)
     subprocess.run([sys.executable, "-c", PROCESS, spec, str(artifact), str(feeds), str(answer)], check=True)
     with np.load(answer) as found:
         np.testing.assert_array_equal(found["scores"], target.open(artifact).run(images(2))["scores"])

@@ -55,7 +55,15 @@ def test_wrong_specs(spec: str, message: str) -> None:
 
 
 def test_targets_are_available_and_named() -> None:
-    assert [kind.name for kind in TARGETS] == ["cpu", "openvino", "tvm-cpu", "tvm-arm"]
+    assert [kind.name for kind in TARGETS] == [
+        "cpu",
+        "openvino",
+        "tvm-cpu",
+        "tvm-arm",
+        "jetson",
+        "tensorrt",
+        "tensorrt-rtx",
+    ]
     assert CpuTarget().missing() is None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from greencc.cli.carbon import carbon_options, chosen
+from greencc.cli.device import device_option, power_mode_option
 from greencc.cli.types import BUDGET, EFFORTS, FORMATS, OBJECTIVES, PRECISIONS, RATE, SECONDS, SHARE
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     "-t",
-    default="cpu",
-    show_default=True,
-    help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets). "
-    "Several, separated by commas, give a bundle each and one report over all.",
+    default="",
+    show_default="cpu, or what fits the device",
+    help="cpu, openvino, tvm-cpu, tvm-arm, jetson, tensorrt or tensorrt-rtx, with options: cpu:threads=1, "
+    "jetson:jetson-nano (see greencc targets). Several, separated by commas, give a bundle each and one report.",
 )
 @click.option(
     "--calibration",
@@ -106,6 +107,8 @@ if TYPE_CHECKING:
     type=SECONDS,
     help="Time to spend on finding faster kernels, e.g. 10m, where the target generates code (tvm-cpu).",
 )
+@device_option("Build, verify and measure")
+@power_mode_option
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
@@ -144,6 +147,8 @@ def command(
     engine: str,
     workers: int,
     tune: float | None,
+    device: str,
+    set_power_mode: str | None,
     grid_intensity: float | None,
     country: str | None,
     embodied: float | None,
@@ -173,7 +178,8 @@ def command(
     from greencc.report import dump_report, summary
     from greencc.targets import split_specs
 
-    targets = split_specs(target)
+    # None is the device's own, or the CPU.
+    targets = split_specs(target) if target else ("",)
     options = CompileOptions(
         target=targets[0],
         calibration=calibration,
@@ -201,6 +207,8 @@ def command(
         engine=engine,
         workers=workers,
         tune=tune,
+        device=device,
+        set_power_mode=set_power_mode,
     )
     if len(targets) > 1:
         return _matrix(model, targets, options, output, force=force, as_json=as_json)

@@ -1,0 +1,236 @@
+"""The files beside an emitted graph: what its device needs to know, to build it, and to check what was built."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greencc.core.data import Array
+from greencc.core.engine import Shipment
+from greencc.core.errors import InputError
+from greencc.core.files import translated_os_errors
+from greencc.targets._tensorrt.machine import TensorRtVersion
+
+SCHEMA = "greencc.tensorrt/1"
+SETTINGS = "device.json"
+SAMPLES = "samples"
+_SHIPPED = "greencc.targets._tensorrt.shipped"
+_SKIPS_INFERENCE = TensorRtVersion(8, 6)
+_POOLS = TensorRtVersion(8, 4)
+_MIB = 1 << 20
+Shapes = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine is built; ``device.json`` holds the same.
+
+    Attributes:
+        title: The device, for people.
+        version: Of TensorRT.
+        flags: Builder flags by their names in TensorRT's API, in lower case; ``strongly_typed`` is one of the network.
+        shapes: Sizes (min, opt, max) of the inputs that have free ones.
+        workspace_mib: Memory that the builder may try kernels with.
+        facts: About the device.
+        again: Target specs by TensorRT version (``8.5``), to compile with where a device turns out to have another;
+            ``*`` is for all others, ``$1`` stands for the version.
+        dla: Build for the DLA.
+        rtx: For TensorRT-RTX, whose versions are its own.
+        power_mode: The mode that figures are for; None: the one that the device is in.
+    """
+
+    title: str
+    version: TensorRtVersion
+    flags: tuple[str, ...]
+    shapes: Shapes
+    workspace_mib: int
+    facts: Mapping[str, str]
+    again: Mapping[str, str]
+    dla: bool = False
+    rtx: bool = False
+    power_mode: str | None = None
+
+    @property
+    def tool(self) -> str:
+        """The command that builds."""
+        return "tensorrt_rtx" if self.rtx else "trtexec"
+
+    @property
+    def module(self) -> str:
+        """Its module for Python."""
+        return "tensorrt_rtx" if self.rtx else "tensorrt"
+
+    @property
+    def release(self) -> str:
+        """Major and minor version, empty where they do not matter."""
+        return "" if self.rtx else self.version.release
+
+    def to_json(self, model: str) -> dict[str, Any]:
+        """What ``device.json`` holds."""
+        return {
+            "schema": SCHEMA,
+            "model": model,
+            "device": {"title": self.title, **self.facts},
+            "tensorrt": self.version.release,
+            "module": self.module,
+            "tool": self.tool,
+            "flags": list(self.flags),
+            "dla": self.dla,
+            "shapes": {
+                name: {key: list(sizes) for key, sizes in each.items()} for name, each in self.shapes.items()
+            },
+            "workspace_mib": self.workspace_mib,
+            "power_mode": self.power_mode,
+        }
+
+
+def write_settings(folder: Path, settings: Settings, model: str) -> None:
+    """Write ``device.json``."""
+    _write(folder / SETTINGS, json.dumps(settings.to_json(model), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_files(
+    artifact: Path, settings: Settings, shipment: Shipment, free: frozenset[str], tolerance: float
+) -> None:
+    """Write scripts, samples and instructions beside a graph.
+
+    Args:
+        artifact: The graph.
+        settings: How it is built; the power mode is the shipment's.
+        shipment: What goes out with it.
+        free: Inputs with free sizes.
+        tolerance: Largest difference of an output, as a share of its largest value.
+    """
+    folder = artifact.parent
+    settings = replace(settings, power_mode=shipment.power_mode)
+    write_settings(folder, settings, artifact.name)
+    _write(folder / "build.sh", build_script(settings, artifact.name), executable=True)
+    for name in ("build.py", "check.py"):
+        _write(folder / name, _shipped(name), executable=True)
+    readme = _shipped("README.txt")
+    for mark, text in (
+        ("@TITLE@", f"{shipment.name} for {settings.title}"),
+        ("@NAME@", _plain(shipment.name)),
+        ("@MODE@", settings.power_mode or "the mode that the device is in"),
+        ("@COUNT@", str(len(shipment.feeds))),
+    ):
+        readme = readme.replace(mark, text)
+    _write(folder / "README.txt", readme)
+    _write_samples(folder / SAMPLES, shipment, free, tolerance)
+
+
+def build_script(settings: Settings, model: str) -> str:
+    """The text of ``build.sh``."""
+    values = {
+        "MODEL": model,
+        "DEVICE_TITLE": settings.title,
+        "TENSORRT": settings.release,
+        "TOOL": settings.tool,
+        "DLA": "yes" if settings.dla else "no",
+        "POWER_MODE": settings.power_mode or "",
+        "WORKSPACE_MIB": str(settings.workspace_mib),
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    cases = [f'        {pattern}) echo "{spec}" ;;' for pattern, spec in settings.again.items()]
+    lines += ["again() {", "    case $1 in", *cases, "    esac", "}"]
+    flags = [f'set -- "$@" {shlex.quote(flag)}' for flag in command_flags(settings)]
+    # The user may choose another.
+    pool = "--memPoolSize=workspace:" if settings.rtx or settings.version >= _POOLS else "--workspace="
+    flags.append(f'set -- "$@" "{pool}$WORKSPACE_MIB"')
+    script = _shipped("build.sh")
+    return script.replace("#@SETTINGS@", "\n".join(lines)).replace("#@FLAGS@", "\n".join(flags))
+
+
+_OPTIONS = {"sparse_weights": "--sparsity=enable"}
+
+
+def command_flags(settings: Settings) -> list[str]:
+    """Options of trtexec, but for the files and the workspace."""
+    found = []
+    for flag in settings.flags:
+        if flag == "strongly_typed":
+            # Version 11 and TensorRT-RTX know no other typing.
+            if settings.version.major < 11 and not settings.rtx:
+                found.append("--stronglyTyped")
+        else:
+            found.append(_OPTIONS.get(flag, f"--{flag}"))
+    if settings.dla:
+        found += ["--useDLACore=0", "--allowGPUFallback"]
+    for key in ("min", "opt", "max") if settings.shapes else ():
+        each = [f"{_named(name)}:{'x'.join(map(str, sizes[key]))}" for name, sizes in settings.shapes.items()]
+        found.append(f"--{key}Shapes={','.join(each)}")
+    found.append("--skipInference" if settings.rtx or settings.version >= _SKIPS_INFERENCE else "--buildOnly")
+    return found
+
+
+def _named(name: str) -> str:
+    """A name as trtexec wants it: those with its separators between quotes."""
+    return f"'{name}'" if set(name) & set(":,") else name
+
+
+def _write_samples(folder: Path, shipment: Shipment, free: frozenset[str], tolerance: float) -> None:
+    with translated_os_errors(folder):
+        folder.mkdir(exist_ok=True)
+    samples = []
+    for index, (feeds, outputs) in enumerate(zip(shipment.feeds, shipment.outputs, strict=True)):
+        inputs = [
+            _entry(folder, f"{index}-input{place}.bin", name, array) | {"free": name in free}
+            for place, (name, array) in enumerate(feeds.items())
+        ]
+        given = [
+            # Python's own library reads no FP16, and trtexec writes outputs as text.
+            _entry(folder, f"{index}-output{place}.bin", name, array.astype(np.float32))
+            if array.dtype == np.float16
+            else _entry(folder, f"{index}-output{place}.bin", name, array)
+            for place, (name, array) in enumerate(outputs.items())
+        ]
+        samples.append({"inputs": inputs, "outputs": given})
+    listing = {"tolerance": tolerance, "samples": samples}
+    _write(folder / "samples.json", json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
+
+
+def _entry(folder: Path, file: str, name: str, array: Array) -> dict[str, Any]:
+    path = folder / file
+    with translated_os_errors(path):
+        path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
+    return {"name": name, "file": file, "dtype": str(array.dtype), "shape": list(array.shape)}
+
+
+def _plain(name: str) -> str:
+    """A name that needs no quotes in a shell."""
+    return "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name
+    )
+
+
+def _shipped(name: str) -> str:
+    return resources.files(_SHIPPED).joinpath(name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, text: str, *, executable: bool = False) -> None:
+    with translated_os_errors(path):
+        path.write_text(text, encoding="utf-8", newline="\n")
+        path.chmod(0o755 if executable else 0o644)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``device.json`` holds.
+
+    Raises:
+        InputError: It is missing, or not of this version.
+    """
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="compile the model again") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not of this version", hint="compile the model again")
+    return found
