@@ -31,12 +31,12 @@ Backends = Tuple[Dict[str, str], Dict[str, Dict[str, str]]]
 """Why each cannot be used, and the versions of those that can."""
 
 
-def probe(places: Places, known: Backends) -> Dict[str, Any]:
+def probe(places: Places, known: Optional[Backends] = None) -> Dict[str, Any]:
     """Look at everything.
 
     Args:
         places: The agent's folders.
-        known: Of `known_backends`.
+        known: Of `known_backends`; default: they are asked.
     """
     facts = machine.describe(places.root)
     facts["boot_id"] = places.boot_id
@@ -54,7 +54,7 @@ def probe(places: Places, known: Backends) -> Dict[str, Any]:
     facts["memory_free_bytes"] = figures.get("MemAvailable")
     facts["disk_free_bytes"] = disk.free_bytes(places)
     facts["disk_used_bytes"] = disk.used_bytes(places.home)
-    facts["backends"], facts["backend_facts"] = known
+    facts["backends"], facts["backend_facts"] = known_backends(places) if known is None else known
     _believe(facts, facts["backend_facts"].get("tensorrt"))
     facts["power"] = power.describe(places)
     free = condition.free_clocks(places.root)
@@ -79,7 +79,10 @@ def _believe(facts: Dict[str, Any], used: Optional[Dict[str, str]]) -> None:
     """What runs engines knows best what it is: it may be a wheel, which no package list has."""
     if used is None:
         return
-    facts["tensorrt"]["version"] = used.get("tensorrt", facts["tensorrt"]["version"])
+    listed, running = facts["tensorrt"]["version"], used.get("tensorrt")
+    # The list of packages may tell the same in more detail.
+    if running and not (listed or "").startswith(running):
+        facts["tensorrt"]["version"] = running
     sm = used.get("compute_capability", "").replace(".", "")
     if facts["gpu"] is None and sm.isdigit():
         facts["gpu"] = {"name": "NVIDIA GPU", "sm": int(sm), "memory_bytes": None, "driver": None}

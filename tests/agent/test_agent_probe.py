@@ -68,7 +68,7 @@ def test_a_whole_probe_over_the_wire(agent: Agent, jetpack) -> None:
     told = agent.ask("probe")
     # The host reads all of it.
     facts = DeviceFacts.parse(told, "orin")
-    assert (facts.module, facts.jetpack, facts.tensorrt) == ("Orin NX or Orin Nano", "6.2", "10.3.0")
+    assert (facts.module, facts.jetpack, facts.tensorrt) == ("Orin NX or Orin Nano", "6.2", "10.3.0.30")
     assert facts.trtexec == str(jetpack.root / "usr/src/tensorrt/bin/trtexec")
     assert (facts.cpu, facts.processors, facts.memory_bytes) == ("Cortex-A78AE", 6, 7802904 * 1024)
     assert told["power"] == {
