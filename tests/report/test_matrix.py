@@ -93,7 +93,7 @@ def test_headlines(matrix: MatrixReport) -> None:
     )
     fine = replace(matrix, rows=matrix.rows[:2], cross=(cross(0.004),))
     assert matrix_text.headline(fine) == (
-        "All 2 targets have a bundle; its file keeps the limit under every arithmetic."
+        "All 2 targets have a bundle; the one file that was checked keeps the limit under every arithmetic."
     )
     assert matrix_text.headline(replace(fine, cross=())) == "All 2 targets have a bundle."
 
