@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from markupsafe import Markup
+
 from greencc.core.errors import InputError
 from greencc.core.report_matrix import MATRIX_SCHEMA, MatrixReport
 from greencc.report import figures as show
@@ -75,10 +77,15 @@ def _cross(report: MatrixReport) -> str:
     return "\n\n".join([*parts, escape(text.CROSS_NOTE)]) if parts else ""
 
 
+def _spec(text: str) -> Markup:
+    """A target that may be broken behind the commas between its options."""
+    return Markup(",<wbr>").join(show.printable(text).split(","))
+
+
 def render_matrix_html(report: MatrixReport) -> str:
     """Return the page, self-contained: no network, no fonts, no script. Every text is escaped."""
     environment = page_environment()
-    environment.filters.update(capitalized=show.capitalized, unbroken=show.unbroken)
+    environment.filters.update(capitalized=show.capitalized, unbroken=show.unbroken, spec=_spec)
     columns = text.form_columns(report)
     return environment.get_template("matrix.html.j2").render(
         report=report,

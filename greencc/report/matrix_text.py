@@ -50,7 +50,11 @@ def headline(report: MatrixReport) -> str:
         second = f"{_files(worse)} more than the limit on other machines"
         return show.capitalized(f"{first}; {second}.")
     if checked:
-        what = "its file keeps" if checked == 1 else f"all {checked} files that were checked keep"
+        what = (
+            "the one file that was checked keeps"
+            if checked == 1
+            else f"all {checked} files that were checked keep"
+        )
         return show.capitalized(f"{first}; {what} the limit under every arithmetic.")
     return show.capitalized(f"{first}.")
 
