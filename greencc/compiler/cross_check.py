@@ -18,8 +18,8 @@ import onnx_ir as ir
 from greencc.bundle import Bundle
 from greencc.calibration import take
 from greencc.compiler.contender import observed_loss
+from greencc.compiler.counts import model_counts
 from greencc.compiler.data import opened
-from greencc.compiler.measurement import model_counts
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.session import Session
 from greencc.compiler.sources import unseen

@@ -235,7 +235,8 @@ def flags_for(
     if dla and not machine.dla:
         raise UsageError(
             "this device has no deep-learning accelerator that its TensorRT builds for",
-            hint="leave dla out; of the known modules the Jetson AGX Orin has one, from JetPack 7.2.2 on",
+            hint="leave dla out; Jetson Xavier NX, Orin NX and AGX Orin have one, with TensorRT up to 10.7 "
+            "(JetPack 6.2), AGX Orin again from JetPack 7.2.2 on",
         )
     weak = machine.typing is Typing.WEAK
     precision = model.metadata_props.get(PRECISION, "") if weak else ""

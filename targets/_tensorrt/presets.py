@@ -1,7 +1,7 @@
 """The Jetson modules that models are compiled for: their GPU, memory, JetPack and device profile.
 
 Sources: NVIDIA Jetson module data sheets; JetPack release notes (TensorRT by JetPack); energy.md's device table.
-DLA: AGX Orin alone, with TensorRT of JetPack 7.2.2 and later (TensorRT release notes).
+DLA: up to TensorRT 10.7, and again with 11.4.1 on AGX Orin (TensorRT documentation, "Working with DLA").
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ def _jetpack(release: str, tensorrt: str, *, dla: bool = False) -> JetPack:
 
 
 _ORIN = (
-    _jetpack("6.2", "10.3.0"),
-    _jetpack("6.1", "10.3.0"),
-    _jetpack("6.0", "8.6.2"),
-    _jetpack("5.1", "8.5.2"),
+    _jetpack("6.2", "10.3.0", dla=True),
+    _jetpack("6.1", "10.3.0", dla=True),
+    _jetpack("6.0", "8.6.2", dla=True),
+    _jetpack("5.1", "8.5.2", dla=True),
     _jetpack("7.2", "10.16.2"),
 )
-_AGX_ORIN = (*_ORIN, _jetpack("7.2.2", "10.16.2", dla=True))
+_AGX_ORIN = (*_ORIN, _jetpack("7.2.2", "11.4.1", dla=True))
 MODULES: Mapping[JetsonPreset, JetsonModule] = {
     JetsonPreset.NANO: JetsonModule(
         "Jetson Nano", 53, 4 * _GIB, 0, (_jetpack("4.6", "8.2.1"),), "jetson-nano"
@@ -104,7 +104,7 @@ MODULES: Mapping[JetsonPreset, JetsonModule] = {
         72,
         8 * _GIB,
         2,
-        (_jetpack("5.1", "8.5.2"), _jetpack("4.6", "8.2.1")),
+        (_jetpack("5.1", "8.5.2", dla=True), _jetpack("4.6", "8.2.1", dla=True)),
         "jetson-xavier-nx",
     ),
     JetsonPreset.ORIN_NANO: JetsonModule("Jetson Orin Nano", 87, 8 * _GIB, 0, _ORIN, "jetson-orin-nano"),

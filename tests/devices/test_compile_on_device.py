@@ -36,9 +36,7 @@ from .sshd import Sshd
 from .sshd import missing as missing_sshd
 
 TINY = Profile("quick", seconds=0.2, rounds=2, min_rounds=2, min_runs=2, warm_up_seconds=0.1)
-PROTOCOL = EnergyProtocol(
-    "quick", 1.0, 0.4, 2, None, 60.0, periods=4, warm_up_seconds=0.0, clears_gate=False
-)
+PROTOCOL = EnergyProtocol("quick", 1.0, 0.4, 2, None, 60.0, periods=4, warm_up_seconds=0.0, clears_gate=False)
 
 
 @dataclass

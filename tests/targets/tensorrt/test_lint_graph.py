@@ -357,7 +357,7 @@ def half(*shape: int) -> np.ndarray:
 
 
 def test_a_dla_that_is_not_there() -> None:
-    for spec in ("jetson:dla=true", "jetson:preset=jetson-agx-orin,jetpack=6.2,dla=true"):
+    for spec in ("jetson:dla=true", "jetson:preset=jetson-agx-orin,jetpack=7.2,dla=true"):
         subject = machine_of(spec)
         faults = found(float_net(), subject.machine, dla=subject.dla)
         assert rules(faults) == [(Rule.DLA_MISSING, "")]
@@ -419,7 +419,7 @@ def test_the_graph_is_left_as_it_was() -> None:
         ("jetson", "10.3", 87, False),
         ("jetson:jetson-nano", "8.2.1", 53, False),
         ("jetson-nano", "8.2.1", 53, False),
-        ("jetson:preset=jetson-agx-orin,jetpack=7.2.2,dla=true", "10.16.2", 87, True),
+        ("jetson:preset=jetson-agx-orin,jetpack=7.2.2,dla=true", "11.4.1", 87, True),
         ("jetson-agx-orin:dla=true", "10.3", 87, True),
         ("tensorrt-rtx:rtx-5090", "10.15", 120, False),
     ],
