@@ -15,14 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from greencc.core.errors import InputError
 from greencc.core.files import atomic_file
-from greencc.targets._tensorrt.files import Shapes
 
 BUILDS_FOR = frozenset({75, 80, 86, 89, 120, 121})
 """Compute capabilities that engines can be built for without that GPU (`tensorrt_rtx.ComputeCapability`)."""
@@ -33,6 +32,7 @@ _LEAST_BYTES = 6 << 30
 # Of memory that a model takes while it is built, as a multiple of its file.
 _COPIES = 12
 _SHOWN = 3
+Shapes = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,18 @@ def parse_rtx(model: Path, seconds: float = _PARSE_SECONDS) -> RtxAnswer:
 
 
 def build_rtx(
-    model: Path, sm: int, shapes: Shapes, engine: Path, seconds: float = _BUILD_SECONDS
+    model: Path,
+    sm: int,
+    shapes: Shapes,
+    engine: Path,
+    seconds: float = _BUILD_SECONDS,
 ) -> RtxAnswer:
     """Build an engine ahead of time.
 
     Args:
         model: An ONNX file.
         sm: Compute capability, one of `BUILDS_FOR`.
-        shapes: Sizes of inputs that have free ones.
+        shapes: Sizes (``min``, ``opt``, ``max``) of inputs that have free ones.
         engine: The file to write; it is not written where the build fails.
         seconds: How long it may take.
 
