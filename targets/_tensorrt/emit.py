@@ -20,10 +20,11 @@ from greencc.core.errors import InputError
 from greencc.core.graph import ONNX_DOMAINS, ensure_names, graphs_of, label, opset_of
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.opsets import raise_opset
+from greencc.targets._tensorrt.capabilities import HALF_OPS
 from greencc.targets._tensorrt.decompositions import decompose
 from greencc.targets._tensorrt.floats import to_float32
 from greencc.targets._tensorrt.folding import fold_constants
-from greencc.targets._tensorrt.halves import float32_nodes, halve
+from greencc.targets._tensorrt.halves import KEPT, float32_nodes, halve
 from greencc.targets._tensorrt.machine import TensorRtMachine, Typing
 from greencc.targets._tensorrt.older import lower_opset
 from greencc.targets._tensorrt.pairs import is_quantized, normalize_pairs
@@ -72,6 +73,7 @@ def emit(model: ir.Model, machine: TensorRtMachine) -> ir.Model:
     if machine.typing is Typing.STRONG and machine.gpu.float16 and is_quantized(emitted):
         halve(emitted)
     RemoveUnusedNodesPass()(emitted)
+    _drop_domains(emitted)
     infer_shapes(emitted)
     emitted.ir_version = min(emitted.ir_version, _IR_VERSIONS[opset_of(emitted)])
     check_model(emitted)
@@ -87,6 +89,13 @@ def _drop_defaults(model: ir.Model) -> None:
     defaults = [value for value in model.graph.inputs if value.is_initializer()]
     for value in defaults:
         model.graph.inputs.remove(value)
+
+
+def _drop_domains(model: ir.Model) -> None:
+    """No operator set is imported that no node is of."""
+    used = {node.domain for graph in graphs_of(model) for node in graph} | ONNX_DOMAINS
+    for domain in [domain for domain in model.opset_imports if domain not in used]:
+        del model.opset_imports[domain]
 
 
 def _raise(model: ir.Model, target: int, machine: TensorRtMachine) -> None:
@@ -144,5 +153,5 @@ def _wide_nodes(model: ir.Model) -> list[str]:
     return [
         str(node.name)
         for node in model.graph
-        if node.op_type != "Cast" and any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
+        if node.op_type in HALF_OPS | KEPT and any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
     ]

@@ -6,6 +6,8 @@ stay as well, which TensorRT folds itself.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -75,13 +77,15 @@ def _folds(node: ir.Node) -> bool:
             continue
         if value.shape is None or value.dtype is None or not value.shape.is_static():
             return False
-        written += int(np.prod([int(dim) for dim in value.shape.numpy()])) * value.dtype.itemsize
+        written += math.ceil(math.prod(int(dim) for dim in value.shape.numpy()) * value.dtype.itemsize)
     return written <= max(_GROWTH * read, _SMALL)
 
 
 def _computed(node: ir.Node, opset: int) -> list[Array]:
     """The results of a node on its own."""
-    inputs = [ir.Value(name=f"i{index}") if value is not None else None for index, value in enumerate(node.inputs)]
+    inputs = [
+        ir.Value(name=f"i{index}") if value is not None else None for index, value in enumerate(node.inputs)
+    ]
     outputs = [ir.Value(name=f"o{index}" if value.name else "") for index, value in enumerate(node.outputs)]
     feeds = {}
     for value, old in zip(inputs, node.inputs, strict=True):
@@ -94,7 +98,11 @@ def _computed(node: ir.Node, opset: int) -> list[Array]:
     alone = ir.Node("", node.op_type, inputs, tuple(node.attributes.values()), outputs=outputs)
     wanted = [value for value in outputs if value.name]
     graph = ir.Graph(
-        [value for value in inputs if value is not None], wanted, nodes=[alone], opset_imports={"": opset}, name="g"
+        [value for value in inputs if value is not None],
+        wanted,
+        nodes=[alone],
+        opset_imports={"": opset},
+        name="g",
     )
     found = ReferenceEvaluator(to_proto(ir.Model(graph, ir_version=8))).run(None, feeds)
     return [np.asarray(array) for array in found]

@@ -42,6 +42,7 @@ COMMANDS = {
     "run",
     "trust",
     "inspect",
+    "lint",
     "targets",
     "passes",
     "doctor",
