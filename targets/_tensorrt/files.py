@@ -171,10 +171,11 @@ def _write_samples(folder: Path, shipment: Shipment, free: frozenset[str], toler
 
 
 def _entry(folder: Path, file: str, name: str, array: Array) -> dict[str, Any]:
+    array = array.astype(array.dtype.newbyteorder("<"))
     path = folder / file
     with translated_os_errors(path):
-        path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
-    return {"name": name, "file": file, "dtype": str(array.dtype), "shape": list(array.shape)}
+        path.write_bytes(array.tobytes())
+    return {"name": name, "file": file, "dtype": array.dtype.name, "shape": list(array.shape)}
 
 
 def _plain(name: str) -> str:

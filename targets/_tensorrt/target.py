@@ -231,8 +231,8 @@ class EmittedTarget(Target):
         model = load_model(artifact)
         precision = model.metadata_props.get(PRECISION, "")
         stored = (
-            f"the file holds float32, as TensorRT {self.machine.version} wants it where flags allow {precision}: its size "
-            "says nothing of the engine's",
+            f"the file holds float32, as TensorRT {self.machine.version} wants it where flags allow {precision}: "
+            "its size says nothing of the engine's",
         )
         found: dict[str, list[Fault]] = {}
         for fault in self._faults(model):
