@@ -129,6 +129,8 @@ def _bound(node: ir.Node, found: Mapping[ir.Value, float]) -> float | None:
         case "Resize":
             mode = node.attributes.get("mode")
             return None if mode is not None and mode.as_string() == "cubic" else first
+        case "BatchNormalization":
+            return None if first is None else _shifted(node, first)
         case "LayerNormalization" | "InstanceNormalization":
             return _normalized(node, found)
     return None
@@ -212,6 +214,17 @@ def _pads_within(node: ir.Node) -> bool:
         return True
     tensor = constant_tensor(value)
     return value is None or (tensor is not None and not tensor.numpy().any())
+
+
+def _shifted(node: ir.Node, data: float) -> float | None:
+    """Batch normalization of constant statistics."""
+    scale, bias, mean, variance = (constant_of(value) for value in node.inputs[1:5])
+    if scale is None or bias is None or mean is None or variance is None:
+        return None
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    gain = np.abs(scale.astype(np.float64)) / np.sqrt(variance.astype(np.float64) + epsilon)
+    reach = data + np.abs(mean.astype(np.float64))
+    return float(np.max(reach * gain + np.abs(bias.astype(np.float64)), initial=0.0))
 
 
 def _normalized(node: ir.Node, found: Mapping[ir.Value, float]) -> float | None:

@@ -35,21 +35,21 @@ def decompose(model: ir.Model, machine: TensorRtMachine) -> None:
         InputError: An operator has no such form.
     """
     opset = opset_of(model)
-    rules = {key: rule for key, rule in _RULES.items() if key[0] or not _reads(key[1], machine, opset)}
+    rules = {key: rule for key, rule in _RULES.items() if key[0] or not _reads(key[1], machine)}
     nodes = [node for graph in graphs_of(model) for node in graph]
     if any(("" if node.domain in ONNX_DOMAINS else node.domain, node.op_type) in rules for node in nodes):
-        layer_norm = opset >= 17 and _reads("LayerNormalization", machine, opset)
+        layer_norm = opset >= 17 and _reads("LayerNormalization", machine)
         operate(model, lambda graph: _apply(graph, rules, opset, layer_norm=layer_norm))
         infer_shapes(model)
 
 
-def _reads(op_type: str, machine: TensorRtMachine, opset: int) -> bool:
-    """True for a standard operator that the parser has, at an opset that is written for it."""
-    if op_type == "GroupNormalization" and opset >= 21:
-        # The scales are those of channels since then, which no older form says.
-        return False
+def _reads(op_type: str, machine: TensorRtMachine) -> bool:
+    """True for a standard operator that the parser has, in a form that ONNX has at the opset written for it."""
     known = op_type in SINCE and (machine.rtx or SINCE[op_type] <= machine.version)
-    return known and bool(onnx.defs.has(op_type, machine.max_opset, ""))
+    if not known or not onnx.defs.has(op_type, machine.max_opset, ""):
+        return False
+    # GroupNormalization of 18 was withdrawn for that of 21.
+    return not onnx.defs.get_schema(op_type, machine.max_opset, "").deprecated
 
 
 def _apply(graph: Any, rules: Mapping[tuple[str, str], Rule], opset: int, *, layer_norm: bool) -> None:

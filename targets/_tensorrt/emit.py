@@ -70,8 +70,8 @@ def emit(model: ir.Model, machine: TensorRtMachine) -> ir.Model:
     lower_opset(emitted, machine.max_opset, _name(machine))
     infer_shapes(emitted)
     fold_constants(emitted)
-    if machine.typing is Typing.STRONG and machine.gpu.float16 and is_quantized(emitted):
-        halve(emitted)
+    if machine.gpu.float16 and is_quantized(emitted):
+        _halve(emitted, machine)
     RemoveUnusedNodesPass()(emitted)
     _drop_domains(emitted)
     infer_shapes(emitted)
@@ -129,21 +129,25 @@ def _check_operators(model: ir.Model) -> None:
 
 
 def _type(model: ir.Model, machine: TensorRtMachine) -> None:
-    """Float types as the machine has them, and what weakly typed files say about precision."""
+    """Float types as the machine has them; of a half-precision form a weakly typed file keeps what it was."""
     dtypes = {value.dtype for graph in graphs_of(model) for node in graph for value in node.outputs}
-    narrow = [kind for kind in _HALVES if kind in dtypes]
-    weak = machine.typing is Typing.WEAK
-    gone = [ir.DataType.DOUBLE]
-    if weak:
+    fast = {ir.DataType.FLOAT16: machine.gpu.float16, ir.DataType.BFLOAT16: machine.bfloat16}
+    narrow = [kind for kind in _HALVES if kind in dtypes and fast[kind]]
+    gone = [ir.DataType.DOUBLE, *(kind for kind in _HALVES if not fast[kind])]
+    if machine.typing is Typing.WEAK:
         if narrow:
             model.metadata_props[PRECISION] = _HALVES[narrow[0]]
             model.metadata_props[FLOAT32_NODES] = json.dumps(_wide_nodes(model))
-        gone += _HALVES
-    elif not machine.gpu.bfloat16:
-        gone.append(ir.DataType.BFLOAT16)
+        gone += narrow
     to_float32(model, gone)
     infer_shapes(model)
-    if weak and not narrow and machine.gpu.float16 and is_quantized(model):
+
+
+def _halve(model: ir.Model, machine: TensorRtMachine) -> None:
+    """FP16 for the float part of a quantized graph: in the graph, or allowed by what the file says."""
+    if machine.typing is Typing.STRONG:
+        halve(model)
+    elif PRECISION not in model.metadata_props:
         model.metadata_props[PRECISION] = "fp16"
         model.metadata_props[FLOAT32_NODES] = json.dumps(float32_nodes(model.graph))
 

@@ -67,8 +67,8 @@ def _folds(node: ir.Node) -> bool:
     tensors = [constant_tensor(value) for value in node.inputs if value is not None]
     if not tensors or any(tensor is None for tensor in tensors):
         return False
-    # What has no NumPy type of its own is computed by nobody here.
-    if any(tensor.dtype.numpy().kind not in "biuf" for tensor in tensors if tensor is not None):
+    # What has no NumPy type of its own (INT4, BF16) is computed by nobody here, but converted.
+    if not is_op(node, "Cast") and any(not _is_plain(tensor) for tensor in tensors if tensor is not None):
         return False
     read = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     written = 0
@@ -81,8 +81,17 @@ def _folds(node: ir.Node) -> bool:
     return written <= max(_GROWTH * read, _SMALL)
 
 
+def _is_plain(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype.numpy().kind in "biuf"
+
+
 def _computed(node: ir.Node, opset: int) -> list[Array]:
     """The results of a node on its own."""
+    first = constant_tensor(node.inputs[0])
+    if is_op(node, "Cast") and first is not None and node.outputs[0].dtype is not None:
+        kind = node.outputs[0].dtype
+        if kind is not ir.DataType.STRING and not (_is_plain(first) and kind.numpy().kind in "biuf"):
+            return [first.numpy().astype(kind.numpy())]
     inputs = [
         ir.Value(name=f"i{index}") if value is not None else None for index, value in enumerate(node.inputs)
     ]
