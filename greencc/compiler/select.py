@@ -25,8 +25,8 @@ from greencc.measure.latency import quick_compare
 
 # A smaller gain than this is not worth leaving a safer form for, whatever the interval says.
 _WORTH = 0.02
-# The same for what was only estimated.
-_WORTH_ESTIMATED = 0.1
+WORTH_ESTIMATED = 0.1
+"""The same for what was only estimated."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,55 @@ def _required(form: Form, what: str, supported: bool) -> Form:
     return form
 
 
+@dataclass
+class Forms:
+    """Forms of the whole model, judged: the original first, then from safe to aggressive; `discarded` ones were not as
+    good as one of these. `layers` is what was decided for each layer of the statically quantized one.
+    """
+
+    contenders: list[Contender]
+    discarded: list[Contender] = field(default_factory=list)
+    layers: tuple[LayerChoice, ...] = ()
+
+
+def automatic_forms(
+    session: Session,
+    builder: FormBuilder,
+    baseline: MemoEngine,
+    original: Form,
+    splits: Splits,
+    feeds: Sequence[Feeds],
+) -> Forms:
+    """All forms of the whole model that the target has kernels and the data suffice for."""
+    start = Contender(original, baseline)
+    if session.estimator is not None:
+        # The baseline ran elsewhere: what is built of the original has to be judged as any other form.
+        start = contender(session, original, baseline, splits)
+    start.reason = "the model as it came"
+    found = Forms([start])
+    cleaned = builder.cleaned()
+    if cleaned.applied:
+        found.contenders.append(contender(session, cleaned, baseline, splits))
+    else:
+        start.note("the clean-up found nothing to change")
+    if session.target.capabilities().float16:
+        found.contenders.append(contender(session, builder.half(Precision.FP16), baseline, splits))
+    integers = session.target.capabilities().int8 is not None
+    if integers and not splits.planning.synthetic and dynamic_may_pay(cleaned.model):
+        found.contenders.append(_dynamic(session, builder, baseline, splits))
+    if splits.calibration is None:
+        session.warn("INT8 was not considered: it needs calibration data (--calibration)")
+    elif splits.planning.synthetic:
+        session.warn(
+            "INT8 was not considered: nothing can be verified on synthetic data (ask with --precision int8)"
+        )
+    else:
+        static = static_int8(session, builder, baseline, splits, feeds)
+        found.contenders.append(static.best)
+        found.discarded, found.layers = static.others, static.choices
+    return found
+
+
 def _automatic(
     session: Session,
     builder: FormBuilder,
@@ -177,40 +226,8 @@ def _automatic(
     feeds: Sequence[Feeds],
 ) -> Choice:
     """Whatever measured best within the limit; the safer form wins where the difference is within the noise."""
-    start = Contender(original, baseline)
-    if session.estimator is not None:
-        # The baseline ran elsewhere: what is built of the original has to be judged as any other form.
-        start = contender(session, original, baseline, splits)
-    start.reason = "the model as it came"
-    contenders = [start]
-    cleaned = builder.cleaned()
-    if cleaned.applied:
-        contenders.append(contender(session, cleaned, baseline, splits))
-    else:
-        start.note("the clean-up found nothing to change")
-    if session.target.capabilities().float16:
-        contenders.append(contender(session, builder.half(Precision.FP16), baseline, splits))
-    integers = session.target.capabilities().int8 is not None
-    if integers and not splits.planning.synthetic and dynamic_may_pay(cleaned.model):
-        contenders.append(_dynamic(session, builder, baseline, splits))
-    discarded: list[Contender] = []
-    choices: tuple[LayerChoice, ...] = ()
-    if splits.calibration is None:
-        session.warn("INT8 was not considered: it needs calibration data (--calibration)")
-    elif splits.planning.synthetic:
-        session.warn(
-            "INT8 was not considered: nothing can be verified on synthetic data (ask with --precision int8)"
-        )
-    else:
-        found = static_int8(session, builder, baseline, splits, feeds)
-        contenders.append(found.best)
-        discarded, choices = found.others, found.choices
-    eligible = [item for item in contenders if _eligible(item, session.options)]
-    if start not in eligible:
-        raise LimitError(
-            f"the original, built for {session.target.name}, {start.reason}",
-            hint="this is an error of the target: please report it with the model",
-        )
+    found = automatic_forms(session, builder, baseline, original, splits, feeds)
+    eligible = eligible_forms(session, found)
     estimator = session.estimator
     with session.phase("comparing forms"):
         if estimator is not None:
@@ -224,7 +241,23 @@ def _automatic(
     for item, spent in zip(eligible, milliseconds, strict=True):
         item.latency_ms = spent
     ranked = _ranked(eligible, ratios, estimated=estimator is not None)
-    return Choice(ranked, [*contenders, *discarded], choices)
+    return Choice(ranked, [*found.contenders, *found.discarded], found.layers)
+
+
+def eligible_forms(session: Session, forms: Forms) -> list[Contender]:
+    """Those in which something was converted and that lose no more than allowed on the planning split.
+
+    Raises:
+        LimitError: The original as it was built for the target is not among them.
+    """
+    eligible = [item for item in forms.contenders if _eligible(item, session.options)]
+    start = forms.contenders[0]
+    if start not in eligible:
+        raise LimitError(
+            f"the original, built for {session.target.name}, {start.reason}",
+            hint="this is an error of the target: please report it with the model",
+        )
+    return eligible
 
 
 def _dynamic(session: Session, builder: FormBuilder, baseline: MemoEngine, splits: Splits) -> Contender:
@@ -264,7 +297,7 @@ def _ranked(
         ratios: Latency of the original divided by that of each of the others.
         estimated: The times are estimates, whose intervals are wide: then the central value decides, by a wider margin.
     """
-    margin, by_estimate = (_WORTH_ESTIMATED, f", {BY_ESTIMATE}") if estimated else (_WORTH, "")
+    margin, by_estimate = (WORTH_ESTIMATED, f", {BY_ESTIMATE}") if estimated else (_WORTH, "")
     ladder = [eligible[0]]
     for item, ratio in zip(eligible[1:], ratios, strict=True):
         best = ladder[-1]

@@ -21,9 +21,9 @@ from greencc.core.errors import InputError, UsageError
 from greencc.core.kernels import Kernels, kernels_of
 from greencc.core.report import Interval
 from greencc.core.shapes import bind_dims
-from greencc.meters.device import DeviceProfile
+from greencc.meters.device import DeviceProfile, PowerMode
 from greencc.meters.device_store import find_profile
-from greencc.meters.roofline import LayerEstimate, estimate
+from greencc.meters.roofline import Estimate, LayerEstimate, estimate
 from greencc.meters.side_by_side import SideBySide, side_by_side
 
 BY_ESTIMATE = "by estimate, not measured"
@@ -63,14 +63,30 @@ class Estimator:
         """What the estimates are of, and how good they are."""
         return f"{self.profile.title}, profile {self.profile.name}, grade {self.profile.grade.name}"
 
-    def compare(self, models: Sequence[ir.Model], feeds: Feeds) -> SideBySide:
+    def compare(self, models: Sequence[ir.Model], feeds: Feeds, mode: PowerMode | None = None) -> SideBySide:
         """Estimates of one inference of each model, and the first beside each of the others.
+
+        Args:
+            models: The graphs.
+            feeds: One inference.
+            mode: Power mode of the device; None: its default one.
 
         Raises:
             InputError: Nothing is known of the work of a model.
         """
         graphs = [_kernels(model, feeds) for model in models]
-        return side_by_side(graphs, self.profile, self.profile.mode(None), self.threads)
+        return side_by_side(graphs, self.profile, mode or self.profile.mode(None), self.threads)
+
+    def in_modes(
+        self, model: ir.Model, feeds: Feeds, modes: Sequence[PowerMode], rate: float | None = None
+    ) -> tuple[Estimate, ...]:
+        """Estimates of one inference in each of some power modes, and of the power at `rate` inferences per second.
+
+        Raises:
+            InputError: Nothing is known of the work of the model.
+        """
+        kernels = _kernels(model, feeds)
+        return tuple(estimate(kernels, self.profile, mode, threads=self.threads, rate=rate) for mode in modes)
 
     def layers(self, model: ir.Model, feeds: Feeds) -> tuple[LayerEstimate, ...]:
         """What each kernel of a model takes.

@@ -19,9 +19,11 @@ class LimitVerdict:
         low: Of the interval of `found`; None where there is none (sizes, counts).
         high: As `low`.
         grade: Of an energy or power figure.
-        met: Whether `found` keeps the limit.
+        met: Whether `found` keeps the limit; None: only a measurement on the device tells.
         sure: Whether the whole interval does.
         note: What the figure rests on, such as a rate or a power mode.
+        estimated: `found` is an estimate of a device that nothing ran on. It refuses a limit (`met` is False) where
+            even the best end of its interval breaks it, and shows none to be met.
     """
 
     limit: str
@@ -32,14 +34,17 @@ class LimitVerdict:
     low: float | None
     high: float | None
     grade: str | None
-    met: bool
+    met: bool | None
     sure: bool
     note: str = ""
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
 class PlanPoint:
     """A plan that was built, judged on the planning split and timed (`verified`), or only predicted.
+
+    Where a plan was estimated (`PlanInfo.estimated_on`), latencies and energies of the verified points are estimates.
 
     Attributes:
         name: For people, such as ``int8`` or ``plan 7``.
@@ -54,6 +59,8 @@ class PlanPoint:
         front: No other verified point is better in latency, energy, size and drop at once.
         place: Why it was chosen, or was not.
         predicted_drop: Of one that was not verified, where the tables tell it.
+        mode: The power mode that it is for, by its name on the device; empty: the one that the device is in.
+        watts: Average power at the plan's rate, or flat out, where it was estimated.
     """
 
     name: str
@@ -77,6 +84,8 @@ class PlanPoint:
     predicted_size_bytes: float | None = None
     predicted_error: float | None = None
     predicted_drop: float | None = None
+    mode: str = ""
+    watts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,8 @@ class PlanInfo:
         rounds: Plans that were built and verified by this compile.
         ended: Why the search ended, in words.
         energy_grade: Of all the points' energies; `energy_boundary` is what they hold, such as ``CPU package``.
+        power_mode: The mode of the device that was chosen, by its name there; empty: none was chosen.
+        estimated_on: The device profile that all times and energies are estimated from; empty: they were measured.
     """
 
     objective: str
@@ -169,3 +180,5 @@ class PlanInfo:
     energy_grade: str = "D"
     energy_boundary: str = ""
     notes: tuple[str, ...] = ()
+    power_mode: str = ""
+    estimated_on: str = ""

@@ -55,6 +55,7 @@ class BudgetLimit:
         percentile: 50, 95 or 99 of a latency (95 where none is given); None of everything else.
         text: As it was asked for; what counts is the rest.
         mode: The device and power mode that the watts are from, or empty.
+        device: That device alone.
     """
 
     kind: Kind
@@ -62,6 +63,12 @@ class BudgetLimit:
     percentile: int | None = None
     text: str = field(default="", compare=False)
     mode: str = field(default="", compare=False)
+    device: str = field(default="", compare=False)
+
+    @property
+    def mode_name(self) -> str:
+        """The power mode by its own name, or empty."""
+        return self.mode.removeprefix(self.device).strip()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value) or self.value <= 0.0:
@@ -140,7 +147,7 @@ def _parse(part: str) -> BudgetLimit:
         preset = find_preset(part)
         if preset is None:
             raise UsageError(f"{part!r} is not a limit", hint=_HOW)
-        return BudgetLimit(Kind.POWER, preset.watts, text=part, mode=preset.shown)
+        return BudgetLimit(Kind.POWER, preset.watts, text=part, mode=preset.shown, device=preset.device)
     number = match["number"]
     if "n" in number.lower():
         raise UsageError(f"{part!r} is not finite", hint=_HOW)

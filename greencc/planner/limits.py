@@ -203,6 +203,15 @@ def require_reachable(budget: Sequence[BudgetLimit], floors: Sequence[Floor], ra
     Raises:
         LimitError: Every limit that cannot be kept, with the least that could be asked for.
     """
+    lines = unreachable(budget, floors, rate)
+    if lines:
+        raise LimitError("; ".join(lines), hint="raise the limit, lower the rate, or take another device")
+
+
+def unreachable(
+    budget: Sequence[BudgetLimit], floors: Sequence[Floor], rate: float | None
+) -> tuple[str, ...]:
+    """What `require_reachable` says of every limit that is below a floor."""
     paced = rate is not None and any(limit.kind is Kind.POWER for limit in budget)
     lines: list[str] = []
     for floor in floors:
@@ -214,10 +223,7 @@ def require_reachable(budget: Sequence[BudgetLimit], floors: Sequence[Floor], ra
         slowest = floor.kind is Kind.LATENCY and floor.percentile in (None, _MEDIAN)
         if paced and rate is not None and slowest and floor.least * rate > 1e3 * (1.0 + _SLACK):
             lines.append(f"{keeping_up(rate)} is out of reach: {least}, that is {1e3 / floor.least:.4g}/s")
-    if lines:
-        raise LimitError(
-            "; ".join(dict.fromkeys(lines)), hint="raise the limit, lower the rate, or take another device"
-        )
+    return tuple(dict.fromkeys(lines))
 
 
 def conflicts(budget: Sequence[BudgetLimit], objective: Objective, rate: float | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from greencc.report.figures import (
     printable,
     shorten,
     time_ms,
+    watts,
 )
 
 _MOST = 40
@@ -38,7 +39,7 @@ def explanation_text(report: Report, found: Explanation) -> RenderableType:
     for unit in found.units:
         parts += [Text(), *_unit(report, unit)]
     if found.planned and not found.units:
-        parts += [Text(), Text("The plan had nothing to decide on it: it is as the source model has it.")]
+        parts += [Text(), Text(_undecided(report))]
     for choice in found.layer_choices:
         parts += [Text(), Text(_layer_choice(choice))]
     if found.decisions:
@@ -56,6 +57,10 @@ def overview_text(report: Report, *, everything: bool) -> RenderableType:
     found = report.plan
     if found is None:
         return _without_plan(report, everything)
+    if found.estimated_on:
+        return Group(
+            Text(" ".join(words.plan_sentences(report))), Text(), *_forms_in_modes(report, everything)
+        )
     shown = list(found.choices) if everything else words.rarest_first(found.choices)[:_MOST]
     parts: list[RenderableType] = [Text(" ".join(words.plan_sentences(report))), Text()]
     table = _table(("Unit", "Kind", "Option", "Why"))
@@ -69,6 +74,40 @@ def overview_text(report: Report, *, everything: bool) -> RenderableType:
         )
     parts.append(table if shown else Text("There was nothing to decide."))
     return Group(*parts, *_more(len(found.choices) - len(shown), "units"))
+
+
+def _undecided(report: Report) -> str:
+    """Why a plan decided nothing on a layer."""
+    plan = report.plan
+    picked = None if plan is None else words.chosen_point(plan)
+    if plan is None or picked is None or not plan.estimated_on:
+        return "The plan had nothing to decide on it: it is as the source model has it."
+    return (
+        f"The plan chose among forms of the whole model by estimate, not layer by layer: {words.point_name(picked)} "
+        "was chosen. What follows is what its passes and its search have recorded."
+    )
+
+
+def _forms_in_modes(report: Report, everything: bool) -> list[RenderableType]:
+    """All forms of an estimated plan by power mode."""
+    plan = report.plan
+    assert plan is not None
+    points = words.verified_points(plan)
+    shown = points if everything else points[:_MOST]
+    table = _table(("Form", "Latency", "Energy", "Power", "Why"), right=(1, 2, 3))
+    for point in shown:
+        table.add_row(
+            Text(("* " if point.chosen else "  ") + words.point_name(point)),
+            "" if point.latency_ms is None else time_ms(point.latency_ms),
+            "" if point.energy_mj is None else joules(point.energy_mj),
+            "" if point.watts is None else watts(point.watts),
+            Text(printable(point.place)),
+        )
+    note = (
+        f"* chosen. Latency, energy and power ({words.rate_text(plan)}): {words.energy_basis(report)}; "
+        "nothing ran on the device."
+    )
+    return [table, Text(note, style="dim"), *_more(len(points) - len(shown), "forms and modes")]
 
 
 def no_plan_text(report: Report) -> str:

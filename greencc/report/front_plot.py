@@ -128,7 +128,7 @@ def _axes(report: Report, plan: PlanInfo) -> tuple[_Axis, ...]:
         _Axis(
             "latency",
             "Latency",
-            "latency per inference, " + ("95th percentile" if by_p95 else "median"),
+            "latency per inference, " + _latency_word(plan, by_p95),
             "ms",
             latency,
             limits["latency"],
@@ -150,6 +150,12 @@ def _axes(report: Report, plan: PlanInfo) -> tuple[_Axis, ...]:
             limits["size"],
         ),
     )
+
+
+def _latency_word(plan: PlanInfo, by_p95: bool) -> str:
+    if plan.estimated_on:
+        return "estimated"
+    return "95th percentile" if by_p95 else "median"
 
 
 _QUANTITIES = ("latency", "energy", "size")
@@ -185,7 +191,9 @@ def _view(axis: _Axis, marks: Sequence[_Mark], report: Report, by_error: bool, l
     loss = "output error" if by_error else words.loss_label(report).split(",")[0].lower()
     title = f"{capitalized(loss)} against {axis.title}"
     count = sum(mark.point.verified for mark in marks)
-    description = f"{count} verified plans, {len(front)} on the front, {len(marks) - count} only predicted."
+    assert report.plan is not None
+    what = "estimated" if report.plan.estimated_on else "verified"
+    description = f"{count} {what} plans, {len(front)} on the front, {len(marks) - count} only predicted."
     svg = tag(
         "svg",
         tag("title", title),
@@ -334,9 +342,11 @@ def _draw(mark: _Mark, axis: _Axis, report: Report, by_error: bool, across: _Sca
     elif mark.x > across.high:
         kind = "right" if kind != "chosen" else kind
     loss = number(mark.y) if by_error else words.loss_text(report, mark.y)
-    text = f"{printable(point.name)}: {words.amount(mark.x, axis.unit)}"
+    text = f"{words.point_name(point)}: {words.amount(mark.x, axis.unit)}"
     if axis.key == "energy":
         text += f" ({words.energy_basis(report)})"
+    elif axis.key == "latency" and report.plan is not None and report.plan.estimated_on:
+        text += " (estimated)"
     text += f", {loss} {'output error' if by_error else 'lost'}"
     if by_error is False and report.accuracy.baseline is None:
         text = text.removesuffix(" lost") + " of decisions changed"
@@ -370,7 +380,7 @@ def _name(mark: _Mark, across: _Scale, up: _Scale) -> Markup:
     Where that leaves too little room, the name stands above it; on a narrow screen that is so further to the right.
     """
     x, y = across(mark.x), up(mark.y)
-    text = f"{printable(mark.point.name)}, chosen"
+    text = f"{words.point_name(mark.point)}, chosen"
     below = {"x": f"{x}%", "y": min(y + 22, _BOTTOM - 6), "dx": -12, "text_anchor": "end"}
     above = {"x": f"{x}%", "y": y - 15, "text_anchor": "start"}
     if x >= _ROOM_NARROW:

@@ -133,7 +133,7 @@ def _points(report: Report, found: PlanInfo) -> str:
     basis = plan.energy_basis(report)
     rows = [
         (
-            point.name,
+            plan.point_name(point),
             MISSING if point.latency_ms is None else time_ms(point.latency_ms),
             MISSING if point.energy_mj is None else joules(point.energy_mj),
             MISSING if point.size_bytes is None else bytes_text(point.size_bytes),
@@ -145,7 +145,7 @@ def _points(report: Report, found: PlanInfo) -> str:
     ]
     header = (
         "Plan",
-        "Latency",
+        "Latency, estimated" if found.estimated_on else "Latency",
         f"Energy ({basis})",
         "Size",
         plan.loss_label(report).split(",")[0],

@@ -27,6 +27,7 @@ from greencc.report.figures import (
 )
 
 _ENERGIES = ("power", "energy")
+_ONLY_THERE = "only a measurement on the device tells"
 _FORMS = {"W": watts, "mJ": joules, "ms": time_ms, "bytes": bytes_text}
 
 
@@ -95,10 +96,37 @@ def verified_points(plan: PlanInfo) -> list[PlanPoint]:
 
 
 def limits_met(report: Report) -> bool | None:
-    """Whether every limit of the budget is kept; None without a budget."""
+    """Whether every limit of the budget is kept; None without a budget, or where only a measurement could tell."""
     if report.plan is None or not report.plan.limits:
         return None
-    return all(limit.met for limit in report.plan.limits)
+    if any(limit.met is False for limit in report.plan.limits):
+        return False
+    return None if limits_estimated(report) else True
+
+
+def limits_estimated(report: Report) -> bool:
+    """Whether what is said of a limit rests on an estimate of a device that nothing ran on."""
+    return report.plan is not None and any(limit.estimated for limit in report.plan.limits)
+
+
+def budget_by_estimate(report: Report) -> str:
+    """In a sentence, what estimates say of the budget."""
+    limits = [limit for limit in _plan(report).limits if limit.estimated]
+    said = (
+        "the estimates keep the budget" if all(limit.sure for limit in limits) else "the budget may be kept"
+    )
+    return f"Nothing ran on the device: {said}, and {_ONLY_THERE}."
+
+
+def point_name(point: PlanPoint) -> str:
+    """With its power mode: ``int8 in the 7W mode``."""
+    name = printable(point.name)
+    return f"{name} in the {printable(point.mode)} mode" if point.mode else name
+
+
+def power_label(plan: PlanInfo) -> str:
+    """What `PlanPoint.watts` is."""
+    return f"Power {rate_text(plan)}" if plan.rate is None else f"Power at {rate_text(plan)}"
 
 
 def limit_rows(report: Report) -> list[LimitRow]:
@@ -123,17 +151,25 @@ def _limit_row(limit: LimitVerdict, report: Report) -> LimitRow:
     known = []
     if limit.quantity in _ENERGIES:
         known.append(energy_basis(report, limit.grade))
+    if limit.estimated and not known:
+        known.append("estimated")
     if limit.note:
         known.append(printable(limit.note))
+    if limit.estimated:
+        known.append(_ONLY_THERE)
     return LimitRow(
         printable(limit.limit),
         amount(limit.allowed, limit.unit),
         _found(limit),
         "; ".join(known),
         _verdict(limit),
-        None if limit.found is None else limit.met,
-        limit.sure,
+        _kept(limit),
+        limit.sure and not limit.estimated,
     )
+
+
+def _kept(limit: LimitVerdict) -> bool | None:
+    return None if limit.found is None else limit.met
 
 
 def _found(limit: LimitVerdict) -> str:
@@ -148,6 +184,10 @@ def _found(limit: LimitVerdict) -> str:
 def _verdict(limit: LimitVerdict) -> str:
     if limit.found is None:
         return "not known"
+    if limit.estimated:
+        if limit.met is False:
+            return "not kept, by estimate"
+        return "kept by estimate" if limit.sure else "may be kept"
     if limit.met:
         return "met" if limit.sure else "met, though not by the whole interval"
     if limit.low is not None and limit.low <= limit.allowed:
@@ -158,24 +198,43 @@ def _verdict(limit: LimitVerdict) -> str:
 def plan_sentences(report: Report) -> list[str]:
     """The budget's verdicts, what was chosen out of what, and why it ended; for a terminal and for Markdown."""
     plan = _plan(report)
-    chosen, verified = chosen_point(plan), verified_points(plan)
-    out_of = f"{len(verified)} verified plan" + ("" if len(verified) == 1 else "s")
+    chosen = chosen_point(plan)
+    out_of = considered_text(plan)
     if chosen is None:
         picked = f"No plan was chosen out of {out_of}"
     else:
-        picked = f"{capitalized(printable(chosen.name))} was chosen out of {out_of}"
+        picked = f"{capitalized(point_name(chosen))} was chosen out of {out_of}"
         if chosen.summary:
             picked += f" ({printable(chosen.summary)})"
     texts = [f"{picked}, to minimise {printable(plan.objective)}."]
-    budget = [
-        f"{row.limit}: {row.verdict}, {row.found}" + (f" ({row.known})" if row.known else "")
-        for row in (_limit_row(limit, report) for limit in plan.limits)
-    ]
-    if budget:
+    if budget := [_limit_text(limit, report) for limit in plan.limits]:
         texts.append(f"Budget: {'; '.join(budget)}.")
-    texts.append(f"The search ended after {rounds_text(plan)}: {printable(plan.ended).rstrip('.')}.")
+    if limits_estimated(report):
+        texts.append(f"{capitalized(_ONLY_THERE)} whether the budget is kept.")
+    if not plan.estimated_on:
+        texts.append(f"The search ended after {rounds_text(plan)}: {printable(plan.ended).rstrip('.')}.")
     texts += [f"{capitalized(printable(note).rstrip('.'))}." for note in plan.notes]
     return texts
+
+
+def considered_text(plan: PlanInfo) -> str:
+    """``12 verified plans``, or of an estimated plan ``5 forms in 4 power modes, by estimate``."""
+    verified = verified_points(plan)
+    if not plan.estimated_on:
+        return f"{len(verified)} verified plan" + ("" if len(verified) == 1 else "s")
+    forms, modes = ({point.name for point in verified}, {point.mode for point in verified})
+    text = f"{len(forms)} form" + ("" if len(forms) == 1 else "s")
+    return f"{text} in {len(modes)} power modes, by estimate" if len(modes) > 1 else f"{text}, by estimate"
+
+
+def _limit_text(limit: LimitVerdict, report: Report) -> str:
+    """In words, as a sentence's part."""
+    row = _limit_row(limit, report)
+    if not limit.estimated:
+        return f"{row.limit}: {row.verdict}, {row.found}" + (f" ({row.known})" if row.known else "")
+    what = f"{printable(limit.note)}, " if limit.note else ""
+    grade = f", grade {limit.grade}" if limit.grade else ""
+    return f"{row.limit} {row.verdict}: {what}estimated {row.found}{grade}"
 
 
 def rounds_text(plan: PlanInfo) -> str:
@@ -219,10 +278,13 @@ def loss_text(report: Report, value: float) -> str:
 def point_rows(report: Report, point: PlanPoint) -> list[PairRow]:
     """The figures of a plan, as measured and as predicted; those that neither has are left out."""
     basis = energy_basis(report)
+    plan = _plan(report)
+    latency = "Latency, estimated" if plan.estimated_on else "Latency, median"
     found = (
-        ("Latency, median", point.latency_ms, point.predicted_latency_ms, time_ms),
+        (latency, point.latency_ms, point.predicted_latency_ms, time_ms),
         ("Latency, p95", point.latency_p95_ms, None, time_ms),
         (f"Energy ({basis})", point.energy_mj, point.predicted_energy_mj, joules),
+        (f"{power_label(plan)} (estimated)", point.watts, None, watts),
         ("Size", point.size_bytes, point.predicted_size_bytes, bytes_text),
         ("MACs", point.macs, None, count_text),
         (loss_label(report).split(",")[0], point.drop, point.predicted_drop, lambda v: loss_text(report, v)),

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from greencc.core.report import Report
 from greencc.core.report_plan import PlanChoice, PlanPoint
 from greencc.report import plan as words
-from greencc.report.figures import MISSING, bytes_text, count_text, joules, number, share, time_ms
+from greencc.report.figures import MISSING, bytes_text, count_text, joules, number, share, time_ms, watts
 from greencc.report.front_plot import View, front_views
 from greencc.report.prediction_plot import prediction_plot
 
@@ -33,6 +33,7 @@ class Card:
 
     index: int
     point: PlanPoint
+    name: str
     rows: tuple[words.PairRow, ...]
 
 
@@ -41,6 +42,7 @@ class PointLine:
     """A row of the table of verified plans."""
 
     point: PlanPoint
+    name: str
     cells: tuple[tuple[str, str], ...]
 
 
@@ -123,7 +125,7 @@ def plan_page(report: Report) -> PlanPage | None:
     views = tuple(front_views(report))
     drawn = frozenset[int]().union(*(view.drawn for view in views))
     cards = [
-        Card(index, point, tuple(words.point_rows(report, point)))
+        Card(index, point, words.point_name(point), tuple(words.point_rows(report, point)))
         for index, point in enumerate(plan.points)
         if index in drawn
     ]
@@ -151,12 +153,20 @@ def _point_line(report: Report, point: PlanPoint) -> PointLine:
         assert callable(form)
         return MISSING if value is None else str(form(value))
 
+    plan = report.plan
+    assert plan is not None
+    energy = ("Energy", cell(point.energy_mj, joules))
+    if plan.estimated_on:
+        power = (words.power_label(plan), cell(point.watts, watts))
+        taken = [("Latency, estimated", cell(point.latency_ms, time_ms)), energy, power]
+    else:
+        median = ("Median", cell(point.latency_ms, time_ms))
+        taken = [median, ("p95", cell(point.latency_p95_ms, time_ms)), energy]
     return PointLine(
         point,
+        words.point_name(point),
         (
-            ("Median", cell(point.latency_ms, time_ms)),
-            ("p95", cell(point.latency_p95_ms, time_ms)),
-            ("Energy", cell(point.energy_mj, joules)),
+            *taken,
             ("Size", cell(point.size_bytes, bytes_text)),
             ("MACs", cell(point.macs, count_text)),
             (words.loss_label(report), cell(point.drop, lambda value: words.loss_number(report, value))),
@@ -218,6 +228,14 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         ("Minimised", plan.objective),
         ("Rate", words.rate_text(plan)),
+    ]
+    if plan.estimated_on:
+        facts.append(("Considered", words.considered_text(plan)))
+        facts.append(("Estimated on", plan.estimated_on))
+        if plan.power_mode:
+            facts.append(("Power mode", plan.power_mode))
+        return facts
+    facts += [
         (
             "Verified",
             f"{len(verified):,} plans" + (f", {cached:,} of them by earlier compiles" * bool(cached)),

@@ -91,6 +91,8 @@ def judge(report: Report) -> Verdict:
     ]
     if plan.limits_met(report) is False:
         details.append(_missed(report))
+    elif plan.limits_estimated(report):
+        details.append(plan.budget_by_estimate(report))
     elif report.budget.met is None:
         details.append("Whether it meets what was asked of it has not been shown.")
     elif not report.budget.met:

@@ -14,6 +14,7 @@ import numpy as np
 
 from greencc.core.data import Array
 from greencc.core.engine import Shipment
+from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
 from greencc.targets._tensorrt.flags import BuilderFlags
 from greencc.targets._tensorrt.machine import TensorRtVersion
@@ -36,6 +37,7 @@ class Settings:
         facts: About the device.
         again: Target specs by TensorRT version (``8.5``), to compile with where a device turns out to have another;
             ``*`` is for all others, ``$1`` stands for the version.
+        typing: ``weak`` or ``strong``.
         rtx: For TensorRT-RTX, whose versions are its own.
         power_mode: The mode that figures are for; None: the one that the device is in.
     """
@@ -45,6 +47,7 @@ class Settings:
     workspace_mib: int
     facts: Mapping[str, str]
     again: Mapping[str, str]
+    typing: str = "weak"
     rtx: bool = False
     power_mode: str | None = None
 
@@ -80,6 +83,7 @@ class Settings:
             "tensorrt": self.flags.version.release,
             "module": self.module,
             "tool": self.tool,
+            "typing": self.typing,
             "network_flags": list(self.flags.network_flags),
             "builder_flags": list(self.flags.api_flags),
             "float32_nodes": list(self.flags.float32_nodes),
@@ -93,6 +97,22 @@ class Settings:
 def write_settings(folder: Path, settings: Settings, model: str) -> None:
     """Write ``device.json``."""
     _write(folder / SETTINGS, json.dumps(settings.to_json(model), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``device.json`` holds.
+
+    Raises:
+        InputError: It is missing, or not of this version.
+    """
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="compile the model again") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not of this version", hint="compile the model again")
+    return found
 
 
 def write_files(

@@ -30,7 +30,7 @@ def test_every_limit_of_the_table_is_read() -> None:
 
 def test_every_example_is_read() -> None:
     budgets = re.findall(r"--budget (\"[^\"]+\"|\S+)", TEXT)
-    assert len(budgets) == 6
+    assert len(budgets) == 8
     for budget in budgets:
         assert parse_budget(budget.strip('"'))
 

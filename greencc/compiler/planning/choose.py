@@ -14,6 +14,8 @@ from greencc.compiler.options import Precision
 from greencc.compiler.planning.assembly import Corrections, make_problem
 from greencc.compiler.planning.backends import try_backends
 from greencc.compiler.planning.budget import Asked, missed
+from greencc.compiler.planning.info import plan_info
+from greencc.compiler.planning.plan import Plan
 from greencc.compiler.planning.points import Figures, Point, PointStore, dominates
 from greencc.compiler.planning.prepare import Preparation, Prepared
 from greencc.compiler.planning.reach import require_above_idle, require_possible, tables_bound
@@ -27,7 +29,7 @@ from greencc.core.cache import cache_key
 from greencc.core.data import Feeds
 from greencc.core.errors import LimitError
 from greencc.core.report import Interval
-from greencc.core.report_plan import LimitVerdict
+from greencc.core.report_plan import LimitVerdict, PlanInfo
 from greencc.planner.budget import Objective
 from greencc.targets import format_spec
 from greencc.targets.backends import backends
@@ -46,7 +48,7 @@ _RIVALS = 4
 
 
 @dataclass
-class PlanChoice:
+class PlanChoice(Plan):
     """Contenders in order of preference, and all that is known of the others.
 
     Attributes:
@@ -74,6 +76,10 @@ class PlanChoice:
     def point_of(self, item: Contender) -> Point:
         """The point of a ranked contender."""
         return next(point for point in self.ladder if point.contender is item)
+
+    def left(self) -> list[Contender]:
+        """Forms that are no points."""
+        return self.discarded
 
     def others(self, held: Contender | None) -> Iterator[Contender]:
         """Contenders beside the ladder that are better than one that held, the best first; any where none did."""
@@ -123,6 +129,10 @@ class PlanChoice:
     def out_of_reach(self, found: str = "") -> LimitError:
         """The error for a budget that nothing keeps, with the nearest points."""
         return _out_of_reach(self.asked, self.points, found)
+
+    def info(self, shipped: Contender, measured: Measurement) -> PlanInfo:
+        """With all points, and what was decided for every unit."""
+        return plan_info(self, shipped, measured)
 
 
 def choose_plan(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from greencc.compiler.contender import Contender
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.planning.assembly import Corrections, Tables, make_problem
-from greencc.compiler.planning.choose import PlanChoice
 from greencc.compiler.planning.points import Point, dominates
 from greencc.compiler.planning.prepare import Prepared
 from greencc.compiler.planning.search import Search
@@ -23,6 +23,9 @@ from greencc.planner.budget import Objective
 from greencc.planner.problem import Assignment, Option, Quantity
 from greencc.report.figures import bytes_text, joules, time_ms
 from greencc.targets import format_spec
+
+if TYPE_CHECKING:
+    from greencc.compiler.planning.choose import PlanChoice
 
 _NOTHING = 1e-12
 _EARLIER = "an earlier compile chose and verified it; this one, for another budget, did not consider it"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-
 import onnx_ir as ir
 import onnxruntime as ort
 from onnx import numpy_helper, parser
@@ -197,12 +196,16 @@ def distance(expected: Sequence[Array], got: Sequence[Array]) -> float:
 def text_of(model: ir.Model) -> str:
     """A graph in short: one line per node with what it reads, its attributes and the type that it gives."""
     numbers: dict[ir.Value, str] = {value: str(value.name) for value in model.graph.inputs}
-    imports = ", ".join(f"{domain or 'ai.onnx'} {number}" for domain, number in sorted(model.opset_imports.items()))
+    imports = ", ".join(
+        f"{domain or 'ai.onnx'} {number}" for domain, number in sorted(model.opset_imports.items())
+    )
     lines = [f"opset {imports}; IR {model.ir_version}"]
     lines += [f"{key} = {text}" for key, text in sorted(model.metadata_props.items())]
     lines += [f"input {value.name}: {_type(value)}" for value in model.graph.inputs]
     for index, node in enumerate(model.graph):
-        reads = ", ".join(numbers.get(value, _type(value)) if value is not None else "-" for value in node.inputs)
+        reads = ", ".join(
+            numbers.get(value, _type(value)) if value is not None else "-" for value in node.inputs
+        )
         attributes = " ".join(f"{key}={_attribute(each)}" for key, each in sorted(node.attributes.items()))
         gives = ", ".join(value.dtype.name for value in node.outputs if value.dtype is not None)
         lines.append(f"%{index} {node.op_type}({reads}){' ' if attributes else ''}{attributes} -> {gives}")
@@ -229,8 +232,6 @@ def operators(model: ir.Model) -> dict[str, int]:
     for node in model.graph:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return counts
-
-
 
 
 def weights_only(model: ir.Model, steps: Sequence[Pass], *, fused: bool) -> ir.Model:

@@ -30,7 +30,8 @@ def test_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "opset", "norm"), [("8.2", 13, False), ("8.5", 17, False), ("8.6", 17, True), ("11.4", 20, True)]
+    ("version", "opset", "norm"),
+    [("8.2", 13, False), ("8.5", 17, False), ("8.6", 17, True), ("11.4", 20, True)],
 )
 def test_opsets_and_operators(version: str, opset: int, norm: bool) -> None:
     found = tensorrt_capabilities(machine(version), sparse=False)

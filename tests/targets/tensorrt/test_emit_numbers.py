@@ -160,9 +160,7 @@ def stacks(draw: st.DrawFn) -> ir.Model:
         value, channels = name, width
     lines += [f"p = GlobalAveragePool ({value})", "f = Flatten (p)", "y = Gemm (f, w)"]
     weights["w"] = normal(channels, 16, seed=9, scale=0.3)
-    return parse(
-        f"g (float[2, {start}, 6, 6] x) => (float[2, 16] y) {{ {chr(10).join(lines)} }}", **weights
-    )
+    return parse(f"g (float[2, {start}, 6, 6] x) => (float[2, 16] y) {{ {chr(10).join(lines)} }}", **weights)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)

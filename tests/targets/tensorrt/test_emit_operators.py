@@ -117,7 +117,9 @@ NORM = {"ReduceMean", "Sub", "Mul", "Add", "Sqrt", "Div"}
 def make(name: str) -> ir.Model:
     text, opset, shapes, _ = CASES[name]
     kinds = {"i": np.float16}
-    weights = {key: normal(*shape, seed=len(key)).astype(kinds.get(key, np.float32)) for key, shape in shapes.items()}
+    weights = {
+        key: normal(*shape, seed=len(key)).astype(kinds.get(key, np.float32)) for key, shape in shapes.items()
+    }
     return parse(text, opset, **weights)
 
 
@@ -140,7 +142,7 @@ def test_decompositions_compute_the_same(name: str, version: str) -> None:
         ("layer-norm", "LayerNormalization", "8.6"),
         ("skip-layer-norm", "LayerNormalization", "8.6"),
         ("hard-swish", "HardSwish", "8.6"),
-            ("gelu", "Gelu", "10.13"),
+        ("gelu", "Gelu", "10.13"),
         ("mish", "Mish", "10.13"),
     ],
 )
@@ -155,7 +157,9 @@ def test_halves_are_normalized_in_float32() -> None:
       y = com.microsoft.SkipSimplifiedLayerNormalization (x, z, s)
     }"""
     model = parse(text, s=np.ones(16, np.float16))
-    feeds = {name: (300 * array.astype(np.float32)).astype(np.float16) for name, array in feeds_of(model).items()}
+    feeds = {
+        name: (300 * array.astype(np.float32)).astype(np.float16) for name, array in feeds_of(model).items()
+    }
     result = emitted(model, machine("11.4"))
     (got,) = unfused(result, feeds)
     total = feeds["x"].astype(np.float64) + feeds["z"]

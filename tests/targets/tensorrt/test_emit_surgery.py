@@ -14,7 +14,19 @@ from greencc.core.model import infer_shapes
 from greencc.targets._tensorrt.emit import emit
 from greencc.targets._tensorrt.surgery import operate
 
-from .emitting import block, cnn, distance, emitted, feeds_of, int8, machine, normal, operators, parse, unfused
+from .emitting import (
+    block,
+    cnn,
+    distance,
+    emitted,
+    feeds_of,
+    int8,
+    machine,
+    normal,
+    operators,
+    parse,
+    unfused,
+)
 
 TEXT = """g (float[2, 64] x) => (float[2, 64] y) {
   a = MatMul (x, w)
