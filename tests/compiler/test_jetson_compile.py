@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was timed or measured")
 
-    monkeypatch.setattr(latency, "_measure_round", refuse)
+    monkeypatch.setattr(latency, "_timer", refuse)
     monkeypatch.setattr(memory.subprocess, "run", refuse)
     write_inputs(tmp_path)
     return tmp_path
