@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import atexit
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +61,21 @@ echo 3
 """
 
 
+@functools.cache
+def artifact(spec: str) -> Path:
+    """The complete artifact for a target, made once; nobody changes it."""
+    target = make_target(spec)
+    assert isinstance(target, EmittedTarget)
+    folder = Path(tempfile.mkdtemp(prefix="greencc-artifact-"))
+    atexit.register(shutil.rmtree, folder)
+    return shipped(target, folder).parent
+
+
 class Device:
     """A folder of an artifact, and a PATH that has nothing but the doubles."""
 
     def __init__(self, spec: str, folder: Path) -> None:
-        target = make_target(spec)
-        assert isinstance(target, EmittedTarget)
-        self.folder = shipped(target, folder / "artifact").parent
+        self.folder = Path(shutil.copytree(artifact(spec), folder / "artifact"))
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in ("dirname", "sed", "head", "rm", "mv", "tr", "cat", "grep", "tail", "tee"):
