@@ -132,7 +132,7 @@ class EmittedTarget(Target):
             "onnxruntime": str(onnxruntime.__version__),
             "numpy": str(numpy.__version__),
             "python": platform.python_version(),
-            "tensorrt": f"{self.machine.version} (emitted for; not run here)",
+            self._runtime: f"{'like TensorRT ' * self.machine.rtx}{self.machine.version} (emitted for; not run here)",
         }
 
     def lower(self, model: ir.Model) -> ir.Model:
@@ -322,6 +322,10 @@ class EmittedTarget(Target):
     @property
     def _dla(self) -> bool:
         return False
+
+    @property
+    def _runtime(self) -> str:
+        return "tensorrt-rtx" if self.machine.rtx else "tensorrt"
 
     def open(self, artifact: Path) -> Engine:
         """Load the emitted graph, or any other ONNX file, in ONNX Runtime.
