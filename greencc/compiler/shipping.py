@@ -71,7 +71,9 @@ def _samples(
 
 def _power_mode(session: Session, conditions: Mapping[str, Any]) -> str | None:
     """The mode that the figures are for, where the device has several."""
+    estimator = session.estimator
+    if estimator is not None and len(estimator.profile.modes) < 2:
+        return None
     if (planned := conditions.get("power_mode")) is not None:
         return str(planned)
-    estimator = session.estimator
-    return estimator.profile.mode(None).name if estimator is not None and estimator.profile.modes else None
+    return None if estimator is None else estimator.profile.mode(None).name
