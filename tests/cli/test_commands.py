@@ -37,6 +37,7 @@ COMMANDS = {
     "measure",
     "estimate",
     "lab",
+    "devices",
     "cache",
     "tune",
     "run",
