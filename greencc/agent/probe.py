@@ -55,6 +55,7 @@ def probe(places: Places, known: Backends) -> Dict[str, Any]:
     facts["disk_free_bytes"] = disk.free_bytes(places)
     facts["disk_used_bytes"] = disk.used_bytes(places.home)
     facts["backends"], facts["backend_facts"] = known
+    _believe(facts, facts["backend_facts"].get("tensorrt"))
     facts["power"] = power.describe(places)
     free = condition.free_clocks(places.root)
     facts["clocks"] = {
@@ -72,6 +73,16 @@ def probe(places: Places, known: Backends) -> Dict[str, Any]:
     facts["rails"] = rails(places)
     facts["meters"], facts["missing_meters"] = meters.describe(places)
     return facts
+
+
+def _believe(facts: Dict[str, Any], used: Optional[Dict[str, str]]) -> None:
+    """What runs engines knows best what it is: it may be a wheel, which no package list has."""
+    if used is None:
+        return
+    facts["tensorrt"]["version"] = used["tensorrt"]
+    sm = used.get("compute_capability", "").replace(".", "")
+    if facts["gpu"] is None and sm.isdigit():
+        facts["gpu"] = {"name": "NVIDIA GPU", "sm": int(sm), "memory_bytes": None, "driver": None}
 
 
 def known_backends(places: Places) -> Backends:

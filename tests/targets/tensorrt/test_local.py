@@ -7,9 +7,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from greencc.compiler.on_device import opened_target
+from greencc.core.elsewhere import DistantEngine, Stretch
 from greencc.core.errors import UnavailableError
+from greencc.core.model import load_model
+from greencc.devices.target import DeviceTarget
 from greencc.targets import TensorRtTarget
 from greencc.targets._tensorrt import local
 from greencc.targets._tensorrt.gpus import GpuPreset
@@ -114,6 +122,36 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_on_the_bus", lambda: False)
     with pytest.raises(UnavailableError, match="there is no NVIDIA GPU here"):
         local.gpu_here()
+
+
+@pytest.mark.full
+def test_the_target_runs_on_it(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a device being named: the agent of this computer builds, and answers with what it computes."""
+    monkeypatch.setenv("GREENCC_AGENT_HOME", str(tmp_path / "home"))
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"])]
+    weight = numpy_helper.from_array(
+        np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype(np.float32), "w"
+    )
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 8, 8]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, 6, 6]),
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    feed = {"x": np.random.default_rng(1).normal(size=(1, 16, 8, 8)).astype(np.float32)}
+    with opened_target("tensorrt") as target:
+        assert isinstance(target, DeviceTarget)
+        assert target.named().name == "tensorrt"
+        engine = target.open(target.build(target.lower(load_model(path)), tmp_path / "artifact"))
+        assert isinstance(engine, DistantEngine)
+        found = engine.run(feed)["y"]
+        driven = engine.drive([feed], Stretch(runs=3))
+        engine.close()
+    assert (driven.count, len(driven.services_ms)) == (3, 3)
+    wanted = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+    # In half precision, as strongly typed graphs are.
+    np.testing.assert_allclose(found, wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_gpus_of_others_need_nothing_here(monkeypatch: pytest.MonkeyPatch) -> None:
