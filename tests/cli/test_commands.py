@@ -43,6 +43,7 @@ COMMANDS = {
     "run",
     "trust",
     "inspect",
+    "lint",
     "targets",
     "passes",
     "doctor",
