@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ def ship(
         name: Of the model.
         conditions: Of the figures: their power mode, where they have one.
     """
+    mode = _power_mode(session, conditions)
     # Most targets add nothing, and their engines need not run for it.
     if type(target).ship is not Target.ship:
         with session.phase("shipping"):
             feeds, outputs = _samples(target, artifact, splits)
-            target.ship(artifact, Shipment(name, feeds, outputs, _power_mode(session, conditions)))
-    return target.build_info(artifact)
+            target.ship(artifact, Shipment(name, feeds, outputs, mode))
+    info = target.build_info(artifact)
+    # What was built elsewhere knows its mode; what was not is for the one that its figures are for.
+    return info if info is None else replace(info, power_mode=info.power_mode or mode)
 
 
 def _samples(

@@ -13,9 +13,11 @@ from greencc.compiler.session import Deadline, Session
 from greencc.core.errors import GreenccError
 from greencc.core.passes import Pass
 from greencc.passes._decompose_family import RankRule
+from greencc.passes._sparsity_patterns import Pattern
 from greencc.passes.decompose import Decompose
 from greencc.passes.prune import Prune
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.sparsify import Sparsify
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ _CUTS = (
         Decompose(rank=RankRule.RATIO, ratio=0.3, measured=False),
     ),
 )
+# Only where the target has kernels for it. Estimates know no rates of such kernels: only a measurement shows a gain.
+_SPARSE = _Cut("sparse-2-4", "two of every four weights zero", Sparsify(pattern=Pattern.TWO_OF_FOUR))
 
 
 def compressed_forms(
@@ -63,7 +67,8 @@ def compressed_forms(
     quantize: QuantizeInt8 | None = None
     if integer is not None and integer.form.applied:
         prepare, quantize = _quantization(builder, integer.form.passes)
-    for number, cut in enumerate(_CUTS):
+    sparse = Pattern.TWO_OF_FOUR.value in session.target.capabilities().sparse_kernels
+    for number, cut in enumerate((*_CUTS, _SPARSE) if sparse else _CUTS):
         if deadline.over:
             session.warn(f"{cut.name} was not considered: the time budget was over (raise --time-budget)")
             return

@@ -20,7 +20,7 @@ from greencc.compiler.placing import folder_size
 from greencc.compiler.planning.compressed import compressed_forms
 from greencc.compiler.planning.estimated_report import estimated_info, out_of_reach
 from greencc.compiler.planning.mode_points import Ask, ModePoint
-from greencc.compiler.planning.modes import open_modes
+from greencc.compiler.planning.modes import modes_of_profile
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.planning.verifier import macs_of
 from greencc.compiler.select import WORTH_ESTIMATED, Forms, automatic_forms, eligible_forms
@@ -153,7 +153,7 @@ def plan_by_estimate(
     objective = options.minimize or Objective.ENERGY
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
-    modes = open_modes(estimator.profile, options.limits)
+    modes = modes_of_profile(estimator.profile, options.limits)
     ask = Ask(options.limits, objective, options.rate, options.max_drop, modes)
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import greencc.targets
 from greencc.bundle import Bundle, load
 from greencc.cli.main import main
-from greencc.compiler import CompileOptions, compile_model
+from greencc.compiler import CompileOptions, Effort, compile_model
 from greencc.core.errors import LimitError, UsageError
 from greencc.core.report_plan import PlanInfo
 from greencc.planner.budget import Objective
@@ -61,7 +61,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(folder: Path, output: Path, **changes: object) -> Bundle:
-    options = {"target": "module:threads=2", "cache": False, "workers": 1, "max_drop": 0.2} | changes
+    options = {
+        "target": "module:threads=2",
+        "cache": False,
+        "workers": 1,
+        "max_drop": 0.2,
+        "effort": Effort.QUICK,
+    }
+    options |= changes
     return compile_model(folder / "net.onnx", CompileOptions(**options), output=output)  # type: ignore[arg-type]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from greencc.compiler.planning.modes import OpenModes, open_modes
+from greencc.compiler.planning.modes import OpenModes, modes_of_profile
 from greencc.core.errors import UsageError
 from greencc.meters.device_store import find_profile
 from greencc.planner.budget import parse_budget
 
 
 def modes(device: str, budget: str = "") -> OpenModes:
-    return open_modes(find_profile(device), parse_budget(budget) if budget else ())
+    return modes_of_profile(find_profile(device), parse_budget(budget) if budget else ())
 
 
 @pytest.mark.parametrize(
