@@ -138,7 +138,8 @@ def test_explain_lists_forms_and_modes(planned: Bundle) -> None:
     assert done.exit_code == 0, done.output
     assert "original in the MAXN_SUPER mode" in done.output
     assert "nothing ran on the device" in done.output
-    done = CliRunner().invoke(main, ["explain", str(planned.path), "classifier"], env={"COLUMNS": "200"})
+    layer = planned.report.layer_errors[0].name
+    done = CliRunner().invoke(main, ["explain", str(planned.path), layer], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "chose among forms of the whole model by estimate" in done.output
 
