@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,16 @@ def ship(
         name: Of the model.
         conditions: Of the figures: their power mode, where they have one.
     """
-    mode = _power_mode(session, conditions)
     # Most targets add nothing, and their engines need not run for it.
     if type(target).ship is not Target.ship:
         with session.phase("shipping"):
             feeds, outputs = _samples(target, artifact, splits)
-            target.ship(artifact, Shipment(name, feeds, outputs, mode))
+            target.ship(artifact, Shipment(name, feeds, outputs, _power_mode(session, conditions)))
     info = target.build_info(artifact)
-    # What was built elsewhere knows its mode; what was not is for the one that its figures are for.
-    return info if info is None else replace(info, power_mode=info.power_mode or mode)
+    # A power mode of an engine that has run is the one that it has run in.
+    if info is None or info.built or info.power_mode is not None:
+        return info
+    return replace(info, power_mode=_power_mode(session, conditions))
 
 
 def _samples(
@@ -57,7 +57,7 @@ def _samples(
         feeds: list[Feeds] = []
         outputs: list[Mapping[str, Array]] = []
         spent = 0
-        for each in islice(whole_batches(splits.planning, max(sizes, default=1), MOST_SAMPLES), MOST_SAMPLES):
+        for each in whole_batches(splits.planning, max(sizes, default=1), MOST_SAMPLES):
             given = engine.run(each)
             spent += sum(array.nbytes for array in (*each.values(), *given.values()))
             if feeds and spent > MOST_BYTES:

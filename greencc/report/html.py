@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from greencc.core.pass_list import ALIASES, pass_names
 from greencc.core.report import LayerTime, Report
-from greencc.report import energy, run_times
+from greencc.report import build, energy, run_times
 from greencc.report import figures as show
 from greencc.report.flame import flame_map
 from greencc.report.page import page_environment
@@ -73,6 +73,8 @@ def render_html(report: Report) -> str:
         report=report,
         verdict=verdict,
         tiles=_tiles(report),
+        checks=build.check_rows(report),
+        steps=build.steps(report),
         rows=show.figure_rows(report),
         estimated=show.latency_estimated(report.baseline, report.artifact),
         latency=latency_plot(report.baseline.latency_ms, report.artifact.latency_ms),

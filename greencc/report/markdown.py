@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from greencc.core.passes import Finding
 from greencc.core.report import PassRecord, Report
 from greencc.core.report_plan import PlanInfo
-from greencc.report import energy, plan, run_times
+from greencc.report import build, energy, plan, run_times
 from greencc.report.figures import (
     MISSING,
     bytes_text,
@@ -39,8 +39,10 @@ def render_markdown(report: Report) -> str:
     parts = [
         f"# {escape(report.model.name)} on {escape(report.target)}",
         f"**{escape(verdict.headline)}**",
+        *([] if verdict.notice is None else [f"> **{escape(verdict.notice)}**"]),
         escape(" ".join(verdict.details)),
         *section("Warnings", bullets(report.warnings)),
+        *section("On the device", _build(report)),
         *section("Figures", _figures(report)),
         *section("The plan", _plan(report)),
         *section("Outputs", _outputs(report)),
@@ -84,6 +86,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 def _figures(report: Report) -> str:
     rows = [(row.label, row.baseline, row.artifact, row.change, row.note) for row in figure_rows(report)]
     return table(("", "Baseline", "Artifact", "Change", "How it is known"), rows, right=(1, 2))
+
+
+def _build(report: Report) -> str:
+    checks = table(("Check", "Result", "What it says"), build.check_rows(report))
+    steps = "\n".join(f"{number}. {escape(step)}" for number, step in enumerate(build.steps(report), 1))
+    return "\n\n".join(filter(None, [checks, steps]))
 
 
 def _plan(report: Report) -> str:

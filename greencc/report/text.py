@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from greencc.core.report import Figures, Ratio, Report
+from greencc.report import build
 from greencc.report.energy import notes
 from greencc.report.figures import Row, capitalized, figure_rows, latency_estimated, measured_rows, printable
 from greencc.report.plan import plan_sentences
@@ -23,11 +24,16 @@ _PLAN_POINTERS = (
 def summary(report: Report) -> RenderableType:
     """Verdict, table of baseline / artifact / ratio, the plan, what is known of energy and carbon, and warnings."""
     verdict = judge(report)
-    parts: list[RenderableType] = [Text(verdict.headline, style="bold"), Text(), figures_table(report)]
+    parts: list[RenderableType] = [Text(verdict.headline, style="bold")]
+    if verdict.notice is not None:
+        parts.append(Text(verdict.notice, style="bold yellow"))
+    parts += [Text(), figures_table(report)]
     sentences = " ".join(verdict.details)
     parts += [Text(), Text(sentences)]
     if report.plan is not None:
         parts += [Text(), Text(" ".join([*plan_sentences(report), _PLAN_POINTERS]))]
+    if report.build is not None:
+        parts += _build(report)
     found = notes(report)
     for note in found:
         parts += [Text(), Text(note)]
@@ -36,6 +42,14 @@ def summary(report: Report) -> RenderableType:
     for warning in report.warnings:
         parts.append(_warning(warning))
     return Group(*parts)
+
+
+def _build(report: Report) -> list[RenderableType]:
+    """What was checked of an artifact that goes to a device, and what is left to do there."""
+    lines = [f"{name}: {result}. {note}." for name, result, note in build.check_rows(report)]
+    steps = build.steps(report)
+    lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+    return [Text(), Text("\n".join(lines))] if lines else []
 
 
 def figures_table(report: Report) -> Table:

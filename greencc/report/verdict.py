@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from greencc.core.pass_list import pass_names
 from greencc.core.report import Report
-from greencc.report import plan, run_times
+from greencc.report import build, plan, run_times
 from greencc.report.figures import (
     BUSY,
     NOT_CLAIMED,
@@ -41,14 +41,15 @@ _NOT_CLAIMED = f"{NOT_CLAIMED}: {BUSY}"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A headline of one sentence and the sentences that back it."""
+    """A headline of one sentence, the sentences that back it, and what must be known to read either."""
 
     headline: str
     details: tuple[str, ...]
+    notice: str | None = None
 
     @property
     def text(self) -> str:
-        return " ".join((self.headline, *self.details))
+        return " ".join((self.headline, *filter(None, [self.notice]), *self.details))
 
 
 def with_verdict(report: Report) -> Report:
@@ -83,7 +84,7 @@ def judge(report: Report) -> Verdict:
     run_time = run_times.sentence(report)
     details = [
         *_kept(report),
-        *filter(None, [run_time]),
+        *filter(None, [run_time, build.built_sentence(report)]),
         _latency(report),
         _energy(report),
         f"{capitalized(report.accuracy.reason)}.",
@@ -96,7 +97,7 @@ def judge(report: Report) -> Verdict:
         details.append("Whether it meets what was asked of it has not been shown.")
     elif not report.budget.met:
         details.append("The artifact does not meet what was asked of it.")
-    return Verdict(headline, tuple(_sentence(text) for text in details))
+    return Verdict(headline, tuple(_sentence(text) for text in details), build.notice(report))
 
 
 def _missed(report: Report) -> str:

@@ -15,7 +15,7 @@ WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 INPUT_OPS = frozenset({"AveragePool", "Concat", "GlobalAveragePool", "MaxPool"})
 MOVE_OPS = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 FUSED_OPS = frozenset({"Add"})
-# "Convolutions with fewer channels are slower in INT8"; kernels work on 32 channels at a time, half-full ones still pay.
+# Kernels work on 32 channels at a time; half-full ones still pay, emptier ones do not.
 _MIN_CHANNELS = 16
 # Operators with FP16 kernels; the rest of ONNX's float operators is cheap and stays where its neighbours are.
 HALF_OPS = frozenset(

@@ -239,9 +239,9 @@ class _Pairs:
         if _array(scale).size > 1:
             source = node.inputs[0]
             first = None if source is None else source.producer()
-            if not _is_constant(source) and not (
-                is_op(first, "QuantizeLinear") and _is_constant(first.inputs[0])
-            ):  # type: ignore[union-attr]
+            if first is not None and is_op(first, "QuantizeLinear"):
+                source = first.inputs[0]
+            if not _is_constant(source):
                 raise InputError(
                     f"{label(node)} has scales per channel of an activation; TensorRT takes one per tensor",
                     hint=_HINT,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from greencc.targets._tensorrt.files import Settings
 
 MOST_IN_A_BATCH = 4096
+PARSER_CHECK = "TensorRT-RTX parser"
 _UNKNOWN_MEMORY = 4 << 30
 _MOST_WORKSPACE = 4 << 30
 
@@ -238,7 +239,22 @@ class EmittedTarget(Target):
         counted = f"{warnings} warning{'s' * (warnings != 1)}" if warnings else "nothing to warn of"
         rules = f"the rules of TensorRT {self.machine.version}"
         note = f"{counted}; the graph was checked against {rules}, which itself did not run"
-        return (BuildCheck("greencc lint", True, note),)
+        return (BuildCheck("greencc lint", True, note), self._parser_check(artifact))
+
+    def _parser_check(self, artifact: Path) -> BuildCheck:
+        from greencc.core.report import BuildCheck
+        from greencc.targets._tensorrt.rtx import missing_rtx, parse_rtx
+
+        what = "a check of parsing, not of speed"
+        if missing := missing_rtx():
+            return BuildCheck(PARSER_CHECK, None, f"{what}; not made: {missing}")
+        answer = parse_rtx(artifact)
+        name = f"{PARSER_CHECK} {answer.version}".rstrip()
+        if not self.machine.rtx:
+            what += f", by another parser than that of TensorRT {self.machine.version}"
+        if answer.good:
+            return BuildCheck(name, True, f"it reads the whole graph: {what}")
+        return BuildCheck(name, None if answer.problem else False, f"{answer.reason} ({what})")
 
     def _refuse_faults(self, model: ir.Model) -> None:
         """Raise `InputError` for what TensorRT would refuse or get wrong."""
