@@ -24,7 +24,7 @@ from greencc.compiler.planning.modes import modes_of_profile
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.planning.verifier import macs_of
 from greencc.compiler.select import WORTH_ESTIMATED, Forms, automatic_forms, eligible_forms
-from greencc.compiler.session import Deadline, Session
+from greencc.compiler.session import Session
 from greencc.compiler.slices import Slice, make_slice
 from greencc.compiler.untimed import BY_ESTIMATE, Estimator
 from greencc.core.data import Feeds
@@ -149,7 +149,6 @@ def plan_by_estimate(
         UsageError: The budget contradicts itself, or names a power mode of another device.
     """
     options = session.options
-    deadline = Deadline(options.time_budget)
     objective = options.minimize or Objective.ENERGY
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
@@ -158,7 +157,7 @@ def plan_by_estimate(
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)
     integer = next((item for item in forms.contenders if item.form.precision.needs_calibration), None)
-    forms.contenders += compressed_forms(session, builder, baseline, splits, integer, deadline)
+    forms.contenders += compressed_forms(session, builder, baseline, splits, integer)
     samples = make_slice(baseline.engine, splits.planning, _SAMPLES)
     points: list[ModePoint] = []
     with session.phase("comparing forms"):

@@ -25,7 +25,7 @@ from greencc.compiler.planning.modes import OpenModes, open_modes
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.planning.points import dominates
 from greencc.compiler.select import Forms, automatic_forms, eligible_forms
-from greencc.compiler.session import Deadline, Session
+from greencc.compiler.session import Session
 from greencc.compiler.untimed import Estimator
 from greencc.core.data import Feeds
 from greencc.core.errors import LimitError
@@ -324,7 +324,6 @@ def plan_on_device(
         UsageError: The budget contradicts itself.
     """
     options = session.options
-    deadline = Deadline(options.time_budget)
     objective = options.minimize or Objective.ENERGY
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
@@ -333,7 +332,7 @@ def plan_on_device(
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)
     integer = next((item for item in forms.contenders if item.form.precision.needs_calibration), None)
-    forms.contenders += compressed_forms(session, builder, baseline, splits, integer, deadline)
+    forms.contenders += compressed_forms(session, builder, baseline, splits, integer)
     excluded = _excluded(Estimator.of(target.base), ask, mode, forms.contenders, feeds[0])
     plan = DevicePlan(ask, mode, [], forms, format_spec(session.target))
     for item in forms.contenders:

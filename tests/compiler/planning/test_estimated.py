@@ -210,3 +210,20 @@ def test_a_device_without_modes_is_planned_for_as_it_is(folder: Path, tmp_path: 
         assert plan.power_mode == ""
         assert {point.mode for point in plan.points} == {""}
         assert "power_mode" not in bundle.report.conditions
+
+
+def test_cuts_that_would_take_too_long_are_left_out(folder: Path, tmp_path: Path) -> None:
+    given = {"time_budget": 1e-6, **data_of(folder)}
+    with compiled(folder, tmp_path / "out.greencc", budget="5W", rate=30.0, **given) as bundle:
+        warnings = bundle.report.warnings
+    assert not any(point.name.startswith("pruned") for point in plan_of(bundle).points)
+    assert any("pruned-25 was not considered: it would take too long" in warning for warning in warnings)
+
+
+def test_cuts_need_samples_that_can_show_what_they_lose(folder: Path, tmp_path: Path) -> None:
+    with compiled(
+        folder, tmp_path / "out.greencc", minimize=Objective.SIZE, max_drop=0.01, **data_of(folder)
+    ) as bundle:
+        report = bundle.report
+    assert not any(point.name.startswith("pruned") for point in plan_of(bundle).points)
+    assert any("64 samples to plan on cannot show a loss of 0.01" in warning for warning in report.warnings)
