@@ -153,7 +153,7 @@ def plan_by_estimate(
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
     modes = modes_of_profile(estimator.profile, options.limits)
-    ask = Ask(options.limits, objective, options.rate, options.max_drop, modes)
+    ask = Ask(options.limits, objective, options.rate, options.max_drop, modes, splits.planning.count)
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)
     integer = next((item for item in forms.contenders if item.form.precision.needs_calibration), None)
@@ -221,8 +221,8 @@ def _best_of_each(ask: Ask, points: Sequence[ModePoint]) -> list[ModePoint]:
         broken = [verdict for verdict in ask.verdicts(point) if verdict.met is False]
         if closed := ask.modes.closed(point.mode):
             point.place = closed
-        elif point.lost > ask.max_drop:
-            point.place = f"loses {point.lost:.2%} on the planning split, more than the limit"
+        elif lost := ask.loses_too_much(point.contender):
+            point.place = lost
         elif broken:
             point.place = f"does not keep {ask.missed(point)}"
         else:

@@ -64,7 +64,7 @@ class OpenModes:
     def meaning(self, mode: PowerMode, rate: float | None) -> str:
         """What watts are, in words: ``the average of VDD_IN at 30 requests/s in the 7W mode (nvpmodel)``."""
         found = _RAIL.search(self.boundary)
-        what = found[1] if found else self.boundary.partition(";")[0]
+        what = found[1] if found else "the " + self.boundary.partition(";")[0].removeprefix("the ")
         load = "flat out" if rate is None else f"at {rate:g} requests/s"
         where = f" in the {mode.name} mode" if mode.name else ""
         if where and found:

@@ -214,11 +214,10 @@ class DevicePlan(Plan):
     def _keeping(self) -> list[DevicePoint]:
         kept = []
         for point in self.points:
-            lost = point.contender.loss or 0.0
             if point.figures is None:
                 continue
-            if lost > self.ask.max_drop:
-                point.place = f"loses {lost:.2%} on the planning split, more than the limit"
+            if lost := self.ask.loses_too_much(point.contender):
+                point.place = lost
             elif missed := _missed(self.verdicts(point.figures)):
                 point.place = f"does not keep {missed}"
             else:
@@ -327,7 +326,8 @@ def plan_on_device(
     objective = options.minimize or Objective.ENERGY
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
-    ask = Ask(options.limits, objective, options.rate, options.max_drop, device_modes(target, session))
+    modes, count = device_modes(target, session), splits.planning.count
+    ask = Ask(options.limits, objective, options.rate, options.max_drop, modes, count)
     mode = target.power_mode() or ""
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)
