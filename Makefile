@@ -19,7 +19,8 @@ test: $(VENV)/.test system-packages
 test-full: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q
 
-# Compilers and an emulator for the tests of the tvm targets, where they are missing and may be installed.
+# Compilers and an emulator for the tests of the tvm targets, and OpenSSH for those of devices, where they are missing
+# and may be installed.
 system-packages:
 	@scripts/system-packages.sh
 

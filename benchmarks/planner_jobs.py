@@ -259,7 +259,7 @@ def _estimated(
     feeds: Feeds,
 ) -> Any:
     """From the operations and the measured times; None where the operations cannot be counted."""
-    from greencc.compiler.measurement import sum_operations
+    from greencc.compiler.counts import sum_operations
     from greencc.core.describe import nodes_cost
     from greencc.core.errors import GreenccError
     from greencc.core.model import load_model

@@ -25,7 +25,7 @@ __all__ = ["compile", "load", "measure_artifact", "verify_accuracy"]
 def compile(  # noqa: A001 - the name users expect: greencc.compile
     model: str | Path,
     *,
-    target: str = "cpu",
+    target: str = "",
     calibration: str | Path | None = None,
     evaluation: str | Path | None = None,
     labels: str | Path | None = None,
@@ -51,6 +51,8 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
     engine: str = "local",
     workers: int = 0,
     tune: float | None = None,
+    device: str = "",
+    set_power_mode: str | None = None,
     output: str | Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -87,6 +89,8 @@ def compile(  # noqa: A001 - the name users expect: greencc.compile
         engine=engine,
         workers=workers,
         tune=tune,
+        device=device,
+        set_power_mode=set_power_mode,
     )
     return compile_model(Path(model), options, output=_path(output), force=force, progress=progress)
 
@@ -102,9 +106,13 @@ def verify_accuracy(
     max_drop: float = 0.01,
     confidence: float = 0.95,
     trust: bool | str = False,
+    device: str = "",
     progress: Progress = silent,
 ) -> Accuracy:
-    """Check a bundle's hashes and compare it with the model it was compiled from; `trust` is that of `load`."""
+    """Check a bundle's hashes and compare it with the model it was compiled from; `trust` is that of `load`.
+
+    With a `device` (``ssh://user@host`` or a name) the artifact runs there.
+    """
     loaded = bundle if isinstance(bundle, Bundle) else load(bundle, trust=trust)
     return check.verify_accuracy(
         loaded,
@@ -115,6 +123,7 @@ def verify_accuracy(
         metric=metric,
         max_drop=max_drop,
         confidence=confidence,
+        device=device,
         progress=progress,
     )
 
@@ -125,7 +134,7 @@ def measure_artifact(
     baseline: str | Path | None = None,
     data: str | Path | None = None,
     preprocess: str | Path | None = None,
-    target: str = "cpu",
+    target: str = "",
     protocol: str = "default",
     rate: float | None = None,
     poisson: bool = False,
@@ -134,6 +143,8 @@ def measure_artifact(
     meter: str | None = None,
     confidence: float = 0.95,
     trust: bool | str = False,
+    device: str = "",
+    set_power_mode: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Measurement, tuple[str, ...]]:
     """Measure a bundle or a model in turns with a baseline; returns the figures and the warnings.
@@ -141,7 +152,7 @@ def measure_artifact(
     `protocol`, `rate` (requests per second; None: flat out), `poisson`, `until` (a relative half-width),
     `limit_seconds` and `meter` are the options of `greencc measure`; `trust` is that of `load`. The result's `campaign`
     has the blocks, the trace and what was discarded; its `result.problem` is not None where energy could not be
-    measured, or only in part.
+    measured, or only in part. With a `device` all of that is done there, by its own meter.
 
     Raises:
         GreenccError: A problem you can act on; its subclass and `exit_code` say which kind.
@@ -157,6 +168,8 @@ def measure_artifact(
         ),
         confidence=confidence,
         trust=trust,
+        device=device,
+        set_power_mode=set_power_mode,
         progress=progress,
     )
 

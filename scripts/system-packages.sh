@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the tests of compiled targets need besides Python: a C compiler, one for 64-bit ARM, and QEMU. Where that
-# is not possible it says so in one line, and those tests are skipped with the same reason.
+# Installs what some tests need besides Python: a C compiler, one for 64-bit ARM, and QEMU for compiled targets; OpenSSH
+# for devices. Where that is not possible it says so in one line, and those tests are skipped with the same reason.
 set -u
 
 wanted=""
@@ -13,9 +13,12 @@ if [ "$(uname -m)" != aarch64 ]; then
     need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     command -v qemu-aarch64 >/dev/null 2>&1 || need qemu-aarch64-static qemu-user-static
 fi
+need ssh openssh-client
+# The server is seldom in a user's PATH.
+[ -x /usr/sbin/sshd ] || need sshd openssh-server
 [ -n "$wanted" ] || exit 0
 
-skipped="tests of compiled targets are skipped; to run them: apt-get install$wanted"
+skipped="tests of compiled targets or of devices are skipped; to run them: apt-get install$wanted"
 command -v apt-get >/dev/null 2>&1 || { echo "$skipped"; exit 0; }
 if [ "$(id -u)" = 0 ]; then
     as_root=""

@@ -47,6 +47,7 @@ def parse_spec(spec: str, kinds: Sequence[type[Target]]) -> Target:
 
 def format_spec(target: Target) -> str:
     """The spec that `parse_spec` turns back into an equal target; options at their defaults are left out."""
+    target = target.named()
     parts = []
     for option in fields(target):
         value = getattr(target, option.name)

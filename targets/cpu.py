@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from greencc.core import machine
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
-from greencc.core.engine import Engine, NodeTime
+from greencc.core.engine import BuildOrder, Engine, NodeTime
 from greencc.core.errors import UsageError
 from greencc.targets._host import HostTarget, describe_device
 from greencc.targets._ort import Optimization, OrtEngine, SessionConfig, session_options
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["CpuTarget", "describe_device"]
 
 _WARM_UP_RUNS = 3
+# How far another processor's outputs may be off, as a share of the largest value: integers may round the other way.
+_CLOSE, _LOOSE = 0.02, 0.1
+_QUANTIZED_OPS = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
 # Reference engines of larger models run on the weights where they are, without a rearranged copy.
 _PREPACK_UP_TO_BYTES = 512 << 20
 # More than this in memory (weights that passes have replaced) goes to a reference engine through a file.
@@ -54,6 +57,7 @@ class CpuTarget(HostTarget):
     backend: Backend = Backend.AUTO
 
     name: ClassVar[str] = "cpu"
+    builder: ClassVar[str] = "ort"
     summary: ClassVar[str] = (
         "ONNX Runtime on this machine's CPU (x86-64, ARM), or a faster run time installed here"
     )
@@ -108,6 +112,19 @@ class CpuTarget(HostTarget):
             InputError: It is missing, or ONNX Runtime cannot load it.
         """
         return self._load(artifact, SessionConfig(self.used_threads(), self.optimization, spin=self.spins))
+
+    def order(self, artifact: Path) -> BuildOrder:
+        """ONNX Runtime on the device, which has its own rewrites: the model goes over as it is."""
+        from greencc.core.graph import external_files
+        from greencc.core.model import load_model
+
+        model = load_model(artifact)
+        files = (artifact, *(artifact.parent / name for name in external_files(model)))
+        options: dict[str, object] = {"fusions": self.optimization is Optimization.ALL}
+        if self.threads:
+            options["threads"] = self.threads
+        quantized = any(node.op_type in _QUANTIZED_OPS for node in model.graph)
+        return BuildOrder("ort", artifact, files, options, _LOOSE if quantized else _CLOSE)
 
     def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
         """Run a model node by node as written (no graph optimisation at all)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
-from greencc.core.engine import Device, Engine, NodeTime
+from greencc.core.engine import BuildOrder, Device, Engine, NodeTime
 from greencc.core.errors import GreenccError, UnavailableError, UsageError
 from greencc.targets._tvm import versions
 from greencc.targets._tvm.emulator import missing_emulator
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from greencc.targets._tvm.machine import Machine
 
+# The same code gives the same integers; the device's floats may be fused in other ways.
+_TOLERANCE = 0.02
+
 
 @dataclass(frozen=True)
 class TvmArmTarget(GeneratedTarget):
@@ -43,6 +46,7 @@ class TvmArmTarget(GeneratedTarget):
     preset: ArmPreset = ArmPreset.GENERIC
 
     name: ClassVar[str] = "tvm-arm"
+    builder: ClassVar[str] = "tvm"
     summary: ClassVar[str] = "kernels generated through TVM for ARM machines, checked under emulation"
 
     def __post_init__(self) -> None:
@@ -141,6 +145,16 @@ class TvmArmTarget(GeneratedTarget):
         from greencc.targets._tvm.arm_engine import open_arm
 
         return open_arm(self._library(artifact), self.machine, native=self._runs_natively())
+
+    def takes(self, path: Path) -> bool:
+        """An ONNX file is compiled first."""
+        return path.suffix != ".onnx"
+
+    def order(self, artifact: Path) -> BuildOrder:
+        """The library with its weights and the program that runs them: nothing is left to build there."""
+        files = tuple(sorted(file for file in artifact.parent.iterdir() if file.is_file()))
+        options = {"threads": self.threads} if self.threads else {}
+        return BuildOrder("tvm", artifact, files, options, _TOLERANCE)
 
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Raise `UnavailableError`: nothing that runs here tells how fast the device is."""

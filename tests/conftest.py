@@ -19,6 +19,9 @@ os.environ["XDG_DATA_HOME"] = str(Path(__file__).parent / "no-such-folder")
 _TRUSTED = tempfile.mkdtemp(prefix="greencc-tests-trusted-")
 os.environ["GREENCC_TRUST_STORE"] = _TRUSTED
 os.environ.pop("GREENCC_TRUST", None)
+# Nor are the user's devices and what is under way on them known.
+os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"] = _TRUSTED
+os.environ.pop("GREENCC_DEVICES", None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

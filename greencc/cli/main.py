@@ -29,6 +29,7 @@ _COMMANDS = {
     "trust": "Let the compiled code of a bundle run here, list what may, or withdraw it.",
     "inspect": "Describe a model or a bundle: inputs, operators, parameters, MACs, layers.",
     "lint": "Find what TensorRT would refuse, get wrong or run slowly in a model or a bundle.",
+    "devices": "Machines that models are built, verified and measured on, over SSH: add, list, probe.",
     "targets": "List the targets and what their kernels can do here.",
     "passes": "List the passes and their options.",
     "doctor": "Say what can run on this machine, what is missing and how to get it.",

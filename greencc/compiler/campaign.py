@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from greencc.core.data import Feeds
+from greencc.core.elsewhere import SiteMeter
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
-from greencc.core.meter import Grade, Meter, PowerMeter
+from greencc.core.meter import Grade, Meter, PowerMeter, Reading
 from greencc.measure.blocks import Bench, Block, Discard
 from greencc.measure.energy import ARTIFACT, BASELINE, EnergyResult, measure_energy
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Load
@@ -258,6 +259,57 @@ def run_campaign(
         cost=sampler.cost(),
         failures=len(sampler.failures()),
     )
+
+
+def run_campaign_elsewhere(
+    engines: tuple[Engine, Engine],
+    feeds: Sequence[Feeds],
+    meter: SiteMeter,
+    plan: MeasurePlan,
+    *,
+    confidence: float = 0.95,
+    bench: Bench | None = None,
+) -> Campaign:
+    """The same on the other machine that both engines are on, with its own meter, which is watched over there.
+
+    Raises:
+        UsageError: As `measure_energy`.
+        InputError: An engine refuses an input.
+        UnavailableError: The machine was lost several times while it was warmed up, or cannot be reached.
+    """
+    result = measure_energy(
+        engines[0],
+        engines[1],
+        feeds,
+        meter,
+        plan.protocol,
+        load=plan.load,
+        confidence=confidence,
+        bench=bench,
+    )
+    return Campaign(
+        plan=plan,
+        meter=MeterFacts(meter.name, meter.grade.name, meter.boundary, meter.period_s, meter.uncertainty),
+        result=result,
+        baseline=load_figures(result.blocks, BASELINE),
+        artifact=load_figures(result.blocks, ARTIFACT),
+        trace=_trace(result.readings),
+    )
+
+
+def _trace(readings: Sequence[Reading]) -> tuple[TracePoint, ...]:
+    """Readings with the mean power since the one before."""
+    found: list[TracePoint] = []
+    for index, reading in enumerate(readings):
+        before = readings[index - 1] if index else None
+        watts = None
+        if before is not None and before.epoch == reading.epoch and before.seconds < reading.seconds:
+            elapsed = reading.seconds - before.seconds
+            watts = {
+                name: (joules - before.joules[name]) / elapsed for name, joules in reading.joules.items()
+            }
+        found.append(TracePoint(reading.seconds, reading.epoch, reading.joules, watts))
+    return tuple(found)
 
 
 def run_load(

@@ -15,21 +15,16 @@ from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.bundle.manifest import Manifest
 from greencc.compiler.certify import Held, certify
 from greencc.compiler.contender import Contender, closed_on_error
+from greencc.compiler.counts import model_counts, operation_counts
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
 from greencc.compiler.fixing import fix_sizes
 from greencc.compiler.forms import ORIGINAL_RANK, Form, FormBuilder
 from greencc.compiler.layer_energy import layer_energies
 from greencc.compiler.layers import layer_times, quantization_errors
-from greencc.compiler.measurement import (
-    Measurement,
-    Variant,
-    measure_variants,
-    model_counts,
-    operation_counts,
-    unchanged,
-)
+from greencc.compiler.measurement import Measurement, measure_variants, unchanged
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.named import recipe_precision
+from greencc.compiler.on_device import opened_target
 from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import choose_plan
@@ -39,11 +34,12 @@ from greencc.compiler.planning.on_device import budget_mode, plan_on_device
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
-from greencc.compiler.session import Session, available_target
+from greencc.compiler.session import Session
 from greencc.compiler.shipping import ship
 from greencc.compiler.spending import account
 from greencc.compiler.tuning import check_tuning, kept_schedules, tune
 from greencc.compiler.untimed import Estimator
+from greencc.compiler.variant import Variant
 from greencc.core.data import Feeds
 from greencc.core.describe import describe, input_specs
 from greencc.core.engine import Device, Target
@@ -105,9 +101,26 @@ def compile_model(
     parse_metric(options.metric)
     check_engine(options.engine, options.workers)
     _check_passes(options)
-    target = available_target(options.target)
-    check_tuning(options, target)
-    _check_plan(options, target)
+    with opened_target(
+        options.target, options.device, power_mode=options.set_power_mode, progress=progress
+    ) as target:
+        check_tuning(options, target)
+        _check_plan(options, target)
+        manifest = _written(model, options, target, final, force, progress, window)
+    # Code in it was made here, whether or not the user keeps a record of what is trusted.
+    return load(final, trust=manifest.sha256)
+
+
+def _written(
+    model: Path,
+    options: CompileOptions,
+    target: Target,
+    final: Path,
+    force: bool,
+    progress: Progress,
+    window: Window,
+) -> Manifest:
+    """Compile into the bundle's folder; nothing of it is left where that fails."""
     with atomic_folder(final, overwrite=force) as work:
         scratch = work / "scratch"
         scratch.mkdir()
@@ -118,13 +131,14 @@ def compile_model(
             progress,
             window=window,
             execution=options.engine,
-            workers=options.workers,
+            # On a device one engine runs at a time.
+            workers=1 if options.device else options.workers,
         )
         for warning in kept_schedules(target):
             session.warn(warning)
         try:
             with budget_mode(session):
-                manifest = _compile(session, model, work)
+                return _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -133,8 +147,6 @@ def compile_model(
         finally:
             session.close()
             shutil.rmtree(scratch, ignore_errors=True)
-    # Code in it was made here, whether or not the user keeps a record of what is trusted.
-    return load(final, trust=manifest.sha256)
 
 
 def _check_output(final: Path, force: bool) -> None:
@@ -244,6 +256,9 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
     for finding in target.findings(artifact):
         session.warn(finding)
     build = ship(session, target, artifact, splits, path.stem, final.measured.conditions)
+    for check in build.checks if build is not None and build.built else ():
+        if not check.passed:
+            session.warn(f"{check.name}: {check.note}")
     counts = [operation_counts(session, model, feeds[0]) for model in (source, final.form.model)]
     spent = account(session, final.device, final.measured, (counts[0], counts[1]))
     report = _report(session, path, source, splits, choice, plan, final, layers, spent, tried, build)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from greencc.compiler.counts import sum_operations
 from greencc.compiler.groups import Group
 from greencc.compiler.layers import Origins
-from greencc.compiler.measurement import sum_operations
 from greencc.compiler.profiling import Repeats, merged, quiet_profiles
 from greencc.compiler.session import Session
 from greencc.core.cache import cache_key
@@ -38,6 +38,7 @@ from greencc.meters.model import (
     load_of,
     over_coefficients,
 )
+from greencc.targets import format_spec
 
 REPEATS = Repeats(runs=30)
 _KIND = "cost"
@@ -176,7 +177,7 @@ def profiled(session: Session, artifact: Path, feeds: Feeds) -> list[NodeTime]:
     key = cache_key(
         device.fingerprint,
         session.target.versions(),
-        session.options.target,
+        format_spec(session.target),
         sha256_file(artifact),
         {name: str(array.shape) for name, array in feeds.items()},
         repr(REPEATS),
@@ -195,7 +196,7 @@ def profiled(session: Session, artifact: Path, feeds: Feeds) -> list[NodeTime]:
             key,
             found,
             label=f"profile of {len(rows)} kernels",
-            device=f"{device.name}, {session.options.target}",
+            device=f"{device.name}, {format_spec(session.target)}",
         )
     return [
         NodeTime(str(name), str(op_type), float(microseconds))

@@ -106,8 +106,9 @@ class FormBuilder:
             observe=session.target.calibration_engine,
             observe_shards=WorkerShards(session),
             cache=session.cache,
-            # An estimate is no measurement: passes that want one say that they had none.
-            time=self._time if session.estimator is None else None,
+            # An estimate is no measurement: passes that want one say that they had none. On a device every look would
+            # be a build of its own, of minutes.
+            time=self._time if session.estimator is None and not session.on_device else None,
             gradients=self._differentiate,
         )
         self._calibrated = splits.calibration is not None

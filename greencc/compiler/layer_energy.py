@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from greencc.compiler.counts import sum_operations
 from greencc.compiler.layers import Origins, layer_of
-from greencc.compiler.measurement import Measurement, sum_operations
+from greencc.compiler.measurement import Measurement
 from greencc.core.data import Feeds
 from greencc.core.describe import NodeCost, nodes_cost
 from greencc.core.engine import Device

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from greencc.compiler.campaign import Campaign, MeasurePlan, run_campaign, run_load
+from greencc.compiler.campaign import (
+    Campaign,
+    MeasurePlan,
+)
+from greencc.compiler.counts import model_counts
+from greencc.compiler.energies import energy_of
 from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
+from greencc.compiler.variant import Variant
 from greencc.core.data import Feeds
-from greencc.core.describe import NodeCost, describe, nodes_cost
-from greencc.core.engine import Device, Engine, Target
+from greencc.core.engine import Device, Engine
 from greencc.core.errors import InputError
-from greencc.core.graph import attribute_int, constant_tensor
-from greencc.core.kernels import kernels_of
-from greencc.core.meter import EnergyComparison, Grade
-from greencc.core.report import Carbon, Figures, Interval, Latency, Ratio
-from greencc.core.shapes import bind_dims
+from greencc.core.report import Carbon, Figures, Interval, Ratio
 from greencc.measure.carbon import CarbonOptions, carbon_of
-from greencc.measure.conditions import record_conditions
+from greencc.measure.conditions import Conditions, record_conditions
+from greencc.measure.elsewhere import site_of
 from greencc.measure.latency import measure_latency
 from greencc.measure.memory import peak_memory
 from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
 from greencc.measure.protocols import DEFAULT as DEFAULT_PROTOCOL
 from greencc.measure.protocols import QUICK as QUICK_PROTOCOL
-from greencc.meters import available_meters, blind_to
-from greencc.meters.calibrated import TimedKernels, calibrated_pair
 from greencc.meters.device import PowerMode
-from greencc.meters.device_store import calibrated_profile
-from greencc.meters.model import OperationCounts, Workload, device_power, estimate_pair, load_of
 from greencc.meters.side_by_side import latency_of
 from greencc.report.figures import partial
 
@@ -47,22 +41,6 @@ PLANS: dict[Effort, MeasurePlan] = {
     Effort.STANDARD: MeasurePlan(QUICK_PROTOCOL, drive=False),
     Effort.FULL: MeasurePlan(DEFAULT_PROTOCOL, drive=False),
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Something measurable: an artifact on disk, its open engine, and the graph it was built from.
-
-    `model` is None where the graph is not an ONNX graph we can count operations in; `target` is what runs it, None:
-    that of the session.
-    """
-
-    artifact: Path
-    engine: Engine
-    model: ir.Model | None
-    size_bytes: int
-    accuracy: float | None = None
-    target: Target | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +90,7 @@ def measure_variants(
     plan = plan or PLANS[session.options.effort]
     effort = session.options.effort
     confidence = session.options.confidence
-    threads = int(device.facts.get("threads", "1"))
-    conditions = record_conditions(threads, processor=session.target.processor)
+    conditions = _conditions(session, device, baseline.engine)
     for warning in conditions.warnings:
         session.warn(warning)
     if effort is Effort.QUICK:
@@ -124,7 +101,9 @@ def measure_variants(
     for warning in timing.warnings:
         session.warn(warning)
     speedup = timing.ratios[0]
-    energy, campaign = _energy(session, device, (baseline, artifact), timing.latencies, speedup, feeds, plan)
+    energy, campaign = energy_of(
+        session, device, (baseline, artifact), timing.latencies, speedup, feeds, plan
+    )
     sizes = (baseline.size_bytes, artifact.size_bytes)
     counts = [model_counts(variant.model) for variant in (baseline, artifact)]
     figures = [
@@ -161,6 +140,14 @@ def measure_variants(
         conditions=facts,
         campaign=campaign,
     )
+
+
+def _conditions(session: Session, device: Device, engine: Engine) -> Conditions:
+    """The state of the machine that is measured, wherever it is."""
+    if (site := site_of((engine,))) is not None:
+        facts, warnings = site.conditions()
+        return Conditions(dict(facts), warnings)
+    return record_conditions(int(device.facts.get("threads", "1")), processor=session.target.processor)
 
 
 def _estimated_variants(
@@ -223,148 +210,3 @@ def _memory(session: Session, variant: Variant, feeds: Feeds) -> float | None:
     if found.reason:
         session.warn(f"peak memory was not measured: {found.reason}")
     return found.megabytes
-
-
-def _energy(
-    session: Session,
-    device: Device,
-    pair: tuple[Variant, Variant],
-    latencies: Sequence[Latency],
-    speedup: Interval,
-    feeds: Sequence[Feeds],
-    plan: MeasurePlan,
-) -> tuple[EnergyComparison | None, Campaign | None]:
-    """Measured where a meter works, otherwise estimated; None where neither is possible."""
-    campaign = _campaign(session, (pair[0].engine, pair[1].engine), feeds, plan)
-    found = None if campaign is None else campaign.result.comparison
-    if found is None:
-        found = _estimated_energy(session, device, pair, latencies, speedup, feeds)
-        for warning in found.warnings if found is not None else ():
-            session.warn(warning)
-    for warning in campaign.warnings() if campaign is not None else ():
-        session.warn(warning)
-    return found, campaign
-
-
-def _campaign(
-    session: Session, engines: tuple[Engine, Engine], feeds: Sequence[Feeds], plan: MeasurePlan
-) -> Campaign | None:
-    """Measure with the first meter that gives figures; where none does, what the last one left, or the load alone."""
-    campaign: Campaign | None = None
-    processor = session.target.processor
-    if plan.meter is not None and (warning := blind_to(plan.meter, processor)):
-        session.warn(warning)
-    for meter in plan.meters(lambda: available_meters(processor)):
-        needed = plan.protocol.shortest(meter.period_s)
-        if needed > plan.protocol.limit_seconds:
-            session.warn(
-                f"{meter.name} updates every {meter.period_s:g} s, too seldom for the {plan.protocol.name} protocol: "
-                f"two rounds would take {needed:.0f} s"
-            )
-            continue
-        campaign = run_campaign(engines, feeds, meter, plan, confidence=session.options.confidence)
-        if campaign.result.comparison is not None:
-            return campaign
-        session.warn(f"energy was not measured with {meter.name}: {campaign.result.problem}")
-        if not campaign.result.meter_failed:
-            # A busy machine is as busy for the next meter.
-            return campaign
-    if campaign is None and plan.drive:
-        return run_load(engines, feeds, plan)
-    return campaign
-
-
-def _estimated_energy(
-    session: Session,
-    device: Device,
-    pair: tuple[Variant, Variant],
-    latencies: Sequence[Latency],
-    speedup: Interval,
-    feeds: Sequence[Feeds],
-) -> EnergyComparison | None:
-    counts = [operation_counts(session, variant.model, feeds[0]) for variant in pair]
-    if counts[0] is None or counts[1] is None:
-        session.warn("energy was not estimated: the operations of the graph could not be counted")
-        return None
-    calibrated = _calibrated_energy(device, pair, latencies, speedup, feeds[0])
-    if calibrated is not None:
-        return calibrated
-    workloads = [
-        Workload(count, latency.median / 1e3)
-        for count, latency in zip((counts[0], counts[1]), latencies, strict=True)
-    ]
-    return estimate_pair(
-        workloads[0], workloads[1], device_power(device.facts), load_of(device.facts), latency_ratio=speedup
-    )
-
-
-def _calibrated_energy(
-    device: Device,
-    pair: tuple[Variant, Variant],
-    latencies: Sequence[Latency],
-    speedup: Interval,
-    feeds: Feeds,
-) -> EnergyComparison | None:
-    """Grade C, where this machine was calibrated against a meter that is not there now; else None."""
-    profile = calibrated_profile(device.fingerprint)
-    if profile is None or profile.grade is not Grade.C:
-        return None
-    shapes = {name: array.shape for name, array in feeds.items()}
-    baseline, artifact = (
-        TimedKernels(kernels_of(bind_dims(variant.model, shapes)), latency.median / 1e3)
-        for variant, latency in zip(pair, latencies, strict=True)
-        if variant.model is not None
-    )
-    return calibrated_pair(baseline, artifact, profile, speedup)
-
-
-def model_counts(model: ir.Model | None) -> tuple[int | None, int | None]:
-    """Parameters and multiply-accumulates; packed weights count as what they hold, quantized or not."""
-    if model is None:
-        return None, None
-    try:
-        facts = describe(model)
-    except InputError:
-        return None, None
-    packed = (node for node in model.graph if node.op_type == "MatMulNBits")
-    return facts.params + sum(map(_unpacked, packed)), facts.macs
-
-
-def _unpacked(node: ir.Node) -> int:
-    """Weights of a node less the elements of the bytes, scales and zero points that they are packed in."""
-    stored = (constant_tensor(value) for value in node.inputs[1:])
-    elements = sum(tensor.size for tensor in stored if tensor is not None)
-    return attribute_int(node, "K", 0) * attribute_int(node, "N", 0) - elements
-
-
-def operation_counts(session: Session, model: ir.Model | None, feeds: Feeds) -> OperationCounts | None:
-    """Operations by type and bytes moved of one run of `model` on inputs shaped like `feeds`.
-
-    Nodes whose work cannot be counted (custom operators, unknown sizes) are left out, with a warning.
-    """
-    if model is None:
-        return None
-    try:
-        costs = nodes_cost(bind_dims(model, {name: array.shape for name, array in feeds.items()}))
-    except InputError:
-        return None
-    unknown = [cost for cost in costs if cost.macs is None or cost.activation_bytes is None]
-    if unknown:
-        session.warn(
-            f"the energy estimate leaves out the operations of {len(unknown)} nodes "
-            f"(such as {unknown[0].op_type} {unknown[0].name!r}), which could not be counted"
-        )
-    return sum_operations(costs)
-
-
-def sum_operations(costs: Iterable[NodeCost]) -> OperationCounts:
-    """Operations by type and bytes moved of some nodes; those that could not be counted are left out."""
-    macs: dict[str, float] = defaultdict(float)
-    moved = 0.0
-    for cost in costs:
-        if cost.macs is None or cost.activation_bytes is None:
-            continue
-        moved += cost.weight_bytes + cost.activation_bytes
-        if cost.macs:
-            macs[cost.dtype] += cost.macs
-    return OperationCounts(dict(macs), moved)

@@ -14,6 +14,7 @@ from greencc.measure.carbon import CarbonOptions
 from greencc.planner.budget import BudgetLimit, Objective, parse_budget
 
 MAX_SEARCH_SECONDS = 86_400
+DEFAULT_TARGET = "cpu"
 
 
 class Precision(Enum):
@@ -60,7 +61,7 @@ class CompileOptions:
     """Options of `greencc.compile`; the command line has one flag for each.
 
     Attributes:
-        target: Target and its options, e.g. ``cpu`` or ``cpu:threads=1``.
+        target: Target and its options, e.g. ``cpu`` or ``cpu:threads=1``; empty: ``cpu``, or what fits the device.
         calibration: Unlabelled inputs that set the quantization ranges (see docs/data.md), or None.
         evaluation: Held-out inputs, with labels where there are any. A quarter steers choices, the rest
             certifies. Without it, part of `calibration` is held out.
@@ -87,9 +88,13 @@ class CompileOptions:
         engine: Where candidates are evaluated: ``local``, ``ray`` or ``ray://host:port`` (`greencc.execution`).
         workers: Processes that evaluate candidates; 1: this process alone; 0: as many as pay (`greencc.execution`).
         tune: Seconds to spend on finding faster kernels, on targets that generate code; None: what was found earlier.
+        device: Where to build, run and measure: ``ssh://user@host``, a name of `greencc devices add`, or ``local``;
+            empty: this computer.
+        set_power_mode: None: the device's power mode stays. A name: it is changed to that one, and put back in the end.
+            Empty: it may be changed, as a plan wants.
     """
 
-    target: str = "cpu"
+    target: str = ""
     calibration: str | Path | None = None
     evaluation: str | Path | None = None
     labels: Path | None = None
@@ -115,8 +120,11 @@ class CompileOptions:
     engine: str = "local"
     workers: int = 0
     tune: float | None = None
+    device: str = ""
+    set_power_mode: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_device()
         if not 0.0 < self.max_drop < 1.0:
             raise UsageError(
                 f"max_drop is {self.max_drop:g}", hint="give a share between 0 and 1, such as 1%"
@@ -169,6 +177,26 @@ class CompileOptions:
             )
         if self.labels is not None and self.evaluation is None and self.calibration is None:
             raise UsageError("labels were given without data to go with them", hint="pass --eval DATA")
+
+    def _check_device(self) -> None:
+        if not self.device:
+            if self.set_power_mode is not None:
+                raise UsageError(
+                    "a power mode is changed on a device, and none is given",
+                    hint="add --device ssh://user@host",
+                )
+            object.__setattr__(self, "target", self.target or DEFAULT_TARGET)
+            return
+        if self.engine != "local" or self.workers > 1:
+            raise UsageError(
+                "candidates are evaluated on the device, and other places for them are given",
+                hint="leave --engine and --workers out",
+            )
+        if self.tune is not None:
+            raise UsageError(
+                "kernels cannot be tuned on a device yet",
+                hint="leave --tune out, or run 'greencc tune' on the device itself",
+            )
 
     def _check_tuning(self) -> None:
         if self.tune is None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from greencc.compiler.forms import Form
 from greencc.core.engine import Target
+from greencc.core.graph import external_files
 
 
 def place(target: Target, form: Form, source: Path, folder: Path) -> Path:
@@ -21,23 +22,11 @@ def place(target: Target, form: Form, source: Path, folder: Path) -> Path:
         shutil.copytree(form.artifact.parent, folder)
         return folder / form.artifact.name
     folder.mkdir()
-    if external_files(form.model) or target.ships_code:
+    if external_files(form.model) or target.ships_code or not target.takes(source):
         return target.build(target.lower(form.model), folder)
     copy = folder / "model.onnx"
     shutil.copyfile(source, copy)
     return copy
-
-
-def external_files(model: ir.Model) -> list[str]:
-    """Files beside the model that hold its weights, relative to it."""
-    return sorted(
-        {
-            str(value.const_value.location)
-            for graph in model.graphs()
-            for value in graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
-        }
-    )
 
 
 def model_size(path: Path, model: ir.Model) -> int:

@@ -18,6 +18,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.progress import Progress, silent
 from greencc.core.report import CompileInfo, ModelTuning
+from greencc.devices.target import DeviceTarget
 from greencc.execution import Executor, make_executor, runs_here
 from greencc.meters.window import Window
 from greencc.targets import make_target
@@ -84,6 +85,11 @@ class Session:
         from greencc.compiler.untimed import Estimator
 
         return Estimator.of(self.target)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether engines run on another machine than this one, and are timed there."""
+        return isinstance(self.target, DeviceTarget)
 
     @property
     def free_workers(self) -> int:

@@ -33,7 +33,8 @@ def account(
     info = session.compile_info()
     if session.window is None:
         return info
-    host = device if session.estimator is None else make_target("cpu").device()
+    here = session.estimator is None and not session.on_device
+    host = device if here else make_target("cpu").device()
     power = device_power(host.facts)
     spent, busy = session.window.close_busy(power, host.facts)
     energy = spent.energy
@@ -44,7 +45,7 @@ def account(
         )
     repaid = _break_even(energy, measured)
     # What the two sides share cancels where one machine is behind both.
-    shared = busy if session.estimator is None else None
+    shared = busy if here else None
     if (
         repaid.inferences is not None
         and shared is not None

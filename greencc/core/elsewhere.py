@@ -13,7 +13,12 @@ from typing import Protocol, runtime_checkable
 
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
+from greencc.core.errors import UnavailableError
 from greencc.core.meter import Grade, PowerSample, Reading
+
+
+class LostError(UnavailableError):
+    """A stretch was lost, to a reboot or because it was killed; the site is back, and the next one may go well."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ class Driven:
         latencies_ms: From when each was due to its end; flat out: its service time.
         services_ms: Of the runs alone.
         late: Requests that started later than they were due by more than a service time.
-        samples: Of a power meter, from before the beginning to after the end; empty without one.
+        samples: Of a power meter, from before the beginning to after the end; empty without one. Domains add up.
         readings: Of a counter, likewise.
+        suspended: Seconds that the machine slept meanwhile, which its monotonic clock leaves out.
         others: Share of the machine that other processes used; None: not known.
         before: The machine at the beginning, and `after` at the end.
         problem: Why the meter gave nothing, or less; None: it did not fail.
@@ -82,6 +88,7 @@ class Driven:
     late: int = 0
     samples: Sequence[PowerSample] = ()
     readings: Sequence[Reading] = ()
+    suspended: float = 0.0
     others: float | None = None
     before: SiteState = field(default_factory=SiteState)
     after: SiteState = field(default_factory=SiteState)
@@ -97,6 +104,10 @@ class SiteMeter:
     boundary: str
     period_s: float
     uncertainty: float | None
+
+    def missing(self) -> str | None:
+        """None: a site that has no meter that works names none."""
+        return None
 
 
 class Site(Protocol):
@@ -114,7 +125,8 @@ class Site(Protocol):
         """Wait for a while with the meter watched; `count` is 0.
 
         Raises:
-            UnavailableError: The machine is not to be reached any more.
+            LostError: The machine was restarted meanwhile.
+            UnavailableError: It is not to be reached any more.
         """
 
     def conditions(self) -> tuple[Mapping[str, str], tuple[str, ...]]:
@@ -133,5 +145,6 @@ class DistantEngine(Engine, Protocol):
 
         Raises:
             InputError: It refuses an input.
-            UnavailableError: The machine is not to be reached any more, or the engine died.
+            LostError: The machine was restarted meanwhile, or the engine died.
+            UnavailableError: The machine is not to be reached any more.
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from greencc.core.capabilities import Arithmetic, Capabilities
 from greencc.core.data import Array, Feeds, TensorSpec
+from greencc.core.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -91,6 +92,25 @@ class Shipment:
 
 
 @dataclass(frozen=True)
+class BuildOrder:
+    """What an agent on a device builds an engine from (`greencc.agent`).
+
+    Attributes:
+        backend: What builds and runs there: ``tensorrt``, ``ort`` or ``tvm``.
+        main: The artifact's main file.
+        files: All files that are needed, in the main one's folder.
+        options: Of the backend.
+        tolerance: Largest difference of an output from what this computer computes, as a share of its largest value.
+    """
+
+    backend: str
+    main: Path
+    files: tuple[Path, ...]
+    options: Mapping[str, object]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Target(ABC):
     """Something models are compiled for. A subclass's fields are its options."""
 
@@ -100,6 +120,8 @@ class Target(ABC):
     """Where the work is done, ``cpu`` or ``gpu``: a meter must see it."""
     ships_code: ClassVar[bool] = False
     """Artifacts are machine code, not ONNX files: opening one runs what is in it, only of a bundle that is trusted."""
+    builder: ClassVar[str] = ""
+    """What builds and runs its artifacts on a device (`BuildOrder.backend`); empty: it runs on this computer alone."""
     aliases: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """Further names of the target in a spec, each with the options that it stands for."""
     leading: ClassVar[str | None] = None
@@ -163,6 +185,29 @@ class Target(ABC):
     def build_info(self, artifact: Path) -> BuildInfo | None:
         """Where an artifact was built to the end, and what was checked of it; None: here, as any other."""
         return None
+
+    def takes(self, path: Path) -> bool:
+        """Whether a file is an artifact of this target, rather than a model that has to be built first.
+
+        Default: targets run any ONNX file.
+        """
+        return True
+
+    def order(self, artifact: Path) -> BuildOrder:
+        """What a device has to build from an artifact written by `build`. Default: it can build nothing from it.
+
+        Raises:
+            UsageError: The target is for this computer alone.
+            InputError: The artifact is missing or damaged.
+        """
+        raise UsageError(
+            f"{self.name} runs on this computer, and not on a device",
+            hint="leave --target out: greencc takes what fits the device",
+        )
+
+    def named(self) -> Target:
+        """What a spec names: the target itself, without the device that it is used on."""
+        return self
 
     def build_seconds(self, model: ir.Model) -> float:
         """About how long `build` takes on an idle core. Default: 0, because it only writes the model to a file."""

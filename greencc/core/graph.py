@@ -227,3 +227,15 @@ def attribute_int(node: ir.Node, name: str, default: int) -> int:
     """An INT attribute, or the default when it is absent or refers to a function's attribute."""
     attribute = node.attributes.get(name)
     return default if attribute is None or attribute.is_ref() else int(attribute.as_int())
+
+
+def external_files(model: ir.Model) -> list[str]:
+    """Files beside the model that hold its weights, relative to it."""
+    return sorted(
+        {
+            str(value.const_value.location)
+            for graph in model.graphs()
+            for value in graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        }
+    )

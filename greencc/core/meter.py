@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from greencc.core.errors import UnavailableError
 from greencc.core.report import Energy, Interval
@@ -97,6 +97,11 @@ class Meter(Sensor, Protocol):
         Raises:
             UnavailableError: The sensor vanished, or its permission was withdrawn.
         """
+
+
+def is_counter(sensor: Sensor) -> TypeGuard[Meter]:
+    """Whether a sensor counts energy, rather than telling power, or telling of itself alone."""
+    return hasattr(sensor, "read")
 
 
 class PowerMeter(Sensor, Protocol):

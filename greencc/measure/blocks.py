@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from greencc.measure.load import BUSY_SHARE, LoadProbe, SystemLoad, others_share
 from greencc.measure.loadgen import FLAT_OUT, Arrivals, Driven, Load, drive
 from greencc.measure.thermal import SystemThermal, ThermalProbe, ThermalState, throttled
 from greencc.measure.times import Times
+from greencc.measure.warm_up import WarmUp, warm_up
 
 _LONGEST_PHASE_SECONDS = 1.0
 
@@ -37,6 +39,7 @@ class Discard(Enum):
     CLOCK = "the clock was set"
     BUSY = "another process was busy"
     THROTTLED = "the machine was throttled"
+    LOST = "the device was lost"
     COMPANION = "another block of its round was discarded"
 
     @property
@@ -147,11 +150,39 @@ class Watch:
             return Discard.SUSPENDED, note
         if note := stepped(self._clocks, clocks):
             return Discard.CLOCK, note
-        if others is not None and others > BUSY_SHARE:
-            return Discard.BUSY, f"other processes used {others:.0%} of the CPU"
+        if found := busy(others):
+            return found
         if note := throttled(self._thermal, thermal, fastest_mhz):
             return Discard.THROTTLED, note
         return None
+
+
+def busy(others: float | None) -> tuple[Discard, str] | None:
+    """Whether others used too large a share of the machine; None: not known."""
+    if others is None or others <= BUSY_SHARE:
+        return None
+    return Discard.BUSY, f"other processes used {others:.0%} of the CPU"
+
+
+class Stage(Protocol):
+    """Where blocks and idle windows are measured: this machine (`Windows`), or one elsewhere."""
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing more can be measured there, or None."""
+
+    @property
+    def readings(self) -> Sequence[Reading]:
+        """What the meter of a machine elsewhere gave, an epoch for every window; here whoever watches it has them."""
+
+    def warm_up(self, engines: Sequence[Engine], *, window: float, limit: float) -> WarmUp:
+        """As `greencc.measure.warm_up.warm_up`."""
+
+    def idle(self, which: str, seconds: float) -> IdlePart:
+        """Wait for a while with the meter watched."""
+
+    def block(self, engine: Engine, variant: str, number: int, seconds: float, first: int) -> Block:
+        """Drive an engine for a while; `number` is the round, `first` where in the inputs to begin."""
 
 
 class Windows:
@@ -170,6 +201,20 @@ class Windows:
         self._meter, self._bench, self._feeds, self._load = meter, bench, feeds, load
         self._phase = np.random.default_rng(bench.seed)
         self._fastest: dict[str, float] = {}
+
+    @property
+    def gone(self) -> str | None:
+        """As `Stage.gone`."""
+        return None
+
+    @property
+    def readings(self) -> Sequence[Reading]:
+        """As `Stage.readings`."""
+        return ()
+
+    def warm_up(self, engines: Sequence[Engine], *, window: float, limit: float) -> WarmUp:
+        """As `Stage.warm_up`."""
+        return warm_up(engines, self._feeds, self._load, self._bench, window=window, limit=limit)
 
     def idle(self, which: str, seconds: float) -> IdlePart:
         """Wait for a while with the meter watched."""
@@ -197,9 +242,7 @@ class Windows:
         between two updates then differs from block to block, and shows in their spread.
         """
         if self._meter is not None:
-            self._bench.sleep(
-                float(self._phase.uniform(0.0, min(self._meter.period_s, _LONGEST_PHASE_SECONDS)))
-            )
+            self._bench.sleep(random_phase(self._phase, self._meter.period_s))
         load = self._load
         if load.arrivals is Arrivals.POISSON:
             # Both variants of a round get the same arrivals, rounds different ones.
@@ -237,11 +280,7 @@ class Windows:
         energy: Energy | None = None
         try:
             energy = energy_between(before, after)
-            if energy.total == 0.0:
-                found = found or (
-                    Discard.STUCK,
-                    f"the meter counted nothing in {after.seconds - before.seconds:.3g} s",
-                )
+            found = found or stood_still(energy, after.seconds - before.seconds)
         except UnavailableError as error:
             found = found or (Discard.GAP, str(error))
         elapsed = after.seconds - before.seconds
@@ -274,11 +313,27 @@ def _block(
     )
 
 
+def random_phase(source: np.random.Generator, period_s: float) -> float:
+    """Seconds to wait before a block, so that it begins anywhere between two updates of the meter."""
+    return float(source.uniform(0.0, min(period_s, _LONGEST_PHASE_SECONDS)))
+
+
+def stood_still(energy: Energy, seconds: float) -> tuple[Discard, str] | None:
+    """Whether the meter counted nothing at all."""
+    if energy.total != 0.0:
+        return None
+    return Discard.STUCK, f"the meter counted nothing in {seconds:.3g} s"
+
+
 def energy_between(before: Reading, after: Reading) -> Energy:
     """Energy between two readings.
 
     Raises:
         UnavailableError: As `joules_between`.
     """
-    domains = joules_between(before, after)
+    return energy_of(joules_between(before, after))
+
+
+def energy_of(domains: Mapping[str, float]) -> Energy:
+    """Energy of joules by domain."""
     return Energy(math.fsum(domains.values()), domains)

@@ -49,8 +49,12 @@ class SystemClocks:
 
 def suspended(before: ClockReading, after: ClockReading) -> str | None:
     """Say for how long the machine slept between two readings, or None."""
-    slept = (after.boottime - before.boottime) - (after.monotonic - before.monotonic)
-    return f"the machine was suspended for {slept:.1f} s" if slept > _SUSPENDED_SECONDS else None
+    return slept_for((after.boottime - before.boottime) - (after.monotonic - before.monotonic))
+
+
+def slept_for(seconds: float) -> str | None:
+    """Say that the machine slept for so long, or None where it is too little to tell."""
+    return f"the machine was suspended for {seconds:.1f} s" if seconds > _SUSPENDED_SECONDS else None
 
 
 def stepped(before: ClockReading, after: ClockReading) -> str | None:

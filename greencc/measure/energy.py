@@ -1,4 +1,4 @@
-"""Energy per inference from a cumulative meter: warm-up, idle windows and interleaved blocks.
+"""Energy per inference from a meter: warm-up, idle windows and interleaved blocks.
 
 The protocol is in `greencc.measure.protocols`, what makes a block worthless in `greencc.measure.blocks`, the figures
 in `greencc.measure.energy_statistics`; docs/methodology.md describes the whole and what it achieves on simulated
@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
-from greencc.core.meter import EnergyComparison, Meter
+from greencc.core.meter import EnergyComparison, Reading, Sensor, is_counter
 from greencc.core.report import Interval
-from greencc.measure.blocks import Bench, Block, Discard, IdlePart, Windows
+from greencc.measure.blocks import Bench, Block, Discard, IdlePart, Stage, Windows
+from greencc.measure.elsewhere import ElsewhereWindows, site_of
 from greencc.measure.energy_statistics import IdlePower, Round, idle_power, summarise
 from greencc.measure.intervals import half_width
 from greencc.measure.loadgen import FLAT_OUT, Load
 from greencc.measure.protocols import DEFAULT, IDLE_PARTS, EnergyProtocol
-from greencc.measure.warm_up import WarmUp, warm_up
+from greencc.measure.warm_up import WarmUp
 
 IDLE_BEFORE, IDLE_AFTER = "idle before", "idle after"
 BASELINE, ARTIFACT = "baseline", "artifact"
@@ -51,6 +52,7 @@ class EnergyResult:
         warnings: What a reader must know besides those of the comparison.
         warm_up: How the machine was warmed up; None: by whoever came before.
         began: Monotonic seconds.
+        readings: Of the meter of another machine, an epoch for every window; those of one here its watcher has.
     """
 
     comparison: EnergyComparison | None
@@ -66,36 +68,39 @@ class EnergyResult:
     warnings: tuple[str, ...]
     warm_up: WarmUp | None
     began: float
+    readings: tuple[Reading, ...] = ()
 
 
 def measure_energy(
     baseline: Engine,
     artifact: Engine,
     feeds: Sequence[Feeds],
-    meter: Meter | None,
+    meter: Sensor | None,
     protocol: EnergyProtocol = DEFAULT,
     *,
     load: Load = FLAT_OUT,
     confidence: float = 0.95,
     bench: Bench | None = None,
 ) -> EnergyResult:
-    """Measure both engines by turns.
+    """Measure both engines by turns, here or on the other machine that they both are on.
 
     Args:
         baseline: The model as given.
         artifact: What was built.
         feeds: Inputs of one inference each, cycled identically in every block of a round.
-        meter: A grade A or B meter whose `missing()` is None; None: there is none, and only the load is measured.
+        meter: A grade A or B `Meter` whose `missing()` is None, or the other machine's own (`Site.meter`); None: there
+            is none, and only the load is measured.
         protocol: How long and how often.
         load: How the engines are driven.
         confidence: Of the intervals.
         bench: The machine; default this one.
 
-    A meter that fails in mid-run does not raise: what was measured is in the result, and `problem` says what happened.
+    A meter or another machine that fails in mid-run does not raise: what was measured is in the result, and `problem`
+    says what happened.
 
     Raises:
-        UsageError: There is no input, the meter is a model, the time limit is too short for two rounds, or the rate too
-            low for a request in every block.
+        UsageError: There is no input, the meter is a model, or not that of the machine where the engines are, the time
+            limit is too short for two rounds, or the rate too low for a request in every block.
         InputError: An engine refuses an input.
     """
     if not feeds:
@@ -107,8 +112,26 @@ def measure_energy(
     period = 0.0 if meter is None else meter.period_s
     protocol.check_limit(period)
     protocol.check_rate(load.rate, period)
-    campaign = _Campaign((baseline, artifact), feeds, meter, protocol, load, confidence, bench or Bench())
-    return campaign.run()
+    bench = bench or Bench()
+    stage = _stage((baseline, artifact), feeds, meter, load, bench)
+    return _Campaign((baseline, artifact), stage, meter, protocol, confidence, bench).run()
+
+
+def _stage(
+    engines: tuple[Engine, Engine], feeds: Sequence[Feeds], meter: Sensor | None, load: Load, bench: Bench
+) -> Stage:
+    """Where the engines are measured."""
+    site = site_of(engines)
+    if site is None:
+        if meter is not None and not is_counter(meter):
+            raise UsageError(f"{meter.name} counts no energy on this machine, where the engines run")
+        return Windows(meter, bench, feeds, load)
+    if meter is not None and meter != site.meter:
+        raise UsageError(
+            f"{meter.name} is not the meter of {site.name}, where the engines run",
+            hint="what runs there is measured with that machine's own meter",
+        )
+    return ElsewhereWindows(site, bench, feeds, load, metered=meter is not None)
 
 
 class _Campaign:
@@ -117,16 +140,14 @@ class _Campaign:
     def __init__(
         self,
         engines: tuple[Engine, Engine],
-        feeds: Sequence[Feeds],
-        meter: Meter | None,
+        stage: Stage,
+        meter: Sensor | None,
         protocol: EnergyProtocol,
-        load: Load,
         confidence: float,
         bench: Bench,
     ) -> None:
-        self.engines, self.feeds, self.meter, self.protocol = engines, feeds, meter, protocol
-        self.load, self.confidence, self.bench = load, confidence, bench
-        self.windows = Windows(meter, bench, feeds, load)
+        self.engines, self.stage, self.meter, self.protocol = engines, stage, meter, protocol
+        self.confidence, self.bench = confidence, bench
         period = 0.0 if meter is None else meter.period_s
         self.block_seconds = protocol.block_length(period)
         self.idle_seconds = 0.0 if meter is None else protocol.idle_length(period)
@@ -135,13 +156,14 @@ class _Campaign:
         self.rounds: list[Round] = []
         self.stride = 1
         self.failure: str | None = None
+        self.meter_failed = True
         self.began = bench.clock()
 
     def run(self) -> EnergyResult:
         warmed = self._warm_up()
         self._measure_idle(IDLE_BEFORE)
         stopped = self._measure_rounds()
-        if self.failure is None:
+        if self.failure is None and self.stage.gone is None:
             self._measure_idle(IDLE_AFTER)
         return self._result(stopped, warmed)
 
@@ -150,14 +172,8 @@ class _Campaign:
         if window == 0.0:
             return None
         limit = max(0.0, self.protocol.limit_seconds - self.protocol.shortest(self._period))
-        return warm_up(
-            self.engines,
-            self.feeds,
-            self.load,
-            self.bench,
-            window=window,
-            limit=min(limit, max(window, _WARM_UP_SHARE * self.protocol.limit_seconds)),
-        )
+        limit = min(limit, max(window, _WARM_UP_SHARE * self.protocol.limit_seconds))
+        return self.stage.warm_up(self.engines, window=window, limit=limit)
 
     @property
     def _period(self) -> float:
@@ -169,10 +185,10 @@ class _Campaign:
             return
         good = 0
         for _ in range(2 * IDLE_PARTS):
-            part = self.windows.idle(which, self.idle_seconds / IDLE_PARTS)
+            part = self.stage.idle(which, self.idle_seconds / IDLE_PARTS)
             self.idle_parts.append(part)
             good += part.discarded is None
-            if good == IDLE_PARTS:
+            if good == IDLE_PARTS or self.stage.gone is not None:
                 return
             if part.discarded is not None and part.discarded.of_meter:
                 self.bench.sleep(_PAUSE_SECONDS)
@@ -191,11 +207,17 @@ class _Campaign:
             else:
                 cause = next(block for block in blocks if block.discarded not in (None, Discard.COMPANION))
                 assert cause.discarded is not None
-                failures = failures + 1 if cause.discarded.of_meter else 0
-                if failures >= _MAX_FAILURES and self.meter is not None:
-                    self.failure = f"{self.meter.name} failed {failures} times in a row: {cause.note}"
-                    return "the meter failed"
-                if cause.discarded.of_meter:
+                lost = cause.discarded is Discard.LOST
+                self.meter_failed = not lost
+                if self.stage.gone is not None:
+                    self.failure = self.stage.gone
+                    return "the device was lost"
+                failures = failures + 1 if cause.discarded.of_meter or lost else 0
+                if failures >= _MAX_FAILURES and (self.meter is not None or lost):
+                    name = "the device" if self.meter is None or lost else self.meter.name
+                    self.failure = f"{name} failed {failures} times in a row: {cause.note}"
+                    return "the device failed" if lost else "the meter failed"
+                if cause.discarded.of_meter or lost:
                     self.bench.sleep(_PAUSE_SECONDS)
             if stopped := self._stop((self.bench.clock() - start) / number):
                 return stopped
@@ -203,7 +225,8 @@ class _Campaign:
     def _measure_round(self, number: int) -> tuple[list[Block], Round | None]:
         """The blocks of a round, and the round where all of them count. The first bad block ends it.
 
-        Without a meter there is no energy to protect: a disturbed block is marked, and the round goes on.
+        Without a meter there is no energy to protect: a disturbed block is marked, and the round goes on. A block that
+        never came back ends it in any case.
         """
         order: tuple[int, ...] = (0, 1, 1, 0) if self.protocol.mirrored else (0, 1)
         if number % 2 == 1:
@@ -212,11 +235,11 @@ class _Campaign:
         blocks: list[Block] = []
         for index in order:
             name = (BASELINE, ARTIFACT)[index]
-            block = self.windows.block(
+            block = self.stage.block(
                 self.engines[index], name, number, self.block_seconds, number * self.stride
             )
             blocks.append(block)
-            if block.discarded is not None and self.meter is not None:
+            if block.discarded is not None and (self.meter is not None or block.discarded is Discard.LOST):
                 spared = [replace(each, discarded=Discard.COMPANION) for each in blocks[:-1]]
                 return [*spared, block], None
         self.stride = max(self.stride, *(block.count for block in blocks))
@@ -243,7 +266,7 @@ class _Campaign:
     def _result(self, stopped: str, warmed: WarmUp | None) -> EnergyResult:
         idle = idle_power(self.idle_parts)
         problem, warnings = self.failure, self._warnings(idle, warmed)
-        meter_failed = problem is not None
+        meter_failed = problem is not None and self.meter_failed
         comparison: EnergyComparison | None = None
         if self.meter is not None:
             if stuck := self._stuck():
@@ -268,6 +291,7 @@ class _Campaign:
             warnings=tuple(warnings),
             warm_up=warmed,
             began=self.began,
+            readings=tuple(self.stage.readings),
         )
 
     def _known(self, half: float) -> str:

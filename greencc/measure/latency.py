@@ -10,28 +10,26 @@ the interval says how noisy they were and the result says that it is not clean.
 
 from __future__ import annotations
 
-import gc
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from greencc.core.data import Feeds
+from greencc.core.elsewhere import DistantEngine
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
 from greencc.core.report import Interval, Latency
+from greencc.measure.distant_rounds import DistantTimer
+from greencc.measure.elsewhere import site_of
 from greencc.measure.intervals import percentile, ratio_interval, thin
-from greencc.measure.load import BUSY_SHARE, LoadProbe, SystemLoad, others_share
+from greencc.measure.load import LoadProbe
 from greencc.measure.profiles import QUICK, Profile
+from greencc.measure.rounds import LocalTimer, RoundTimer, TimedRound
 
 _SAMPLES_KEPT = 500
 # Measuring ends after this many times the profile's seconds, however disturbed it was.
 _LONGEST = 2.0
-# The stable state: two windows of runs whose medians differ by less than this.
-_STABLE = 0.05
-_WARM_UP_WINDOW = 5
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,9 @@ class LatencyResult:
         latencies: One per engine, over the rounds kept.
         ratios: Latency of the first engine divided by that of each of the others (above 1: the other is faster).
         rounds: Rounds kept.
-        discarded: Rounds left out because other processes were busy.
+        discarded: Rounds left out because other processes were busy, or (elsewhere) the machine was throttled or slept.
         warnings: What makes the figures less certain.
-        clean: Whether none of the rounds kept was disturbed by other processes, as far as that is known.
+        clean: Whether none of the rounds kept was disturbed, as far as that is known.
         blocks: Median milliseconds of each engine in each round kept: what a ratio of any two engines rests on.
     """
 
@@ -78,18 +76,6 @@ class QuickComparison:
     clean: bool
 
 
-@dataclass(frozen=True)
-class _Round:
-    """Milliseconds of every run, by engine, and the share of the machine that others used."""
-
-    times: tuple[tuple[float, ...], ...]
-    others: float | None
-
-    @property
-    def disturbed(self) -> bool:
-        return self.others is not None and self.others > BUSY_SHARE
-
-
 def measure_latency(
     engines: Sequence[Engine],
     feeds: Sequence[Feeds],
@@ -99,35 +85,40 @@ def measure_latency(
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     load: LoadProbe | None = None,
 ) -> LatencyResult:
-    """Measure engines in turns.
+    """Measure engines in turns, here or on the other machine that they all are on.
 
     Args:
         engines: The baseline first.
         feeds: Inputs of one run each, cycled identically for every engine.
         profile: How long.
         confidence: Of the ratios' intervals, each for itself.
-        clock_ns: Nanoseconds.
+        clock_ns: Nanoseconds; engines elsewhere are timed by the clock there.
         load: Tells how busy the rest of the machine is; default: this machine.
 
     Raises:
-        UsageError: No engine or no input.
+        UsageError: No engine or no input, or they are on several machines.
         InputError: An engine refuses an input.
+        UnavailableError: The other machine cannot be reached any more, or was lost several times.
     """
     if not engines or not feeds:
         raise UsageError("measuring latency takes at least one engine and one input")
-    probe = load or SystemLoad()
-    run_ms = [_warm_up(engine, feeds, profile.warm_up_seconds, clock_ns) for engine in engines]
+    timer = _timer(engines, feeds, clock_ns, load)
+    run_ms = [timer.warm_up(index, profile.warm_up_seconds) for index in range(len(engines))]
     runs = _runs_per_block(run_ms, profile)
-    start = clock_ns()
-    deadline, last = (start + int(factor * profile.seconds * 1e9) for factor in (1.0, _LONGEST))
-    rounds: list[_Round] = []
-    with _collector_paused():
-        while len(rounds) < profile.min_rounds or (len(rounds) < profile.rounds and clock_ns() < deadline):
-            rounds.append(_measure_round(engines, feeds, runs, len(rounds), clock_ns, probe))
+    rounds: list[TimedRound] = []
+    with timer.watching():
+        while len(rounds) < profile.min_rounds or (
+            len(rounds) < profile.rounds and timer.seconds() < profile.seconds
+        ):
+            rounds.append(timer.round(runs, len(rounds)))
         enough = max(profile.min_rounds, len(rounds) // 2)
-        while sum(not each.disturbed for each in rounds) < enough and clock_ns() < last:
-            rounds.append(_measure_round(engines, feeds, runs, len(rounds), clock_ns, probe))
+        while (
+            sum(not each.disturbed for each in rounds) < enough
+            and timer.seconds() < _LONGEST * profile.seconds
+        ):
+            rounds.append(timer.round(runs, len(rounds)))
     kept, warnings = _select(rounds, enough)
+    warnings += timer.notes()
     samples = [[ms for each in kept for ms in each.times[index]] for index in range(len(engines))]
     blocks = [[statistics.median(each.times[index]) for each in kept] for index in range(len(engines))]
     if len(samples[0]) < profile.min_runs:
@@ -166,24 +157,13 @@ def quick_compare(
     return QuickComparison(medians, result.ratios, faster, best, result.warnings, result.clean)
 
 
-def _warm_up(engine: Engine, feeds: Sequence[Feeds], seconds: float, clock_ns: Callable[[], int]) -> float:
-    """Run until two windows agree or the time is over; return milliseconds per run."""
-    deadline = clock_ns() + int(seconds * 1e9)
-    # The very first run allocates memory and starts threads.
-    engine.run(feeds[0])
-    previous = math.inf
-    index = 0
-    while True:
-        window = []
-        for _ in range(_WARM_UP_WINDOW):
-            window.append(_timed(engine, feeds[index % len(feeds)], clock_ns))
-            index += 1
-            if clock_ns() >= deadline:
-                return statistics.median(window)
-        median = statistics.median(window)
-        if abs(median - previous) <= _STABLE * median:
-            return median
-        previous = median
+def _timer(
+    engines: Sequence[Engine], feeds: Sequence[Feeds], clock_ns: Callable[[], int], load: LoadProbe | None
+) -> RoundTimer:
+    """What times the engines where they are."""
+    if site_of(engines) is None:
+        return LocalTimer(engines, feeds, clock_ns, load)
+    return DistantTimer([engine for engine in engines if isinstance(engine, DistantEngine)], feeds)
 
 
 def _runs_per_block(run_ms: Sequence[float], profile: Profile) -> int:
@@ -191,48 +171,29 @@ def _runs_per_block(run_ms: Sequence[float], profile: Profile) -> int:
     return max(1, int(profile.seconds * 1e3 / profile.rounds / max(sum(run_ms), 1e-6)))
 
 
-def _measure_round(
-    engines: Sequence[Engine],
-    feeds: Sequence[Feeds],
-    runs: int,
-    number: int,
-    clock_ns: Callable[[], int],
-    probe: LoadProbe,
-) -> _Round:
-    order = range(len(engines)) if number % 2 == 0 else reversed(range(len(engines)))
-    # Goes on where the previous round ended, so that all inputs get their turn.
-    inputs = [feeds[(number * runs + run) % len(feeds)] for run in range(runs)]
-    times: dict[int, tuple[float, ...]] = {}
-    before, start = probe.others_seconds(), clock_ns()
-    for index in order:
-        times[index] = tuple(_timed(engines[index], each, clock_ns) for each in inputs)
-    elapsed = (clock_ns() - start) / 1e9
-    others = others_share(before, probe.others_seconds(), elapsed, probe.cpus)
-    return _Round(tuple(times[index] for index in range(len(engines))), others)
-
-
-def _timed(engine: Engine, feeds: Feeds, clock_ns: Callable[[], int]) -> float:
-    start = clock_ns()
-    engine.run(feeds)
-    return max(clock_ns() - start, 1) / 1e6
-
-
-def _select(rounds: Sequence[_Round], enough: int) -> tuple[list[_Round], list[str]]:
+def _select(rounds: Sequence[TimedRound], enough: int) -> tuple[list[TimedRound], list[str]]:
     """Leave out the rounds that other processes disturbed, unless fewer than `enough` would be left."""
     clean = [each for each in rounds if not each.disturbed]
     discarded = len(rounds) - len(clean)
     if not discarded:
         return clean, []
+    marred = dict.fromkeys(each.marred for each in rounds if each.marred is not None)
     if len(clean) >= enough:
-        return clean, [f"{discarded} of {len(rounds)} rounds were discarded: other processes were busy"]
-    shares = [each.others for each in rounds if each.others is not None]
-    return (
-        list(rounds),
-        [
+        causes = [*marred, *(["other processes were busy"] if any(map(_crowded, rounds)) else [])]
+        return clean, [f"{discarded} of {len(rounds)} rounds were discarded: {'; '.join(causes)}"]
+    warnings = [f"while latency was measured, {cause}; the intervals include that" for cause in marred]
+    if any(map(_crowded, rounds)):
+        shares = [each.others for each in rounds if each.others is not None]
+        warnings.append(
             f"other processes used {statistics.median(shares):.0%} of the CPU while latency was measured; "
             "the intervals include that noise"
-        ],
-    )
+        )
+    return list(rounds), warnings
+
+
+def _crowded(each: TimedRound) -> bool:
+    """Whether a round is disturbed by other processes alone."""
+    return each.disturbed and each.marred is None
 
 
 def _latency(samples: Sequence[float]) -> Latency:
@@ -243,16 +204,3 @@ def _latency(samples: Sequence[float]) -> Latency:
         runs=len(samples),
         samples=thin(samples, _SAMPLES_KEPT),
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keep Python's garbage collector out of the timed runs."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -7,15 +7,13 @@ the waiting in its latency. Measuring from the actual start would leave out exac
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
+from greencc.core.arrivals import due_offsets
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import UsageError
@@ -56,13 +54,7 @@ class Load:
         """Seconds after the start at which each request is due; none are given when flat out."""
         if self.rate is None:
             return
-        if self.arrivals is Arrivals.FIXED:
-            yield from (number / self.rate for number in itertools.count())
-        gaps = np.random.default_rng(self.seed)
-        due = 0.0
-        while True:
-            due += float(gaps.exponential(1.0 / self.rate))
-            yield due
+        yield from due_offsets(self.rate, poisson=self.arrivals is Arrivals.POISSON, seed=self.seed)
 
 
 FLAT_OUT = Load()

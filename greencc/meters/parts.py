@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from greencc.core.errors import UnavailableError, did_you_mean
-from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading
+from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading, is_counter
 from greencc.meters._external import reason
-from greencc.meters.sampling import is_counter
 
 
 @dataclass

@@ -4,8 +4,8 @@ A `Sampler` stands in front of any sensor and is itself a `Meter`. Of a power se
 samples; of a counter it passes the readings on, and reads often enough that no wrap goes unseen. The readings of the
 thread and of whoever calls `read` share one lock, so a sensor never sees two callers at once.
 
-What is not known is not made up: after a failed or late sample (a gap of more than `GAP_PERIODS` intervals, such as a
-suspended machine leaves) the sum starts a new epoch, and energies across it are refused by whoever subtracts readings.
+What is not known is not made up: after a failed or late sample (a gap, such as a suspended machine leaves; see
+`greencc.core.trapezoid`) the sum starts a new epoch, and energies across it are refused by whoever subtracts readings.
 """
 
 from __future__ import annotations
@@ -15,26 +15,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self, TypeGuard, cast
+from typing import Self, cast
 
-from greencc.core.errors import GreenccError, UnavailableError
-from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading
+from greencc.core.errors import GreenccError
+from greencc.core.meter import Grade, Meter, PowerMeter, PowerSample, Reading, is_counter
+from greencc.core.trapezoid import joules_from, longest_gap
 
-GAP_PERIODS = 5
-"""Samples further apart than so many intervals (and `GAP_SECONDS`) leave a gap: 5 s for a meter that updates every
-second, half a second for one that is read ten times a second."""
-GAP_SECONDS = 0.5
 STEP_PERIODS = 5
 """A counter that steps once a period is off by up to a step at either end: its watts are means over so many periods at
 least, which keeps that error below a fifth."""
 COUNTER_INTERVAL = 0.1
 """Seconds between the readings of a counter that make up its trace."""
 SHORTEST_INTERVAL = 0.01
-
-
-def is_counter(sensor: Meter | PowerMeter) -> TypeGuard[Meter]:
-    """Whether a sensor counts energy, rather than telling power."""
-    return hasattr(sensor, "read")
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class Sampler:
     Args:
         sensor: A counter or a power sensor whose `missing()` is None.
         interval_s: Seconds between samples; default: the sensor's period, for counters at least `COUNTER_INTERVAL`.
-        gap_s: Samples of power that are further apart end the epoch; default: `GAP_PERIODS` and `GAP_SECONDS`.
+        gap_s: Samples of power that are further apart end the epoch; default: `longest_gap`.
         clock: Monotonic seconds.
         thread_clock: Processor seconds of the calling thread.
 
@@ -110,7 +102,7 @@ class Sampler:
         self.sensor = sensor
         shortest = COUNTER_INTERVAL if is_counter(sensor) else SHORTEST_INTERVAL
         self.interval_s = max(sensor.period_s, shortest) if interval_s is None else interval_s
-        self._gap_s = max(GAP_SECONDS, GAP_PERIODS * self.interval_s) if gap_s is None else gap_s
+        self._gap_s = longest_gap(self.interval_s) if gap_s is None else gap_s
         self._clock, self._thread_clock = clock, thread_clock
         self._lock = threading.Lock()
         self._end = threading.Event()
@@ -257,17 +249,13 @@ class Sampler:
     def _integrate(self, sensor: PowerMeter) -> Reading:
         sample, last = sensor.sample(), self._last
         if last is not None:
-            elapsed = sample.seconds - last.seconds
-            if elapsed < 0.0 or set(sample.watts) != set(last.watts):
-                raise UnavailableError(
-                    f"the samples of {self.name} do not fit together: a domain came or went, or time ran backwards"
-                )
-            if elapsed > self._gap_s:
+            joules = joules_from(self.name, last, sample)
+            if sample.seconds - last.seconds > self._gap_s:
                 self._epoch += 1
                 self._sums.clear()
             else:
-                for name, watts in sample.watts.items():
-                    self._sums[name] = self._sums.get(name, 0.0) + elapsed * (watts + last.watts[name]) / 2.0
+                for name, value in joules.items():
+                    self._sums[name] = self._sums.get(name, 0.0) + value
         self._last = sample
         return Reading(
             sample.seconds, {name: self._sums.get(name, 0.0) for name in sample.watts}, self._epoch

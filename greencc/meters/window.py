@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Grade, Meter, PowerMeter, Reading
+from greencc.core.meter import Grade, Meter, PowerMeter, Reading, is_counter
 from greencc.core.report import Energy
 from greencc.meters import available_meters
 from greencc.meters.busy import BusyTime, estimate_busy
 from greencc.meters.model import DevicePower, OperationCounts, Workload, estimate
-from greencc.meters.sampling import Sampler, is_counter
+from greencc.meters.sampling import Sampler
 
 # Counters wrap after minutes at the earliest; a reading takes far less than a millisecond of each interval.
 _COUNTER_SECONDS = 10.0

@@ -17,12 +17,14 @@ from greencc.bundle import Bundle, load, write_bundle
 from greencc.bundle.manifest import FILE_NAME as MANIFEST
 from greencc.calibration import take
 from greencc.compiler.contender import judge
+from greencc.compiler.counts import operation_counts
 from greencc.compiler.data import FEEDS, Splits, open_splits, whole_batches
-from greencc.compiler.measurement import Variant, measure_variants, operation_counts
+from greencc.compiler.measurement import measure_variants
 from greencc.compiler.options import CompileOptions, Effort, Precision
 from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.session import Session, available_target
 from greencc.compiler.sources import source_of, unseen
+from greencc.compiler.variant import Variant
 from greencc.core.cache import cache_key
 from greencc.core.describe import input_specs
 from greencc.core.engine import Engine

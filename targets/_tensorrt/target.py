@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
-from greencc.core.engine import Device, Engine, NodeTime, Shipment, Target
+from greencc.core.engine import BuildOrder, Device, Engine, NodeTime, Shipment, Target
 from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.targets._tensorrt.machine import TensorRtMachine, Typing
 from greencc.targets.cpu import CpuTarget
@@ -51,6 +51,7 @@ class EmittedTarget(Target):
     sparse: bool = False
 
     processor: ClassVar[str] = "gpu"
+    builder: ClassVar[str] = "tensorrt"
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.max_batch <= MOST_IN_A_BATCH:
@@ -195,6 +196,19 @@ class EmittedTarget(Target):
             dla=self._dla,
             rtx=machine.rtx,
         )
+
+    def takes(self, path: Path) -> bool:
+        """A graph that was emitted, which its settings beside it tell."""
+        from greencc.targets._tensorrt.order import is_emitted
+
+        return is_emitted(path)
+
+    def order(self, artifact: Path) -> BuildOrder:
+        """An engine, with the flags of the scripts that are shipped."""
+        from greencc.core.model import load_model
+        from greencc.targets._tensorrt.order import tensorrt_order
+
+        return tensorrt_order(artifact, self._tolerance(load_model(artifact)))
 
     def ship(self, artifact: Path, shipment: Shipment) -> None:
         """Add scripts that build the engine and check it, with samples, and what to do with them."""

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from greencc.compiler import CompileOptions, Precision, compile_model
+from greencc.compiler.counts import model_counts
 from greencc.compiler.forms import FormBuilder, weight_only
 from greencc.compiler.layers import Origins
-from greencc.compiler.measurement import model_counts
 from greencc.compiler.named import recipe_precision
 from greencc.compiler.options import QuantizedFormat
 from greencc.compiler.slices import make_slice

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import UnavailableError
+from greencc.core.meter import is_counter
 from greencc.meters.amd import AmdMeter, AmdPowerMeter, load_amdsmi, open_amdsmi
-from greencc.meters.sampling import is_counter
 
 RESOLUTION = 15.259
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from greencc.core.errors import UnavailableError
+from greencc.core.meter import is_counter
 from greencc.meters.hwmon import HwmonCounter, HwmonMeter, known_channels, open_hwmon
 from greencc.meters.known import Sources
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import is_counter
 
 
 def names(tree) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, is_counter
 from greencc.meters import METERS, Covers, Sources, available_meters, blind_to, probe
-from greencc.meters.sampling import Sampler, is_counter
+from greencc.meters.sampling import Sampler
 
 
 def nothing(message: str) -> Callable[[], Any]:

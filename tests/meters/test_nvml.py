@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import UnavailableError
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, is_counter
 from greencc.meters.known import Sources
 from greencc.meters.nvml import NvmlMeter, NvmlPowerMeter, load_pynvml, open_nvml
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import Sampler, is_counter
+from greencc.meters.sampling import Sampler
 
 NOT_SUPPORTED, NO_PERMISSION, LIBRARY, LOST = 3, 4, 12, 15
 TEXTS = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from greencc.cli.carbon import carbon_options, chosen
+from greencc.cli.device import device_option, power_mode_option
 from greencc.cli.types import BUDGET, EFFORTS, FORMATS, OBJECTIVES, PRECISIONS, RATE, SECONDS, SHARE
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 @click.option(
     "--target",
     "-t",
-    default="cpu",
-    show_default=True,
+    default="",
+    show_default="cpu, or what fits the device",
     help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets).",
 )
 @click.option(
@@ -102,6 +103,8 @@ if TYPE_CHECKING:
     type=SECONDS,
     help="Time to spend on finding faster kernels, e.g. 10m, where the target generates code (tvm-cpu).",
 )
+@device_option("Build, verify and measure")
+@power_mode_option
 @carbon_options
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep results of earlier compiles.")
 @click.option(
@@ -137,6 +140,8 @@ def command(
     engine: str,
     workers: int,
     tune: float | None,
+    device: str,
+    set_power_mode: str | None,
     grid_intensity: float | None,
     country: str | None,
     embodied: float | None,
@@ -190,6 +195,8 @@ def command(
         engine=engine,
         workers=workers,
         tune=tune,
+        device=device,
+        set_power_mode=set_power_mode,
     )
     with progress_bars() as progress:
         bundle = compile_model(model, options, output=output, force=force, progress=progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from greencc.cli.carbon import carbon_options, chosen
+from greencc.cli.device import device_option, power_mode_option
 from greencc.cli.trusting import given, trust_option
 from greencc.cli.types import PROTOCOLS, RATE, SECONDS, SHARE, TRACE_FORMATS
 
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
 @click.option(
     "--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders."
 )
-@click.option("--target", "-t", default="cpu", show_default=True, help="Where to run a model.")
+@click.option(
+    "--target",
+    "-t",
+    default="",
+    show_default="cpu, or what fits the device",
+    help="What to run a model with.",
+)
+@device_option("Measure, with the device's own meter,")
+@power_mode_option
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -68,6 +77,8 @@ def command(
     data: str | None,
     preprocess: Path | None,
     target: str,
+    device: str,
+    set_power_mode: str | None,
     protocol: str,
     rate: float | None,
     poisson: bool,
@@ -119,6 +130,8 @@ def command(
             plan=plan,
             confidence=confidence,
             trust=given(trust),
+            device=device,
+            set_power_mode=set_power_mode,
             progress=progress,
         )
     # Printed before they are saved: if that fails, at least the figures are not lost.

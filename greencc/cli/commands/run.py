@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from greencc.cli.device import device_option
 from greencc.cli.trusting import given, trust_option
 
 
@@ -21,15 +22,23 @@ from greencc.cli.trusting import given, trust_option
     "--preprocess", type=click.Path(path_type=Path), help="TOML preprocessing spec for image folders."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per run.")
+@device_option("Run")
 @trust_option
 def command(
-    bundle: Path, source: str, output: Path, preprocess: Path | None, batch: int, trust: tuple[str, ...]
+    bundle: Path,
+    source: str,
+    output: Path,
+    preprocess: Path | None,
+    batch: int,
+    device: str,
+    trust: tuple[str, ...],
 ) -> None:
     """Run BUNDLE on every sample of DATA and write the outputs, stacked on the first axis.
 
     The bundle's hashes are checked before anything of it is loaded. Compiled code in it runs only if it is trusted.
     """
     import zipfile
+    from contextlib import ExitStack
 
     import numpy as np
 
@@ -37,14 +46,15 @@ def command(
     from greencc.calibration import open_data
     from greencc.cli.console import progress_bars, stdout
     from greencc.cli.paths import refuse_inside
+    from greencc.compiler.on_device import opened_engine
     from greencc.core.errors import InputError, UsageError
     from greencc.core.files import atomic_file
 
     if output.suffix != ".npz":
         raise UsageError(f"--output is {output}", hint="outputs are written as an .npz file")
     refuse_inside(output, bundle)
-    with load(bundle, trust=given(trust)) as loaded, progress_bars() as progress:
-        engine = loaded.engine()
+    with load(bundle, trust=given(trust)) as loaded, progress_bars() as progress, ExitStack() as opened:
+        engine = opened_engine(loaded, device, progress, opened)
         data = open_data(source, engine.inputs, preprocess=preprocess, role="input")
         found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in engine.outputs}
         for piece in progress(data.batches(batch), label="Running", total=-(-data.count // batch)):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from greencc.cli.device import device_option
 from greencc.cli.trusting import given, trust_option
 from greencc.cli.types import SHARE
 
@@ -26,6 +27,7 @@ from greencc.cli.types import SHARE
 )
 @click.option("--confidence", type=SHARE, default="95%", show_default=True, help="Of the certificate.")
 @click.option("--require-certified", is_flag=True, help="Exit 3 when the accuracy cannot be certified.")
+@device_option("Run the artifact")
 @click.option("--json", "as_json", is_flag=True, help="Print the accuracy as JSON.")
 @trust_option
 def command(
@@ -38,6 +40,7 @@ def command(
     max_drop: float,
     confidence: float,
     require_certified: bool,
+    device: str,
     as_json: bool,
     trust: tuple[str, ...],
 ) -> None:
@@ -58,9 +61,9 @@ def command(
         raise UsageError(
             "--model and --eval go together", hint="give both, or neither to check the hashes only"
         )
-    if evaluation is None and (labels or preprocess or metric or require_certified):
+    if evaluation is None and (labels or preprocess or metric or require_certified or device):
         raise UsageError(
-            "--labels, --preprocess, --metric and --require-certified are about accuracy",
+            "--labels, --preprocess, --metric, --require-certified and --device are about accuracy",
             hint="give --model and --eval with them",
         )
     with load(bundle, trust=given(trust)) as loaded:
@@ -90,6 +93,7 @@ def command(
                 metric=metric,
                 max_drop=max_drop,
                 confidence=confidence,
+                device=device,
                 progress=progress,
             )
     if as_json:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from greencc.compiler.contender import Contender, closed_on_error, judge, judged_by_the_user
+from greencc.compiler.counts import model_counts, operation_counts
 from greencc.compiler.data import Splits
 from greencc.compiler.evaluation import Evaluator, Job
 from greencc.compiler.forms import Form, FormBuilder
-from greencc.compiler.measurement import model_counts, operation_counts
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.placing import folder_size, model_size
 from greencc.compiler.planning.points import Figures, Point, PointStore

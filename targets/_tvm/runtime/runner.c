@@ -2,6 +2,7 @@
  *
  *     runner model.so weights.bin input.bin output.bin [--threads T] [--repeat N]
  *     runner model.so weights.bin --serve [--threads T]
+ *     runner model.so weights.bin --drive inputs.bin [--threads T]
  *
  * A file of inputs has, for every input in the model's order: its dimensions (int64 each), the number of its bytes
  * (uint64), and the bytes. A file of outputs is the same of the outputs. Everything is little-endian, as the processors
@@ -14,6 +15,15 @@
  *               element, uint32 dimensions
  *     request   inputs, as in a file
  *     answer    uint32 status: 0, and outputs as in a file; or uint32 length and a line of text
+ *
+ * With --drive it keeps the inputs of a file (one run's after the other), runs each once, and times stretches:
+ *
+ *     hello     as above, and uint32: 1 where it finds that it is emulated
+ *     request   double seconds (negative: by runs), uint64 runs, double rate (0: flat out), uint64 first (where in the
+ *               inputs to begin), uint64 due (all bits: none), and as many doubles: seconds from the beginning
+ *     answer    uint32 status: 0, then double begin, double end (seconds of CLOCK_MONOTONIC), uint64 runs, uint64
+ *               requests that started later than they were due by more than their service time, and, for each run,
+ *               double milliseconds of the run, and then double milliseconds from when it was due; or as above
  *
  * Exit codes: 0; 1 the model reported an error; 2 the command line; 3 a file; 4 the processor lacks instructions. */
 #define _XOPEN_SOURCE 700
@@ -226,7 +236,7 @@ static void write_outputs(session *s, FILE *to, const char *name) {
     if (fflush(to) != 0) die(EXIT_FILE, name, strerror(errno));
 }
 
-static void serve(session *s) {
+static void greet(session *s) {
     const char *out = "standard output";
     put(stdout, "GCR1", 4, out);
     put_number(stdout, s->count[0], out);
@@ -236,17 +246,28 @@ static void serve(session *s) {
             put_number(stdout, s->tensors[role][i].item_bytes, out);
             put_number(stdout, s->tensors[role][i].dims, out);
         }
+}
+
+static void refuse(session *s, int status) {
+    const char *out = "standard output";
+    put_number(stdout, (uint32_t)status, out);
+    put_number(stdout, (uint32_t)strlen(s->error), out);
+    put(stdout, s->error, strlen(s->error), out);
+    if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
+}
+
+static void serve(session *s) {
+    const char *out = "standard output";
+    greet(s);
     if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
     while (read_inputs(s, stdin, "standard input")) {
         int status = run_once(s);
-        put_number(stdout, (uint32_t)status, out);
-        if (status == GREENCC_OK) {
-            write_outputs(s, stdout, out);
+        if (status != GREENCC_OK) {
+            refuse(s, status);
             continue;
         }
-        put_number(stdout, (uint32_t)strlen(s->error), out);
-        put(stdout, s->error, strlen(s->error), out);
-        if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
+        put_number(stdout, GREENCC_OK, out);
+        write_outputs(s, stdout, out);
     }
 }
 
@@ -263,6 +284,7 @@ static int by_size(const void *a, const void *b) {
 
 /* Under user-mode emulation /proc/cpuinfo is that of the emulating machine, or says that it is QEMU's. */
 static int emulated(void) {
+#if defined(__aarch64__)
     FILE *facts = fopen("/proc/cpuinfo", "r");
     if (facts == NULL) return 1;
     char line[TEXT];
@@ -273,15 +295,16 @@ static int emulated(void) {
     }
     fclose(facts);
     return !arm || qemu;
+#else
+    return 0;
+#endif
 }
 
 static void repeat(session *s, long runs) {
-#if defined(__aarch64__)
     if (emulated()) {
         fprintf(stderr, "runner: no times are taken under emulation: they would say nothing about the device\n");
         return;
     }
-#endif
     double *times = memory((size_t)runs, sizeof *times);
     for (long i = -3; i < runs; i++) {
         double start = now_ms();
@@ -292,6 +315,146 @@ static void repeat(session *s, long runs) {
     printf("%ld runs, milliseconds: smallest %.4f, median %.4f, largest %.4f\n", runs, times[0], times[runs / 2],
            times[runs - 1]);
     free(times);
+}
+
+/* Inputs of one run, kept. */
+typedef struct {
+    int64_t *shapes;
+    void **data;
+} feed;
+
+/* Numbers that grow; those of a long stretch are many. */
+typedef struct {
+    double *values;
+    size_t count, room;
+} series;
+
+static void append(series *to, double value) {
+    if (to->count == to->room) {
+        to->room = to->room == 0 ? 4096 : 2 * to->room;
+        to->values = realloc(to->values, to->room * sizeof *to->values);
+        if (to->values == NULL) die(EXIT_MODEL, "memory", "none is left for the times");
+    }
+    to->values[to->count++] = value;
+}
+
+/* The tensors' own memory goes to the feed; the next reading gets new. */
+static feed keep_feed(session *s) {
+    feed f = {memory(s->dims[0], sizeof(int64_t)), memory(s->count[0], sizeof(void *))};
+    memcpy(f.shapes, s->shapes[0], s->dims[0] * sizeof *f.shapes);
+    for (uint32_t i = 0; i < s->count[0]; i++) {
+        tensor *t = &s->tensors[0][i];
+        f.data[i] = t->data;
+        t->data = NULL;
+        t->room = 0;
+    }
+    return f;
+}
+
+static int run_feed(session *s, const feed *f) {
+    memcpy(s->shapes[0], f->shapes, s->dims[0] * sizeof *f->shapes);
+    for (uint32_t i = 0; i < s->count[0]; i++) s->inputs[i] = f->data[i];
+    return run_once(s);
+}
+
+static double now(void) { return now_ms() / 1e3; }
+
+static void sleep_until(double moment) {
+    struct timespec until = {(time_t)moment, (long)((moment - (double)(time_t)moment) * 1e9)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) {
+    }
+}
+
+typedef struct {
+    double seconds;
+    uint64_t runs;
+    double rate;
+    uint64_t first, due;
+} stretch;
+
+/* One request at least, within the stretch; what is due before its end is finished. */
+static int drive_once(session *s, const feed *feeds, size_t count, const stretch *p, const double *due) {
+    series services = {0}, latencies = {0};
+    uint64_t done = 0, late = 0;
+    int listed = p->due != UINT64_MAX, paced = listed || p->rate > 0.0, status = GREENCC_OK;
+    double start = now(), moment = start;
+    while (p->seconds >= 0.0 || done < p->runs) {
+        double offset = moment - start;
+        if (listed) {
+            if (done >= p->due && (done > 0 || p->seconds < 0.0)) break;
+            offset = done < p->due ? due[done] : p->seconds;
+        } else if (p->rate > 0.0) {
+            offset = (double)done / p->rate;
+        }
+        if (p->seconds >= 0.0) {
+            if (done > 0 && offset >= p->seconds) break;
+            if (offset > p->seconds) offset = p->seconds;
+        }
+        double wanted = start + offset;
+        if (wanted > moment) sleep_until(wanted);
+        double began = now();
+        status = run_feed(s, &feeds[(p->first + done) % count]);
+        moment = now();
+        if (status != GREENCC_OK) break;
+        done++;
+        append(&services, (moment - began) * 1e3);
+        append(&latencies, (moment - wanted) * 1e3);
+        late += paced && began - wanted > moment - began;
+    }
+    if (status != GREENCC_OK) {
+        refuse(s, status);
+    } else {
+        const char *out = "standard output";
+        if (paced && p->seconds >= 0.0 && moment - start < p->seconds) {
+            sleep_until(start + p->seconds);
+            moment = now();
+        }
+        put_number(stdout, GREENCC_OK, out);
+        put(stdout, &start, sizeof start, out);
+        put(stdout, &moment, sizeof moment, out);
+        put(stdout, &done, sizeof done, out);
+        put(stdout, &late, sizeof late, out);
+        put(stdout, services.values, services.count * sizeof(double), out);
+        put(stdout, latencies.values, latencies.count * sizeof(double), out);
+        if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
+    }
+    free(services.values);
+    free(latencies.values);
+    return status;
+}
+
+static void drive(session *s, const char *input) {
+    const char *out = "standard output", *in = "standard input";
+    FILE *from = fopen(input, "rb");
+    if (from == NULL) die(EXIT_FILE, input, strerror(errno));
+    feed *feeds = NULL;
+    size_t count = 0;
+    while (read_inputs(s, from, input)) {
+        feeds = realloc(feeds, (count + 1) * sizeof *feeds);
+        if (feeds == NULL) die(EXIT_MODEL, "memory", "the inputs do not fit into it");
+        feeds[count++] = keep_feed(s);
+    }
+    fclose(from);
+    if (count == 0) die(EXIT_FILE, input, "it is empty");
+    for (size_t i = 0; i < count; i++)
+        if (run_feed(s, &feeds[i]) != GREENCC_OK) die(EXIT_MODEL, "model", s->error);
+    greet(s);
+    put_number(stdout, (uint32_t)emulated(), out);
+    if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
+    double fixed[5];
+    for (int status; (status = read_all(stdin, fixed, sizeof fixed)) != 1;) {
+        if (status != 0) die(EXIT_FILE, in, "it ends within a request");
+        stretch p = {fixed[0], 0, fixed[2], 0, 0};
+        memcpy(&p.runs, &fixed[1], sizeof p.runs);
+        memcpy(&p.first, &fixed[3], sizeof p.first);
+        memcpy(&p.due, &fixed[4], sizeof p.due);
+        size_t listed = p.due == UINT64_MAX ? 0 : (size_t)p.due;
+        if (listed > SIZE_MAX / sizeof(double) / 2) die(EXIT_FILE, in, "a request lists too many moments");
+        double *due = memory(listed, sizeof *due);
+        if (listed > 0 && read_all(stdin, due, listed * sizeof *due) != 0) die(EXIT_FILE, in, "it ends within a request");
+        drive_once(s, feeds, count, &p, due);
+        free(due);
+    }
 }
 
 static void by_hand(session *s, const char *input, const char *output, long runs) {
@@ -318,24 +481,26 @@ static long number(const char *text, const char *what, long most) {
 }
 
 int main(int argc, char **argv) {
-    const char *files[4];
+    const char *files[4], *driven = NULL;
     int count = 0, serving = 0;
     long threads = 1, runs = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--serve") == 0) serving = 1;
+        else if (strcmp(argv[i], "--drive") == 0 && i + 1 < argc) driven = argv[++i];
         else if (strcmp(argv[i], "--threads") == 0) threads = number(argv[++i], "--threads", 1024);
         else if (strcmp(argv[i], "--repeat") == 0) runs = number(argv[++i], "--repeat", 10000000);
         else if (count < 4) files[count++] = argv[i];
         else die(EXIT_USAGE, argv[i], "unknown");
     }
-    if (count != (serving ? 2 : 4)) {
+    if (count != (serving || driven != NULL ? 2 : 4)) {
         fprintf(stderr, "usage: %s model.so weights.bin input.bin output.bin [--threads T] [--repeat N]\n", argv[0]);
         return EXIT_USAGE;
     }
     check_processor();
     session s = {0};
     open_model(&s, files[0], files[1], (int)threads);
-    if (serving) serve(&s);
+    if (driven != NULL) drive(&s, driven);
+    else if (serving) serve(&s);
     else by_hand(&s, files[2], files[3], runs);
     s.code.close(s.handle);
     return 0;

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from greencc.compiler import CompileOptions
-from greencc.compiler.measurement import sum_operations
+from greencc.compiler.counts import sum_operations
 from greencc.compiler.planning.budget import Asked
 from greencc.core.describe import nodes_cost
 from greencc.core.engine import Target

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import ExitCode, InputError, UnavailableError, UsageError
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, is_counter
 from greencc.meters.csv_replay import EnergyReplay, Pace, PowerReplay, load_recording, replay
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import Sampler, is_counter
+from greencc.meters.sampling import Sampler
 
 WATTS = "seconds,package-0.watts,dram.watts\n5.0,10,1\n5.5,20,1\n6.0,30,2\n"
 JOULES = "seconds,joules\n0,100\n1,110\n2,125\n"

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import UnavailableError, UsageError
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, is_counter
 from greencc.meters._digest import Challenge, Login, choose
 from greencc.meters._values import UNITS, lookup, quantity
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import is_counter
 
 
 def test_power_with_everything_said(device: Any) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import ExitCode, UnavailableError
+from greencc.core.meter import is_counter
 from greencc.meters.mqtt import MqttSource
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import is_counter
 
 needs_paho = pytest.mark.skipif(importlib.util.find_spec("paho") is None, reason="greencc[mqtt] is missing")
 TOPIC = "tele/socket/SENSOR"

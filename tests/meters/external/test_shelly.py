@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from greencc.core.errors import ExitCode, UnavailableError
-from greencc.core.meter import Grade
+from greencc.core.meter import Grade, is_counter
 from greencc.meters.opening import open_meter
-from greencc.meters.sampling import Sampler, is_counter
+from greencc.meters.sampling import Sampler
 
 Make = Callable[..., dict[str, Any]]
 CREDENTIALS = {"GREENCC_METER_PASSWORD": "mysecretpassword"}

@@ -1,0 +1,191 @@
+"""Answers the host's requests over the standard streams, one after another."""
+
+import os
+import signal
+import sys
+import traceback
+from typing import IO, Any, Callable, Dict, Set, Tuple
+
+from greencc.agent import VERSION, clean, disk, framing, power, store, wire
+from greencc.agent.device import used
+from greencc.agent.engine import Engine
+from greencc.agent.jobs import Job
+from greencc.agent.places import Places, check_count, check_sha256
+from greencc.agent.problem import Problem
+
+_MOST_FETCHED = 64 << 20
+_MOST_EVENTS = 1 << 40
+_WAIT_S = 60.0
+
+Answer = Tuple[Dict[str, Any], bytes]
+Operation = Callable[[Dict[str, Any], bytes], Answer]
+
+
+class Server:
+    """The operations of one connection.
+
+    Args:
+        places: The agent's folders.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.operations: Dict[str, Operation] = {
+            "probe": self.probe,
+            "has": self.has,
+            "put": self.put,
+            "start": self.start,
+            "poll": self.poll,
+            "fetch": self.fetch,
+            "cancel": self.cancel,
+            "open": self.open,
+            "run": self.run,
+            "close": self.close,
+            "power-mode": self.power_mode,
+            "clean": self.clean,
+            "bye": self.bye,
+        }
+        self._session: Set[str] = set()
+
+    def answer(self, request: Dict[str, Any], payload: bytes) -> Answer:
+        """The reply to a request, and its bytes; whatever goes wrong becomes part of it."""
+        name, arguments = request.get("op"), request.get("args", {})
+        number = request.get("id")
+        try:
+            power.heard(self.places)
+            operation = self.operations.get(name) if isinstance(name, str) else None
+            if operation is None:
+                raise Problem(
+                    "usage", "%.60r is no operation" % (name,), "host and agent do not fit together"
+                )
+            if not isinstance(arguments, dict):
+                raise Problem("usage", "args of %s is no object" % name)
+            result, data = operation(arguments, payload)
+            return {"id": number, "result": result}, data
+        except Problem as problem:
+            return {"id": number, "error": problem.as_json()}, b""
+        except OSError as error:
+            told = disk.full(error, str(error.filename or "a file"))
+            return {"id": number, "error": told.as_json()}, b""
+        except Exception as error:  # noqa: BLE001 - the agent stays, and says what happened
+            traceback.print_exc()
+            message = "the agent failed at %s: %s: %s" % (name, type(error).__name__, error)
+            return {"id": number, "error": Problem("internal", message, "please report it").as_json()}, b""
+
+    def probe(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        from greencc.agent.probe import probe
+
+        return probe(self.places), b""
+
+    def has(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        return store.has(self.places, check_sha256(arguments.get("sha256"))), b""
+
+    def put(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        sha256 = check_sha256(arguments.get("sha256"))
+        total = check_count(arguments.get("total"), "total", 0, store.MOST_BYTES)
+        offset = check_count(arguments.get("offset", 0), "offset", 0, store.MOST_BYTES)
+        if not store.has(self.places, sha256)["size"]:
+            clean.room(self.places, total)
+        return store.put(self.places, sha256, total, offset, payload), b""
+
+    def start(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        spec = arguments.get("spec")
+        if not isinstance(spec, dict):
+            raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
+        return self._job(arguments).start(spec), b""
+
+    def poll(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        since = check_count(arguments.get("since", 0), "since", 0, _MOST_EVENTS)
+        return self._job(arguments).poll(since), b""
+
+    def fetch(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        offset = check_count(arguments.get("offset", 0), "offset", 0, store.MOST_BYTES)
+        most = check_count(arguments.get("most", _MOST_FETCHED), "most", 0, store.MOST_BYTES)
+        size, data = self._job(arguments).read(arguments.get("file"), offset, min(most, _MOST_FETCHED))
+        return {"size": size}, data
+
+    def cancel(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        self._job(arguments).cancel()
+        return {}, b""
+
+    def open(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        job = self._job(arguments)
+        description = Engine(self.places, job.name).open()
+        return dict(description, engine=job.name), b""
+
+    def run(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        engine = Engine(self.places, arguments.get("engine"))
+        wanted = {"inputs": arguments.get("inputs", [])}
+        with used(self.places, "a single run", False, _WAIT_S, lambda holder: None):
+            # It may have ended for want of requests, and is what it was when it is loaded anew.
+            engine.open()
+            return engine.ask("run", wanted, payload)
+
+    def close(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        Engine(self.places, arguments.get("engine")).close()
+        return {}, b""
+
+    def power_mode(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        if arguments.get("restore") is True and "set" not in arguments:
+            return power.restore(self.places), b""
+        return power.change(self.places, arguments.get("set")), b""
+
+    def clean(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        remove = clean.everything if arguments.get("all") is True else clean.outdated
+        return {"freed": remove(self.places)}, b""
+
+    def bye(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        clean.session(self.places, self._session)
+        self._session.clear()
+        clean.outdated(self.places)
+        if power.mine(self.places):
+            power.restore(self.places)
+        return {}, b""
+
+    def _job(self, arguments: Dict[str, Any]) -> Job:
+        """A job that this connection has to do with: it goes when the connection says goodbye."""
+        job = Job(self.places, arguments.get("job"))
+        self._session.add(job.name)
+        return job
+
+
+def serve() -> int:
+    """``serve``: answer until the host is gone. What jobs it started go on."""
+    stdin, stdout = sys.stdin.buffer, _own_output()
+    signal.signal(signal.SIGHUP, _hung_up)
+    signal.signal(signal.SIGTERM, _hung_up)
+    try:
+        places = Places.find()
+        power.look_after(places)
+        server = Server(places)
+        hello = {
+            "greencc-agent": VERSION,
+            "python": "%d.%d.%d" % sys.version_info[:3],
+            "pid": os.getpid(),
+            "home": str(places.home),
+        }
+        wire.write(stdout, hello)
+        while True:
+            request = framing.read(stdin)
+            if request is None:
+                return 0
+            header, data = server.answer(*request)
+            wire.write(stdout, header, data)
+    except BrokenPipeError:
+        return 0
+    except Problem as problem:
+        wire.write(stdout, {"id": None, "error": problem.as_json()})
+        return 2
+
+
+def _own_output() -> IO[bytes]:
+    """The stream for replies. Whatever else this process or a library prints goes to standard error."""
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return own
+
+
+def _hung_up(number: int, frame: Any) -> None:
+    """The connection is gone: nobody reads what would be flushed on the way out."""
+    os._exit(0)

@@ -1,0 +1,203 @@
+"""Power modes: set by name, and put back whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from greencc.agent import power
+from greencc.agent.device import who
+from greencc.agent.places import Places
+from greencc.agent.problem import Problem
+from tests.devices.fake_jetpack import MODULES, make_jetpack
+
+from .agents import Agent, Refused, until
+from .conftest import Connect
+
+LONG = {"kind": "idle", "seconds": 600}
+
+
+def places_of(jetpack) -> Places:
+    return Places.find(jetpack.environment)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modes_come_from_the_devices_own_file(tmp_path: Path, module: str) -> None:
+    jetpack = make_jetpack(tmp_path / "jetson", module, trtexec=False)
+    places = places_of(jetpack)
+    kind = jetpack.module
+    assert [(mode.number, mode.name) for mode in power.modes(places)] == list(kind.modes)
+    assert power.default(places) == power.current(places) == dict(kind.modes)[kind.default]
+
+
+@pytest.mark.parametrize(
+    ("name", "watts"),
+    [("15W", 15.0), ("MODE_30W_6CORE", 30.0), ("MAXN", None), ("MAXN_SUPER", None), ("120W", 120)],
+)
+def test_a_modes_name_tells_its_watts(name: str, watts: float | None) -> None:
+    assert power.budget(name) == watts
+
+
+def test_the_file_of_nvpmodel_tells_the_mode_where_the_program_does_not(jetpack) -> None:
+    (jetpack.root / "usr/sbin/nvpmodel").write_text(
+        "#!/bin/sh\necho 'NVPM ERROR: Error opening status: 13'\nexit 1\n"
+    )
+    jetpack.set_mode("7W")
+    assert power.current(places_of(jetpack)) == "7W"
+
+
+def test_a_mode_is_set_and_put_back(agent: Agent, jetpack) -> None:
+    assert agent.ask("power-mode", set="7W") == {"mode": "7W", "before": "25W"}
+    assert jetpack.mode == "7W"
+    # Once more is no harm, and the one before is not forgotten.
+    assert agent.ask("power-mode", set="7W") == {"mode": "7W", "before": "25W"}
+    assert agent.ask("power-mode", set="15W") == {"mode": "15W", "before": "25W"}
+    assert agent.ask("power-mode", restore=True) == {"mode": "25W", "before": None}
+    assert jetpack.mode == "25W"
+    assert agent.ask("power-mode", restore=True) == {"mode": "25W", "before": None}
+
+
+def test_setting_the_mode_in_force_changes_nothing(agent: Agent, jetpack) -> None:
+    assert agent.ask("power-mode", set="25W") == {"mode": "25W", "before": None}
+    assert not [call for call in jetpack.nvpmodel_calls if call.startswith("-m")]
+
+
+def test_goodbye_puts_the_mode_back(agent: Agent, jetpack) -> None:
+    agent.ask("power-mode", set="7W")
+    agent.ask("bye")
+    assert jetpack.mode == "25W"
+
+
+def test_a_mode_that_needs_a_restart_is_reported_and_the_device_is_not_restarted(
+    agent: Agent, jetpack
+) -> None:
+    jetpack.nvpmodel(reboot=("7W",))
+    with pytest.raises(
+        Refused, match="7W comes into force by a restart of the device only; it was left in 25W"
+    ) as told:
+        agent.ask("power-mode", set="7W")
+    assert "sudo nvpmodel -m 3" in told.value.hint
+    assert jetpack.mode == "25W"
+    assert not (jetpack.root / "var/lib/nvpmodel/rebooted").exists()
+    assert not (jetpack.home / "power/journal.json").exists()
+
+
+def test_no_permission_is_told_with_what_would_give_it(agent: Agent, jetpack) -> None:
+    jetpack.nvpmodel(fail="Must be root to change the power mode")
+    with pytest.raises(Refused, match="cannot be set by this user") as told:
+        agent.ask("power-mode", set="7W")
+    assert told.value.kind == "permission"
+    assert "NOPASSWD" in told.value.hint
+
+
+def test_other_users_go_through_sudo(jetpack, monkeypatch, tmp_path: Path) -> None:
+    sudo = tmp_path / "bin/sudo"
+    sudo.parent.mkdir()
+    sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
+    sudo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sudo.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(power, "guard", lambda places: None)
+    with pytest.raises(Problem, match="a password is required") as caught:
+        power.change(places_of(jetpack), "7W")
+    assert caught.value.kind == "permission"
+    sudo.write_text('#!/bin/sh\n[ "$1" = -n ] || exit 9\nshift\nexec "$@"\n')
+    assert power.change(places_of(jetpack), "7W")["mode"] == jetpack.mode == "7W"
+    assert power.restore(places_of(jetpack))["mode"] == jetpack.mode == "25W"
+
+
+def test_a_device_without_modes_says_so(agent: Agent, jetpack) -> None:
+    (jetpack.root / "etc/nvpmodel.conf").unlink()
+    with pytest.raises(Refused, match="no power modes"):
+        agent.ask("power-mode", set="7W")
+
+
+def test_the_watchdog_puts_the_mode_back_after_the_agent_was_killed(connect: Connect, jetpack) -> None:
+    agent = connect(LEASE=0.3)
+    agent.ask("power-mode", set="7W")
+    agent.end()
+    until("the mode before", lambda: jetpack.mode == "25W")
+    until("the journal's end", lambda: not (jetpack.home / "power/journal.json").exists())
+
+
+def test_the_watchdog_waits_for_a_job_that_runs(connect: Connect, jetpack) -> None:
+    agent = connect(LEASE=0.1)
+    agent.ask("power-mode", set="7W")
+    agent.ask("start", job="long", spec=LONG)
+    agent.end()
+    second = connect(LEASE=0.1)
+    with pytest.raises(Refused, match="in use by job long"):
+        second.result("short", {"kind": "idle", "seconds": 0, "wait": 0.5})
+    # The watchdog's patience has ended by then, several times over.
+    assert jetpack.mode == "7W"
+    second.ask("cancel", job="long")
+    until("the mode before", lambda: jetpack.mode == "25W")
+
+
+def test_the_watchdog_acts_when_the_host_is_silent(connect: Connect, jetpack) -> None:
+    agent = connect(SILENCE=0.3)
+    agent.ask("power-mode", set="7W")
+    until("the mode before", lambda: jetpack.mode == "25W")
+    # And the connection goes on.
+    assert agent.ask("power-mode", set="15W")["before"] == "25W"
+
+
+def test_an_agent_that_comes_back_takes_the_mode_over(connect: Connect, jetpack) -> None:
+    first = connect(LEASE=30)
+    first.ask("power-mode", set="7W")
+    first.end()
+    second = connect(LEASE=30)
+    assert jetpack.mode == "7W"
+    assert second.ask("power-mode", set="7W") == {"mode": "7W", "before": "25W"}
+    second.ask("bye")
+    assert jetpack.mode == "25W"
+
+
+def test_after_a_reboot_the_next_agent_puts_the_mode_back(connect: Connect, jetpack) -> None:
+    connect().ask("power-mode", set="7W")
+    jetpack.reboot()
+    assert jetpack.mode == "7W"
+    connect().ask("has", sha256="0" * 64)
+    assert jetpack.mode == "25W"
+
+
+def test_what_cannot_be_put_back_is_kept_and_told(connect: Connect, jetpack) -> None:
+    connect().ask("power-mode", set="7W")
+    jetpack.reboot()
+    jetpack.nvpmodel(fail="Must be root to change the power mode")
+    connect().ask("has", sha256="0" * 64)
+    journal = json.loads((jetpack.home / "power/journal.json").read_text())
+    assert journal["before"] == "25W"
+    assert "cannot be set by this user" in journal["problem"]
+    assert power.describe(places_of(jetpack))["problem"] == journal["problem"]
+
+
+def test_a_mode_that_someone_else_has_chosen_since_stays(agent: Agent, jetpack) -> None:
+    agent.ask("power-mode", set="7W")
+    jetpack.set_mode("MAXN_SUPER")
+    agent.ask("bye")
+    assert jetpack.mode == "MAXN_SUPER"
+
+
+def test_two_connections_cannot_set_two_modes(connect: Connect, jetpack) -> None:
+    one, two = connect(), connect()
+    one.ask("power-mode", set="7W")
+    with pytest.raises(Refused, match="another connection has set power mode 7W"):
+        two.ask("power-mode", set="15W")
+    two.ask("bye")
+    assert jetpack.mode == "7W"
+
+
+def test_the_mode_is_not_changed_under_a_timed_job(connect: Connect, jetpack, monkeypatch) -> None:
+    agent = connect()
+    agent.ask("start", job="long", spec=LONG)
+    monkeypatch.setattr(power, "_WAIT_S", 0.2)
+    places = places_of(jetpack)
+    until("the job to have the device", lambda: who(places) is not None)
+    with pytest.raises(Problem, match="in use by job long"):
+        power.change(places, "7W")
+    assert jetpack.mode == "25W"
+    agent.ask("cancel", job="long")
