@@ -160,6 +160,8 @@ def command(
 
     With --budget or --minimize every layer is decided on its own: what to prune, factorise,
     quantize or leave, on measured cost, so that the whole keeps the budget (docs/planner.md).
+    Where the target's times are estimated (jetson, tvm-arm) it is forms of the whole model and
+    power modes that are chosen among, by estimate.
     """
     from greencc.cli.console import progress_bars, stdout
     from greencc.compiler import CompileOptions, compile_model
