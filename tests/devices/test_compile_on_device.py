@@ -29,16 +29,14 @@ from greencc.devices.ssh import CONFIG_VARIABLE
 from greencc.measure.blocks import Discard
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import EnergyProtocol
+from tests.agent.backend_support import bindings, cudart, net
 
-from ..agent.backend_support import bindings, cudart, net
 from .fake_jetpack import FakeJetPack, make_jetpack
 from .sshd import Sshd
 from .sshd import missing as missing_sshd
 
 TINY = Profile("quick", seconds=0.2, rounds=2, min_rounds=2, min_runs=2, warm_up_seconds=0.1)
-PROTOCOL = EnergyProtocol(
-    "quick", 1.0, 0.4, 2, None, 60.0, periods=4, warm_up_seconds=0.0, clears_gate=False
-)
+PROTOCOL = EnergyProtocol("quick", 1.0, 0.4, 2, None, 60.0, periods=4, warm_up_seconds=0.0, clears_gate=False)
 
 
 @dataclass

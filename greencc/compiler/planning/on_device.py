@@ -15,7 +15,7 @@ from pathlib import Path
 from greencc.compiler.contender import Contender
 from greencc.compiler.data import Splits
 from greencc.compiler.forms import CLEANED_RANK, Form, FormBuilder
-from greencc.compiler.measurement import PLANS, Measurement, Variant, measure_variants
+from greencc.compiler.measurement import PLANS, Measurement, measure_variants
 from greencc.compiler.memo import MemoEngine
 from greencc.compiler.options import Effort
 from greencc.compiler.placing import folder_size, model_size
@@ -27,6 +27,7 @@ from greencc.compiler.planning.points import dominates
 from greencc.compiler.select import Forms, automatic_forms, eligible_forms
 from greencc.compiler.session import Session
 from greencc.compiler.untimed import Estimator
+from greencc.compiler.variant import Variant
 from greencc.core.data import Feeds
 from greencc.core.errors import LimitError
 from greencc.core.meter import Grade
