@@ -170,6 +170,25 @@ def test_compile_on_a_device_measures_there(
 
 
 @pytest.mark.full
+def test_a_budget_is_measured_in_its_power_mode_which_is_put_back(bench: Bench, local: str) -> None:
+    assert bench.jetson.mode == "25W"
+    given = ("-t", "jetson", "--budget", "24W", "--rate", "2/s", "--max-drop", "20%")
+    assert bench.compile(local, *given, "--set-power-mode") == 0
+    assert bench.jetson.mode == "25W"
+    with load(bench.out) as bundle:
+        report = bundle.report
+    plan = report.plan
+    assert plan is not None
+    assert (plan.power_mode, plan.estimated_on) == ("15W", "")
+    (limit,) = plan.limits
+    assert (limit.met, limit.estimated, limit.grade) == (True, False, "B")
+    assert "the average of VDD_IN at 2 requests/s in the 15W mode (nvpmodel)" in limit.note
+    assert report.build is not None
+    assert report.build.power_mode == "15W"
+    assert all(point.latency_p95_ms is not None for point in plan.points if point.verified)
+
+
+@pytest.mark.full
 def test_over_ssh_the_power_mode_is_changed_and_put_back(
     bench: Bench, over_ssh: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

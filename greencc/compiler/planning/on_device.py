@@ -64,6 +64,8 @@ def device_modes(target: OnDevice, session: Session) -> OpenModes:
 def budget_mode(session: Session) -> Iterator[None]:
     """The device in the mode that the budget is for, where there is a device, the budget is for one, and it may be set.
 
+    A mode that the user asked for by name stays.
+
     Raises:
         UnavailableError: The mode cannot be set.
         UsageError: The budget names a power mode of another device.
@@ -76,10 +78,12 @@ def budget_mode(session: Session) -> Iterator[None]:
     if modes.budget is None or modes.limit is None or modes.budget.name == now:
         yield
         return
-    if not target.may_change_mode:
+    named = session.options.set_power_mode
+    if named or not target.may_change_mode:
+        remedy = f"--set-power-mode {modes.budget.name}" if named else "--set-power-mode"
         session.warn(
             f"everything was measured in the {now or 'present'} mode, and {modes.limit.shown} is for the "
-            f"{modes.budget.name} mode: --set-power-mode measures there and puts the mode back"
+            f"{modes.budget.name} mode: {remedy} measures there and puts the mode back"
         )
         yield
         return
@@ -237,7 +241,7 @@ class DevicePlan(Plan):
         message = found or f"no form keeps {limits} on the device{where} within the accuracy limit"
         return LimitError(
             message + "; the nearest points, measured:\n" + "\n".join(lines),
-            hint="raise the budget or --max-drop, lower --rate, or allow another mode with --set-power-mode",
+            hint="raise the budget or --max-drop, lower --rate, or take another device",
         )
 
     def _distance(self, figures: Figures) -> float:

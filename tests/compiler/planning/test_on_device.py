@@ -16,8 +16,9 @@ import greencc.targets
 from greencc.bundle import Bundle
 from greencc.compiler import CompileOptions, compile_model
 from greencc.compiler import compile as compile_module
-from greencc.compiler.measurement import Measurement, Variant
+from greencc.compiler.measurement import Measurement
 from greencc.compiler.planning import on_device
+from greencc.compiler.variant import Variant
 from greencc.core.engine import Target
 from greencc.core.errors import LimitError, UsageError
 from greencc.core.power_modes import OnDevice
