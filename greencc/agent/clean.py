@@ -41,9 +41,9 @@ def everything(places: Places) -> int:
         forget(places, folder.name)
     for path in [*_entries(places.partial), *_entries(places.store), *_entries(places.cache)]:
         _delete(path)
-    for path in places.home.glob("agent-*.pyz"):
+    for path in places.home.glob("agent-*.pyz*"):
         # Agents of other versions; one that runs still imports from its file.
-        if path != own_file() and time.time() - _newest(path) > JOBS_S:
+        if not path.name.startswith(own_file().name) and time.time() - _newest(path) > JOBS_S:
             _delete(path)
     return max(0, before - disk.used_bytes(places.home))
 

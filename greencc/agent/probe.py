@@ -79,7 +79,7 @@ def _believe(facts: Dict[str, Any], used: Optional[Dict[str, str]]) -> None:
     """What runs engines knows best what it is: it may be a wheel, which no package list has."""
     if used is None:
         return
-    facts["tensorrt"]["version"] = used["tensorrt"]
+    facts["tensorrt"]["version"] = used.get("tensorrt", facts["tensorrt"]["version"])
     sm = used.get("compute_capability", "").replace(".", "")
     if facts["gpu"] is None and sm.isdigit():
         facts["gpu"] = {"name": "NVIDIA GPU", "sm": int(sm), "memory_bytes": None, "driver": None}
