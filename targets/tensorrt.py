@@ -77,7 +77,7 @@ class TensorRtTarget(EmittedTarget):
             return None
         others = ", ".join(preset.value for preset in GpuPreset if preset is not GpuPreset.HERE)
         return (
-            f"{missing}; else name a GPU to emit for another machine ({self.name}:gpu=NAME, with one of "
+            f"{missing}: name one to emit for another machine ({self.name}:gpu=NAME, with one of "
             f"{others}), or build on it with --device"
         )
 

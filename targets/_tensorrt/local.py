@@ -84,9 +84,7 @@ def gpu_here() -> HostGpu:
                 "there is an NVIDIA GPU here, but its driver (libcuda) is not installed",
                 hint="install NVIDIA's driver; 'nvidia-smi' then shows the GPU",
             )
-        raise UnavailableError(
-            "there is no NVIDIA GPU here", hint="name one to emit for, or build with --device"
-        )
+        raise UnavailableError("there is no NVIDIA GPU here")
     status = told.get("status")
     if status is not None:
         raise UnavailableError(f"the NVIDIA driver here does not start: {_reason(status)}", hint=_DRIVER_HINT)
