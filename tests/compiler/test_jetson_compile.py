@@ -17,7 +17,7 @@ from greencc.compiler import CompileOptions, Effort, Precision, compile_model
 from greencc.compiler.check import measure, verify_accuracy
 from greencc.core.errors import InputError, UsageError
 from greencc.core.report import Report
-from greencc.measure import memory, rounds
+from greencc.measure import latency, memory
 from greencc.report import parse_report, render_html, render_markdown, summary
 from greencc.targets._tensorrt import rtx
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was timed or measured")
 
-    monkeypatch.setattr(rounds.LocalTimer, "round", refuse)
+    monkeypatch.setattr(latency, "_timer", refuse)
     monkeypatch.setattr(memory.subprocess, "run", refuse)
     write_inputs(tmp_path)
     return tmp_path

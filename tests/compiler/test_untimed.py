@@ -26,7 +26,7 @@ from greencc.core.describe import input_specs
 from greencc.core.engine import Engine, NodeTime
 from greencc.core.errors import UsageError
 from greencc.core.model import load_model
-from greencc.measure import memory, rounds
+from greencc.measure import latency, memory
 from greencc.report import render_html, render_markdown
 from greencc.report.figures import figure_rows
 from greencc.report.verdict import judge
@@ -59,7 +59,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> FarTarget:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was timed or measured")
 
-    monkeypatch.setattr(rounds.LocalTimer, "round", refuse)
+    monkeypatch.setattr(latency, "_timer", refuse)
     monkeypatch.setattr(memory.subprocess, "run", refuse)
     return FarTarget(threads=2)
 
