@@ -10,8 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from greencc.bundle import load
-from greencc.compiler import on_device
-from greencc.compiler import tune_job
+from greencc.compiler import on_device, tune_job
 from greencc.core.errors import ExitCode
 from greencc.core.progress import Progress
 from greencc.core.report import Interval
