@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from greencc.core.checked_engine import CheckedEngine
 from greencc.core.data import Array, Feeds, TensorSpec
 from greencc.core.errors import GreenccError, InputError
-from greencc.targets._engine import CheckedEngine
 from greencc.targets._openvino_errors import translate
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from greencc.core.checked_engine import CheckedEngine
 from greencc.core.data import Array, Feeds, TensorSpec
 from greencc.core.errors import GreenccError, InputError
-from greencc.targets._engine import CheckedEngine
 from greencc.targets._ort_errors import translate
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ They have the device for themselves. Besides what `greencc.agent` says of them, 
 that `probe` tells; default: the first that sees the processor), ``processor`` (``cpu`` or ``gpu``; default: that of the
 build's backend) and ``wait`` (seconds for which to wait for a device that is in use).
 
-The result of ``drive`` and ``idle``: ``begin seconds count late others problem`` as in
+The result of ``drive`` and ``idle``: ``begin seconds count late others suspended problem`` as in
 `greencc.core.elsewhere.Driven`; ``samples`` [{"seconds", "watts": {rail: ...}}...] or ``readings`` [{"seconds",
 "joules": {...}, "epoch"}...]; ``before`` and ``after`` {"celsius", "clock_mhz", "throttle_count", "facts"}; ``meter``
 (what it says of itself, or null) and ``engine`` (facts). All times are of the device's monotonic clock. Times of runs
@@ -30,6 +30,8 @@ _LONGEST_S = 24 * 3600.0
 _MOST_RUNS = 1 << 40
 _MOST_THREADS = 4096
 _GRACE_S = 30.0
+_BOOTTIME = 7
+"""Linux's CLOCK_BOOTTIME, which Python has a name for since 3.7."""
 _PASSED_ON = ("seconds", "runs", "rate", "due", "first", "inputs", "count")
 
 
@@ -159,6 +161,7 @@ def _watched(run: Run, processor: str, keeper: Optional[int], work: Callable[[],
         meter, problem = meters.choose(places, processor, name)
         sampler = Sampler(meter) if meter is not None else None
     before = condition.describe(places, processor)
+    asleep = _asleep()
     if sampler is not None:
         sampler.start()
     use = _Use(run, keeper)
@@ -170,10 +173,16 @@ def _watched(run: Run, processor: str, keeper: Optional[int], work: Callable[[],
     return dict(
         rows,
         others=others,
+        suspended=max(0.0, _asleep() - asleep),
         before=before,
         after=condition.describe(places, processor),
         meter=None if sampler is None else sampler.meter.as_json(),
     )
+
+
+def _asleep() -> float:
+    """Seconds that the machine has slept since it was started: its monotonic clock leaves them out."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", _BOOTTIME)) - time.monotonic()
 
 
 class _Use:

@@ -29,7 +29,8 @@ from greencc.compiler.options import CompileOptions, Precision
 from greencc.compiler.placing import folder_size, model_size, place
 from greencc.compiler.planning.choose import choose_plan
 from greencc.compiler.planning.estimated import plan_by_estimate
-from greencc.compiler.planning.modes import open_modes
+from greencc.compiler.planning.modes import modes_of_profile
+from greencc.compiler.planning.on_device import budget_mode, plan_on_device
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.run_times import Trial, rows, try_run_times
 from greencc.compiler.select import Choice, choose
@@ -47,6 +48,7 @@ from greencc.core.files import atomic_folder, sha256_file
 from greencc.core.graph import ensure_names
 from greencc.core.model import digest, load_model
 from greencc.core.pass_list import parse_passes
+from greencc.core.power_modes import OnDevice
 from greencc.core.progress import Progress, silent
 from greencc.core.recipe import dump_recipe
 from greencc.core.report import (
@@ -140,7 +142,8 @@ def _written(
         for warning in kept_schedules(target):
             session.warn(warning)
         try:
-            return _compile(session, model, work)
+            with budget_mode(session):
+                return _compile(session, model, work)
         except GreenccError as error:
             # What was odd about the input may explain the error.
             for warning in session.warnings:
@@ -179,7 +182,7 @@ def _check_passes(options: CompileOptions) -> None:
 def _check_plan(options: CompileOptions, target: Target) -> None:
     """Refuse power modes of another device before anything is built."""
     if options.plans and (estimator := Estimator.of(target)) is not None:
-        open_modes(estimator.profile, options.limits)
+        modes_of_profile(estimator.profile, options.limits)
 
 
 def _plan(
@@ -190,7 +193,9 @@ def _plan(
     splits: Splits,
     feeds: list[Feeds],
 ) -> Plan:
-    """Layer by layer on measured times, or by estimate where nothing can be timed."""
+    """Layer by layer on measured times; forms of the whole model on a device elsewhere, measured or by estimate."""
+    if isinstance(session.target, OnDevice):
+        return plan_on_device(session, session.target, builder, baseline, original, splits, feeds)
     if (estimator := session.estimator) is None:
         return choose_plan(session, builder, baseline, original, splits, feeds)
     return plan_by_estimate(session, estimator, builder, baseline, original, splits, feeds)

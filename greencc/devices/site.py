@@ -57,6 +57,7 @@ class Built:
     seconds: float | None
     engine_bytes: int
     resident: bool
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class DeviceSite:
         self._sent: _Sent | None = None
         self._modes: list[str] = []
         self._run_seconds: dict[str, float] = {}
+        self.driving: dict[str, Mapping[str, str]] = {}
+        """By build: how its engine is driven and timed, in words."""
 
     @property
     def name(self) -> str:
@@ -151,7 +154,7 @@ class DeviceSite:
         done = self.client.run_job(
             spec, label=f"Building on {self.name}", limit=BUILD_SECONDS + _PATIENCE_SECONDS
         )
-        return self._built(done)
+        return self._built(done, most=_most(order))
 
     def drive(self, built: Built, feeds: Sequence[Feeds], stretch: Stretch) -> Driven:
         """Run an engine for a while over there, as `DistantEngine.drive`.
@@ -185,6 +188,7 @@ class DeviceSite:
         latencies, services = (self.client.fetch(done.job, file, most=most) for file in (LATENCIES, SERVICES))
         driven = parse_driven(done.result, self.name, latencies, services)
         self._run_seconds[built.job] = driven.seconds / driven.count
+        self.driving[built.job] = Told(done.result, f"a measurement of {self.name}").mapping("engine")
         return driven
 
     def _seconds(self, built: Built, stretch: Stretch) -> float:
@@ -246,7 +250,7 @@ class DeviceSite:
             else:
                 self.client.restore_power_mode()
 
-    def _built(self, done: JobResult) -> Built:
+    def _built(self, done: JobResult, most: int | None) -> Built:
         where = f"a build on {self.name}"
         told = Told(done.result, where)
         facts = told.mapping("facts")
@@ -259,6 +263,7 @@ class DeviceSite:
             seconds=None if done.found else told.number("seconds"),
             engine_bytes=told.count("engine_bytes") or 0,
             resident=not facts.get("builder", "").startswith("trtexec"),
+            most=most,
         )
 
     def _send(self, built: Built, feeds: Sequence[Feeds]) -> _Sent:
@@ -286,6 +291,14 @@ def _pace(stretch: Stretch) -> dict[str, Any]:
     # At least one, though it may be due after the end: then it comes at the end.
     times = [next(due), *itertools.takewhile(lambda offset: offset < end, due)]
     return {"seconds": end, "rate": stretch.rate, "due": times}
+
+
+def _most(order: BuildOrder) -> int | None:
+    """The largest batch that all inputs with a free one are built for."""
+    shapes = order.options.get("shapes")
+    if not isinstance(shapes, Mapping) or not shapes:
+        return None
+    return min(int(each["max"][0]) for each in shapes.values())
 
 
 def _fixed(facts: DeviceFacts) -> str | None:

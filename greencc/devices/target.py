@@ -26,7 +26,7 @@ from greencc.devices.site import Built, DeviceSite
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PACKAGES = ("tensorrt", "onnxruntime", "numpy", "implementation")
+_PACKAGES = ("tensorrt", "onnxruntime", "numpy")
 _FROM_THE_BASE = ("name", "summary", "processor", "ships_code", "aliases", "leading")
 
 
@@ -186,6 +186,7 @@ class DeviceTarget(Target):
             facts={
                 **built.facts,
                 **built.versions,
+                **self.site.driving.get(built.job, {}),
                 "building took": seconds,
                 "engine_bytes": str(built.engine_bytes),
             },

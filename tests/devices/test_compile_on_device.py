@@ -29,8 +29,9 @@ from greencc.devices.ssh import CONFIG_VARIABLE
 from greencc.measure.blocks import Discard
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import EnergyProtocol
+from greencc.meters.opening import open_meter
+from tests.agent.backend_support import bindings, cudart, net
 
-from ..agent.backend_support import bindings, cudart, net
 from .fake_jetpack import FakeJetPack, make_jetpack
 from .sshd import Sshd
 from .sshd import missing as missing_sshd
@@ -67,7 +68,7 @@ def bench(tmp_path: Path, short: None) -> Iterator[Bench]:
     model = net(tmp_path / "net.onnx", batch="batch")
     rng = np.random.default_rng(1)
     files = []
-    for name, count in (("calibration", 64), ("evaluation", 400)):
+    for name, count in (("calibration", 64), ("evaluation", 160)):
         path = tmp_path / f"{name}.npz"
         np.savez(path, x=rng.normal(size=(count, 3, 8, 8)).astype(np.float32))
         files.append(path)
@@ -159,7 +160,7 @@ def test_compile_on_a_device_measures_there(
     (check,) = report.build.checks
     assert check.passed is True
     assert "4 samples" in check.note
-    assert report.accuracy.n == 300
+    assert report.accuracy.n == 120
     # The bundle is what any compile for that device gives.
     files = {path.name for path in (bench.out / "artifact").iterdir()}
     assert files >= {"model.onnx", "device.json", "build.sh", "check.py", "samples"}
@@ -169,6 +170,26 @@ def test_compile_on_a_device_measures_there(
     assert not [warning for warning in report.warnings if "estimated" in warning]
 
 
+@pytest.mark.full
+def test_a_budget_is_measured_in_its_power_mode_which_is_put_back(bench: Bench, local: str) -> None:
+    assert bench.jetson.mode == "25W"
+    given = ("-t", "jetson", "--budget", "24W", "--rate", "2/s", "--max-drop", "20%")
+    assert bench.compile(local, *given, "--set-power-mode") == 0
+    assert bench.jetson.mode == "25W"
+    with load(bench.out) as bundle:
+        report = bundle.report
+    plan = report.plan
+    assert plan is not None
+    assert (plan.power_mode, plan.estimated_on) == ("15W", "")
+    (limit,) = plan.limits
+    assert (limit.met, limit.estimated, limit.grade) == (True, False, "B")
+    assert "the average of VDD_IN at 2 requests/s in the 15W mode (nvpmodel)" in limit.note
+    assert report.build is not None
+    assert report.build.power_mode == "15W"
+    assert all(point.latency_p95_ms is not None for point in plan.points if point.verified)
+
+
+@pytest.mark.full
 def test_over_ssh_the_power_mode_is_changed_and_put_back(
     bench: Bench, over_ssh: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +234,7 @@ def test_a_restart_in_a_block_discards_that_block_alone(
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.full
 def test_bundles_of_a_device_are_measured_run_and_verified_there(
     bench: Bench, local: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +250,7 @@ def test_bundles_of_a_device_are_measured_run_and_verified_there(
     outputs = tmp_path / "outputs.npz"
     assert _run(["run", str(bench.out), "-i", str(bench.evaluation), "-o", str(outputs), *there]) == 0
     with np.load(outputs) as given:
-        assert given["y"].shape == (400, 4)
+        assert given["y"].shape == (160, 4)
     data = ("--model", str(bench.model), "--eval", str(bench.evaluation))
     assert _run(["verify", str(bench.out), *data, *there]) == 0
 
@@ -261,7 +283,12 @@ def test_power_modes_are_changed_where_that_is_allowed(bench: Bench, local: str)
         assert (allowed.power_mode(), bench.jetson.mode) == ("25W", "25W")
 
 
-def test_options_that_do_not_go_together() -> None:
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    recording = tmp_path / "power.csv"
+    recording.write_text("seconds,watts\n0,1\n1,1\n")
+    meter = open_meter(f"csv:{recording}?grade=A")
+    with pytest.raises(UsageError, match="measured with its own meter"):
+        measure(tmp_path / "net.onnx", device="local", plan=MeasurePlan(meter=meter))
     with pytest.raises(UsageError, match="power mode is changed on a device"):
         CompileOptions(set_power_mode="15W")
     with pytest.raises(UsageError, match="evaluated on the device"):
@@ -277,7 +304,7 @@ def test_with_trtexec_alone_accuracy_is_judged_here_and_samples_are_checked_ther
 ) -> None:
     for name, value in bench.jetson.environment.items():
         monkeypatch.setenv(name, value)
-    assert bench.compile("local", "--precision", "int8") == 0
+    assert bench.compile("local", "--precision", "fp32") == 0
     with load(bench.out) as bundle:
         report = bundle.report
     assert report.build is not None
@@ -285,5 +312,6 @@ def test_with_trtexec_alone_accuracy_is_judged_here_and_samples_are_checked_ther
     assert samples.passed is True
     assert accuracy.passed is None
     assert "trtexec alone" in accuracy.note
+    assert report.build.facts["feeds"].startswith("1 of")
     assert report.artifact.energy_mj is not None
     assert report.artifact.energy_mj.grade == "B"

@@ -166,6 +166,8 @@ def command(
 
     With --budget or --minimize every layer is decided on its own: what to prune, factorise,
     quantize or leave, on measured cost, so that the whole keeps the budget (docs/planner.md).
+    Where the target's times are estimated (jetson, tvm-arm) it is forms of the whole model and
+    power modes that are chosen among, by estimate.
 
     With several targets (--target cpu,tvm-arm) the output is a folder with a bundle for each and
     matrix.html. A target that fails leaves the others as they are; the exit code is then its own.

@@ -13,9 +13,14 @@ from greencc.compiler.session import Deadline, Session
 from greencc.core.errors import GreenccError
 from greencc.core.passes import Pass
 from greencc.passes._decompose_family import RankRule
+from greencc.passes._sparsity_patterns import Pattern
 from greencc.passes.decompose import Decompose
 from greencc.passes.prune import Prune
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.sparsify import Sparsify
+
+# Of the time budget: forms of the whole model are a side line of it.
+_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ _CUTS = (
         Decompose(rank=RankRule.RATIO, ratio=0.3, measured=False),
     ),
 )
+# Only where the target has kernels for it. Estimates know no rates of such kernels: only a measurement shows a gain.
+_SPARSE = _Cut("sparse-2-4", "two of every four weights zero", Sparsify(pattern=Pattern.TWO_OF_FOUR))
 
 
 def compressed_forms(
@@ -44,11 +51,11 @@ def compressed_forms(
     baseline: MemoEngine,
     splits: Splits,
     integer: Contender | None,
-    deadline: Deadline,
 ) -> Iterator[Contender]:
     """Forms with less work, in INT8 where `integer` is, judged on the planning split; none without real data.
 
-    What cannot be cut is left out. No more are begun once the time is over.
+    What cannot be cut is left out, and so is what would take more than its share of the time budget, by how long the
+    cuts before took.
     """
     if splits.calibration is None or splits.planning.synthetic:
         return
@@ -59,14 +66,17 @@ def compressed_forms(
             f"{session.options.max_drop:.3g} (give more with --eval)"
         )
         return
+    deadline, longest = Deadline(_SHARE * session.options.time_budget), 0.0
     prepare: tuple[Pass, ...] = ()
     quantize: QuantizeInt8 | None = None
     if integer is not None and integer.form.applied:
         prepare, quantize = _quantization(builder, integer.form.passes)
-    for number, cut in enumerate(_CUTS):
-        if deadline.over:
-            session.warn(f"{cut.name} was not considered: the time budget was over (raise --time-budget)")
-            return
+    sparse = Pattern.TWO_OF_FOUR.value in session.target.capabilities().sparse_kernels
+    for number, cut in enumerate((*_CUTS, _SPARSE) if sparse else _CUTS):
+        if deadline.left < longest:
+            session.warn(f"{cut.name} was not considered: it would take too long (raise --time-budget)")
+            continue
+        began = deadline.elapsed
         name = f"{cut.name}-int8" if quantize is not None else cut.name
         steps = (cut.step, *prepare)
         try:
@@ -76,6 +86,8 @@ def compressed_forms(
         except GreenccError as error:
             session.warn(f"{name} was not considered: {error.message}")
             continue
+        finally:
+            longest = max(longest, deadline.elapsed - began)
         form.rank = PLAN_RANK + number
         item.reason = cut.summary + (", INT8" if quantize is not None else "")
         yield item

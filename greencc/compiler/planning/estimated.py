@@ -20,11 +20,11 @@ from greencc.compiler.placing import folder_size
 from greencc.compiler.planning.compressed import compressed_forms
 from greencc.compiler.planning.estimated_report import estimated_info, out_of_reach
 from greencc.compiler.planning.mode_points import Ask, ModePoint
-from greencc.compiler.planning.modes import open_modes
+from greencc.compiler.planning.modes import modes_of_profile
 from greencc.compiler.planning.plan import Plan
 from greencc.compiler.planning.verifier import macs_of
 from greencc.compiler.select import WORTH_ESTIMATED, Forms, automatic_forms, eligible_forms
-from greencc.compiler.session import Deadline, Session
+from greencc.compiler.session import Session
 from greencc.compiler.slices import Slice, make_slice
 from greencc.compiler.untimed import BY_ESTIMATE, Estimator
 from greencc.core.data import Feeds
@@ -149,16 +149,15 @@ def plan_by_estimate(
         UsageError: The budget contradicts itself, or names a power mode of another device.
     """
     options = session.options
-    deadline = Deadline(options.time_budget)
     objective = options.minimize or Objective.ENERGY
     for warning in conflicts(options.limits, objective, options.rate):
         session.warn(warning)
-    modes = open_modes(estimator.profile, options.limits)
-    ask = Ask(options.limits, objective, options.rate, options.max_drop, modes)
+    modes = modes_of_profile(estimator.profile, options.limits)
+    ask = Ask(options.limits, objective, options.rate, options.max_drop, modes, splits.planning.count)
     forms = automatic_forms(session, builder, baseline, original, splits, feeds)
     eligible_forms(session, forms)
     integer = next((item for item in forms.contenders if item.form.precision.needs_calibration), None)
-    forms.contenders += compressed_forms(session, builder, baseline, splits, integer, deadline)
+    forms.contenders += compressed_forms(session, builder, baseline, splits, integer)
     samples = make_slice(baseline.engine, splits.planning, _SAMPLES)
     points: list[ModePoint] = []
     with session.phase("comparing forms"):
@@ -222,8 +221,8 @@ def _best_of_each(ask: Ask, points: Sequence[ModePoint]) -> list[ModePoint]:
         broken = [verdict for verdict in ask.verdicts(point) if verdict.met is False]
         if closed := ask.modes.closed(point.mode):
             point.place = closed
-        elif point.lost > ask.max_drop:
-            point.place = f"loses {point.lost:.2%} on the planning split, more than the limit"
+        elif lost := ask.loses_too_much(point.contender):
+            point.place = lost
         elif broken:
             point.place = f"does not keep {ask.missed(point)}"
         else:

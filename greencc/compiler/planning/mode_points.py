@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greencc.compiler.contender import Contender
+from greencc.compiler.forms import PLAN_RANK
 from greencc.compiler.planning.modes import OpenModes
+from greencc.compiler.planning.search import aim_of
 from greencc.core.report_plan import LimitVerdict
 from greencc.meters.device import PowerMode
 from greencc.meters.roofline import Estimate
@@ -58,6 +60,7 @@ class Ask:
         rate: Requests per second that watts are for; None: flat out.
         max_drop: The most that a form may lose on the planning split.
         modes: Of the device.
+        samples: Of the planning split.
     """
 
     budget: tuple[BudgetLimit, ...]
@@ -65,6 +68,19 @@ class Ask:
     rate: float | None
     max_drop: float
     modes: OpenModes
+    samples: int = 0
+
+    def loses_too_much(self, item: Contender) -> str:
+        """Why a form is out by what it lost on the planning split; empty where it is not.
+
+        One with less work needs room for what it loses on samples that it has not seen, as plans do.
+        """
+        lost = item.loss or 0.0
+        if lost > self.max_drop:
+            return f"loses {lost:.2%} on the planning split, more than the limit"
+        if item.form.rank >= PLAN_RANK and lost > aim_of(self.max_drop, self.samples):
+            return f"loses {lost:.2%} on the planning split, too close to the limit to hold on other samples"
+        return ""
 
     def value(self, point: ModePoint) -> float:
         """What is minimised."""

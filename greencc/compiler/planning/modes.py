@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.core.errors import UsageError
 from greencc.meters.device import DeviceProfile, PowerMode
@@ -24,13 +24,15 @@ class OpenModes:
     """The power modes of a device, as a budget sees them.
 
     Attributes:
-        profile: Of the device.
+        device: Name of its profile; empty: it has none.
+        boundary: What its watts cover.
         all: Its modes, the default one first; of a device without any one nameless mode.
         budget: The mode that the limit in watts is for; None: there is no such limit, or no mode with a cap.
         limit: That limit.
     """
 
-    profile: DeviceProfile
+    device: str
+    boundary: str
     all: tuple[PowerMode, ...]
     budget: PowerMode | None = None
     limit: BudgetLimit | None = None
@@ -61,8 +63,8 @@ class OpenModes:
 
     def meaning(self, mode: PowerMode, rate: float | None) -> str:
         """What watts are, in words: ``the average of VDD_IN at 30 requests/s in the 7W mode (nvpmodel)``."""
-        found = _RAIL.search(self.profile.boundary)
-        what = found[1] if found else self.profile.boundary.partition(";")[0]
+        found = _RAIL.search(self.boundary)
+        what = found[1] if found else "the " + self.boundary.partition(";")[0].removeprefix("the ")
         load = "flat out" if rate is None else f"at {rate:g} requests/s"
         where = f" in the {mode.name} mode" if mode.name else ""
         if where and found:
@@ -70,29 +72,49 @@ class OpenModes:
         return f"the average of {what} {load}{where}"
 
 
-def open_modes(profile: DeviceProfile, budget: Sequence[BudgetLimit]) -> OpenModes:
+def modes_of_profile(profile: DeviceProfile, budget: Sequence[BudgetLimit]) -> OpenModes:
+    """`open_modes` of a device that is known by its profile alone."""
+    return open_modes(profile.name, profile.boundary, profile.modes, budget)
+
+
+def open_modes(
+    device: str, boundary: str, modes: tuple[PowerMode, ...], budget: Sequence[BudgetLimit]
+) -> OpenModes:
     """The modes of a device, and those that are open to a budget.
+
+    Args:
+        device: Name of its profile; empty: it has none.
+        boundary: What its watts cover.
+        modes: That it has, the default one first.
+        budget: The limits.
 
     Raises:
         UsageError: A limit names a power mode of another device, or one that this device does not have.
     """
-    modes = profile.modes or (PowerMode("", None),)
+    found = OpenModes(device, boundary, modes or (PowerMode("", None),))
     capped = sorted((mode for mode in modes if mode.watts is not None), key=_cap)
     limit = next((limit for limit in budget if limit.kind is Kind.POWER), None)
     if limit is None:
-        return OpenModes(profile, modes)
-    if limit.device and limit.device != profile.name:
-        own = ", ".join(f"{profile.name}:{mode.name}" for mode in capped)
+        return found
+    if limit.device and limit.device != device:
+        own = ", ".join(f"{device}:{mode.name}" for mode in capped if device)
         raise UsageError(
-            f"{limit.shown} is a power mode of another device: the target is estimated on {profile.name}",
+            f"{limit.shown} is a power mode of another device: the target's is {device or 'not known'}",
             hint=f"write watts, such as {limit.value:g}W" + (f", or {own}" if own else ""),
         )
     if not capped:
-        return OpenModes(profile, modes)
-    if limit.device:
-        return OpenModes(profile, modes, profile.mode(limit.mode_name), limit)
+        return found
     within = [mode for mode in capped if _cap(mode) <= limit.value]
-    return OpenModes(profile, modes, within[-1] if within else capped[0], limit)
+    budget_mode = within[-1] if within else capped[0]
+    if limit.device:
+        named = [mode for mode in capped if mode.name.lower() == limit.mode_name.lower()]
+        if not named:
+            raise UsageError(
+                f"the device has no power mode {limit.mode_name}",
+                hint=f"it has {', '.join(mode.name for mode in modes)}",
+            )
+        budget_mode = named[0]
+    return replace(found, budget=budget_mode, limit=limit)
 
 
 def _cap(mode: PowerMode) -> float:

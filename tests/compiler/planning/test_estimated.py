@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import greencc.targets
 from greencc.bundle import Bundle, load
 from greencc.cli.main import main
-from greencc.compiler import CompileOptions, compile_model
+from greencc.compiler import CompileOptions, Effort, compile_model
 from greencc.core.errors import LimitError, UsageError
 from greencc.core.report_plan import PlanInfo
 from greencc.planner.budget import Objective
@@ -61,7 +61,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(folder: Path, output: Path, **changes: object) -> Bundle:
-    options = {"target": "module:threads=2", "cache": False, "workers": 1, "max_drop": 0.2} | changes
+    options = {
+        "target": "module:threads=2",
+        "cache": False,
+        "workers": 1,
+        "max_drop": 0.2,
+        "effort": Effort.QUICK,
+    }
+    options |= changes
     return compile_model(folder / "net.onnx", CompileOptions(**options), output=output)  # type: ignore[arg-type]
 
 
@@ -131,7 +138,8 @@ def test_explain_lists_forms_and_modes(planned: Bundle) -> None:
     assert done.exit_code == 0, done.output
     assert "original in the MAXN_SUPER mode" in done.output
     assert "nothing ran on the device" in done.output
-    done = CliRunner().invoke(main, ["explain", str(planned.path), "classifier"], env={"COLUMNS": "200"})
+    layer = planned.report.layer_errors[0].name
+    done = CliRunner().invoke(main, ["explain", str(planned.path), layer], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "chose among forms of the whole model by estimate" in done.output
 
@@ -202,3 +210,20 @@ def test_a_device_without_modes_is_planned_for_as_it_is(folder: Path, tmp_path: 
         assert plan.power_mode == ""
         assert {point.mode for point in plan.points} == {""}
         assert "power_mode" not in bundle.report.conditions
+
+
+def test_cuts_that_would_take_too_long_are_left_out(folder: Path, tmp_path: Path) -> None:
+    given = {"time_budget": 1e-6, **data_of(folder)}
+    with compiled(folder, tmp_path / "out.greencc", budget="5W", rate=30.0, **given) as bundle:
+        warnings = bundle.report.warnings
+    assert not any(point.name.startswith("pruned") for point in plan_of(bundle).points)
+    assert any("pruned-25 was not considered: it would take too long" in warning for warning in warnings)
+
+
+def test_cuts_need_samples_that_can_show_what_they_lose(folder: Path, tmp_path: Path) -> None:
+    with compiled(
+        folder, tmp_path / "out.greencc", minimize=Objective.SIZE, max_drop=0.01, **data_of(folder)
+    ) as bundle:
+        report = bundle.report
+    assert not any(point.name.startswith("pruned") for point in plan_of(bundle).points)
+    assert any("64 samples to plan on cannot show a loss of 0.01" in warning for warning in report.warnings)

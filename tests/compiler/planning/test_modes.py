@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
 import pytest
 
-from greencc.compiler.planning.modes import OpenModes, open_modes
+from greencc.compiler.contender import Contender
+from greencc.compiler.forms import INT8_RANK, PLAN_RANK, Form
+from greencc.compiler.options import Precision
+from greencc.compiler.planning.mode_points import Ask
+from greencc.compiler.planning.modes import OpenModes, modes_of_profile
+from greencc.core.data import Array, Feeds
 from greencc.core.errors import UsageError
+from greencc.core.report import Accuracy
 from greencc.meters.device_store import find_profile
-from greencc.planner.budget import parse_budget
+from greencc.planner.budget import Objective, parse_budget
 
 
 def modes(device: str, budget: str = "") -> OpenModes:
-    return open_modes(find_profile(device), parse_budget(budget) if budget else ())
+    return modes_of_profile(find_profile(device), parse_budget(budget) if budget else ())
 
 
 @pytest.mark.parametrize(
@@ -77,3 +87,39 @@ def test_a_power_mode_of_another_device_is_refused() -> None:
     assert "jetson-orin-nano:7W" in caught.value.hint
     with pytest.raises(UsageError, match="another device"):
         modes("raspberry-pi-5", "jetson-nano:5W")
+
+
+@pytest.mark.parametrize(
+    ("rank", "loss", "said"),
+    [
+        (INT8_RANK, 0.0101, "more than the limit"),
+        (INT8_RANK, 0.01, ""),
+        (PLAN_RANK, 0.01, "too close to the limit"),
+        (PLAN_RANK, 0.006, ""),
+    ],
+)
+def test_what_has_less_work_needs_room_for_other_samples(rank: int, loss: float, said: str) -> None:
+    ask = Ask((), Objective.ENERGY, None, 0.01, modes("jetson-orin-nano"), samples=1000)
+    form = Form("form", Precision.INT8, rank, ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), Path("x"))
+    item = Contender(form, Engineless(), _accuracy(loss))
+    found = ask.loses_too_much(item)
+    assert said in found
+    assert bool(said) == bool(found)
+
+
+class Engineless:
+    """No engine is asked for anything here."""
+
+    inputs = outputs = ()
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        raise AssertionError("it was run")
+
+    def close(self) -> None:
+        raise AssertionError("it was closed")
+
+
+def _accuracy(drop: float) -> Accuracy:
+    return Accuracy(
+        "top-1", 0.9, 0.9 - drop, drop, None, None, None, 1000, False, 0.01, 0.95, None, None, None, ""
+    )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from greencc.core.batching import plan_chunks, run_chunks
 from greencc.core.data import Array, Feeds, TensorSpec
 from greencc.core.errors import InputError, did_you_mean
-from greencc.targets._batching import plan_chunks, run_chunks
 
 
 class CheckedEngine(ABC):
