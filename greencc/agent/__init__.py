@@ -27,7 +27,8 @@ Operations (arguments -> result; payloads where named):
     run             {"engine": E, "inputs": [{"name", "dtype", "shape"}...]} + bytes, raw and little-endian, in that
                     order -> {"outputs": [{"name", "dtype", "shape"}...], "ms": ...} + bytes
     close           {"engine": E} -> {}
-    power-mode      {"set": NAME} or {"restore": true} -> {"mode": ..., "before": ...}
+    power-mode      {"set": NAME} or {"restore": true} -> {"mode": ..., "before": ...}; with "owner": TOKEN of the run of
+                    the host, which takes over what it has set by a connection that is dead and does not know it
     clean           {"all": bool} -> {"freed": bytes}
     bye             {} -> {}
 
