@@ -9,10 +9,9 @@ Before a mode is changed the one in force is written to a journal, which outlive
   that changed it is gone, and no job runs;
 * by the next agent that starts, when the device was started anew in between: modes outlive reboots.
 
-A mode that someone else has changed in the meantime is left as it is. While the agent that changed it lives, nobody else
-changes it or puts it back, but for a new connection of the same run of the host, which says so by an ``owner`` token:
-after a network that died in silence the old agent may wait for minutes yet, and nobody answers for the device through
-it any more.
+A mode that someone else has changed in the meantime is left as it is. While the agent that changed it lives, nobody
+else changes it or puts it back, but for a new connection of the same run of the host, which says so by an ``owner``
+token: after a network that died in silence the old agent may wait for minutes yet, and its host reaches it no more.
 
 Source: NVIDIA Jetson Linux Developer Guide, "Platform Power and Performance", nvpmodel.
 """

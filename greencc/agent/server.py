@@ -96,6 +96,9 @@ class Server:
         if not isinstance(spec, dict):
             raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
         job = self._job(arguments)
+        if spec.get("kind") == "build" and not job.exists:
+            # An engine is about as large as what it is built from.
+            clean.room(self.places, store.size(self.places, spec.get("files")))
         told = job.start(spec)
         job.use()
         return told, b""

@@ -266,8 +266,8 @@ class AgentClient:
         """Put the power mode back and end the connection; may be called twice, and raises nothing.
 
         Args:
-            finished: All is done: the device removes this run's jobs. Otherwise what was built stays there
-                for a day, so that the next run finds it.
+            finished: All is done: the device removes what this run's jobs left, but for engines. Otherwise it does so
+                in a day, so that the next run finds what was under way.
         """
         if self._closed:
             return
