@@ -27,16 +27,18 @@ Operations (arguments -> result; payloads where named):
     run             {"engine": E, "inputs": [{"name", "dtype", "shape"}...]} + bytes, raw and little-endian, in that
                     order -> {"outputs": [{"name", "dtype", "shape"}...], "ms": ...} + bytes
     close           {"engine": E} -> {}
-    power-mode      {"set": NAME} or {"restore": true} -> {"mode": ..., "before": ...}
+    power-mode      {"set": NAME} or {"restore": true} -> {"mode": ..., "before": ...}; with "owner": TOKEN of the
+                    host's run, which takes over what it has set by a connection that is dead and does not know it
     clean           {"all": bool} -> {"freed": bytes}
     bye             {} -> {}
 
 Jobs are processes of their own: they outlive the connection, keep their state in files, and end at their limits of
 time (``seconds``, default 3600), memory (``bytes``, of all their processes) and disk. A job that times or meters has
 the device for itself; one that finds it in use waits, up to ``wait`` seconds (default 3600), which do not count.
-Goodbye removes the jobs that the connection had to do with, unless another one has as well. What was sent stays (so
-that it is not sent again), and so do builders' timing caches, until they have not been used for two weeks, room is
-needed, or all is cleaned. Specs:
+Goodbye removes the jobs that the connection had to do with, unless another one has as well, but for engines, which
+another host may want tomorrow: they stay until they have not been used for a week, hold more than their quota and were
+not used within a day, room is needed, or all is cleaned. What was sent stays as well (so that it is not sent again),
+and so do builders' timing caches, for two weeks. Specs:
 
     {"kind": "build", "backend": "tensorrt|ort|tvm", "files": {NAME: SHA256}, "main": NAME, "options": {...},
      "limits": {"seconds": ..., "bytes": ...}} -> {"log": ..., "seconds": ..., "engine_bytes": ..., "versions": {...}}

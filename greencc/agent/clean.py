@@ -1,8 +1,10 @@
 """Removing what the agent keeps.
 
-What stays after a connection has said goodbye: files by their digests (so that a model is not sent again) and builders'
-timing caches. They go when they have not been used for long, or when room is needed, and all at once with `everything`.
-Jobs go with the connection that asked for them, or a day after they ended.
+What stays after a connection has said goodbye: files by their digests (so that a model is not sent again), builders'
+timing caches, and engines, which the next run, or another host with the same model, finds again. They go when they have
+not been used for long, when engines hold more than ``GREENCC_AGENT_BUILDS`` bytes (default 4 GiB; those that were used
+within a day stay), or when room is needed: the longest unused first; and all at once with `everything`. All else that
+jobs leave goes with the connection that asked for them, or a day after they ended.
 """
 
 import shutil
@@ -16,7 +18,9 @@ from greencc.agent.jobs import Job, held
 from greencc.agent.places import Places, own_file, remove
 
 JOBS_S = 24 * 3600.0
+BUILDS_S = 7 * 24 * 3600.0
 FILES_S = 14 * 24 * 3600.0
+_BUILDS_BYTES = 4 << 30
 _ENDING_S = 5.0
 
 
@@ -25,8 +29,9 @@ def outdated(places: Places) -> int:
     before = disk.used_bytes(places.home)
     now = time.time()
     for folder in _entries(places.jobs):
-        if now - _newest(folder) > JOBS_S:
+        if now - _newest(folder) > (BUILDS_S if _is_build(places, folder) else JOBS_S):
             forget(places, folder.name)
+    _fewer_builds(places)
     for path in [*_entries(places.partial), *_entries(places.store), *_entries(places.cache)]:
         age = JOBS_S if path.parent == places.partial else FILES_S
         if now - _newest(path) > age:
@@ -66,12 +71,38 @@ def forget(places: Places, name: str) -> bool:
 
 
 def session(places: Places, names: Iterable[str]) -> None:
-    """Remove the jobs of a connection that says goodbye."""
+    """Remove the jobs of a connection that says goodbye, and end its engines; what was built stays."""
     for name in names:
         job = Job(places, name)
-        if job.exists:
-            job.leave()
+        if not job.exists:
+            continue
+        job.leave()
+        if not job.built:
             forget(places, name)
+        elif not job.shared():
+            Engine(places, name).close()
+
+
+def _is_build(places: Places, folder: Path) -> bool:
+    return not folder.name.startswith(".") and Job(places, folder.name).built
+
+
+def _unused_builds(places: Places) -> List[Path]:
+    """Folders of engines that no connection has to do with, the longest unused first."""
+    builds = [folder for folder in _entries(places.jobs) if _is_build(places, folder)]
+    return sorted((each for each in builds if not Job(places, each.name).in_use()), key=_newest)
+
+
+def _fewer_builds(places: Places) -> None:
+    """Remove engines until the rest holds no more than it may; what was used within a day stays."""
+    most = disk.setting("GREENCC_AGENT_BUILDS", _BUILDS_BYTES)
+    held_bytes = sum(disk.used_bytes(each) for each in _entries(places.jobs) if _is_build(places, each))
+    for folder in _unused_builds(places):
+        if held_bytes <= most or time.time() - _newest(folder) < JOBS_S:
+            return
+        size = disk.used_bytes(folder)
+        if forget(places, folder.name):
+            held_bytes -= size
 
 
 def _entries(folder: Path) -> List[Path]:
@@ -97,12 +128,18 @@ def _delete(path: Path) -> None:
 
 
 def room(places: Places, wanted: int) -> None:
-    """Where `wanted` bytes do not fit, remove stored files that nobody uses, the longest unused first."""
+    """Where `wanted` bytes do not fit, remove stored files and engines that nobody uses, the longest unused first."""
     if disk.shortage(places, wanted) is None:
         return
     outdated(places)
     for path in sorted(_entries(places.store), key=_newest):
-        if time.time() - _newest(path) < JOBS_S or disk.shortage(places, wanted) is None:
+        if time.time() - _newest(path) < JOBS_S:
+            break
+        if disk.shortage(places, wanted) is None:
             return
         # Links of jobs keep what they use.
         remove(path)
+    for folder in _unused_builds(places):
+        if disk.shortage(places, wanted) is None:
+            return
+        forget(places, folder.name)

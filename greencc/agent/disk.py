@@ -64,7 +64,7 @@ def shortage(places: Places, wanted: int = 0, counted: bool = True) -> Optional[
     Args:
         counted: Look at what the agent's folder holds, too.
     """
-    free, keep = free_bytes(places), _setting("GREENCC_AGENT_KEEP_FREE", _KEEP_FREE)
+    free, keep = free_bytes(places), setting("GREENCC_AGENT_KEEP_FREE", _KEEP_FREE)
     if free - wanted < keep:
         return "%.1f MB are free on the device's disk, of which %.1f MB must stay so" % (
             free / _MIB,
@@ -72,7 +72,7 @@ def shortage(places: Places, wanted: int = 0, counted: bool = True) -> Optional[
         )
     if not counted:
         return None
-    quota = _setting("GREENCC_AGENT_QUOTA", _QUOTA)
+    quota = setting("GREENCC_AGENT_QUOTA", _QUOTA)
     used = used_bytes(places.home)
     if used + wanted > quota:
         return "the agent's folder %s holds %.1f of at most %.1f MB" % (
@@ -90,6 +90,7 @@ def full(error: OSError, what: str) -> Problem:
     return Problem("disk", "%s cannot be written: %s" % (what, error.strerror), _HINT)
 
 
-def _setting(name: str, default: int) -> int:
+def setting(name: str, default: int) -> int:
+    """A number of bytes that the environment may tell."""
     told = os.environ.get(name, "")
     return int(told) if told.isdigit() else default

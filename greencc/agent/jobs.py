@@ -175,12 +175,26 @@ class Job:
 
     def shared(self) -> bool:
         """Whether another process that lives has to do with it: jobs of equal builds have equal names."""
-        users = self.folder / "users"
-        for path in users.iterdir() if users.is_dir() else ():
+        return any(pid != os.getpid() for pid in self._users())
+
+    def in_use(self) -> bool:
+        """Whether any process that lives has to do with it, be it this one."""
+        return bool(self._users())
+
+    @property
+    def built(self) -> bool:
+        """It is a build that is done: its engine is of use to others as well."""
+        return (read_json(self.folder / "spec.json") or {}).get("kind") == "build" and self.state()[
+            0
+        ] == "done"
+
+    def _users(self) -> List[int]:
+        folder, found = self.folder / "users", []
+        for path in folder.iterdir() if folder.is_dir() else ():
             pid, _, started = path.name.partition(".")
-            if int(pid) != os.getpid() and str(started_at(int(pid))) == started:
-                return True
-        return False
+            if str(started_at(int(pid))) == started:
+                found.append(int(pid))
+        return found
 
     def read(self, file: Any, offset: int, most: int) -> Tuple[int, bytes]:
         """Part of a file that the job wrote, and the size of the whole.

@@ -9,7 +9,9 @@ Before a mode is changed the one in force is written to a journal, which outlive
   that changed it is gone, and no job runs;
 * by the next agent that starts, when the device was started anew in between: modes outlive reboots.
 
-A mode that someone else has changed in the meantime is left as it is.
+A mode that someone else has changed in the meantime is left as it is. While the agent that changed it lives, nobody
+else changes it or puts it back, but for a new connection of the same run of the host, which says so by an ``owner``
+token: after a network that died in silence the old agent may wait for minutes yet, and its host reaches it no more.
 
 Source: NVIDIA Jetson Linux Developer Guide, "Platform Power and Performance", nvpmodel.
 """
@@ -106,8 +108,11 @@ def describe(places: Places) -> Optional[Dict[str, Any]]:
     }
 
 
-def change(places: Places, name: Any) -> Dict[str, Any]:
+def change(places: Places, name: Any, owner: str = "") -> Dict[str, Any]:
     """Set a mode until it is put back.
+
+    Args:
+        owner: Token of the host's run; the mode of another connection with the same one is taken over.
 
     Returns:
         {"mode": in force, "before": to be put back, or None where nothing was changed}.
@@ -118,7 +123,7 @@ def change(places: Places, name: Any) -> Dict[str, Any]:
     wanted = _mode(places, name)
     journal = read_json(_journal(places))
     now = current(places)
-    if journal is not None and _owner_lives(journal) and journal.get("pid") != os.getpid():
+    if journal is not None and _is_of_others(journal, owner):
         raise Problem(
             "unavailable",
             "another connection has set power mode %s" % journal.get("set"),
@@ -126,13 +131,14 @@ def change(places: Places, name: Any) -> Dict[str, Any]:
         )
     if now == wanted.name:
         if journal is not None:
-            _write_journal(places, str(journal["before"]), wanted.name)
+            _write_journal(places, str(journal["before"]), wanted.name, owner)
+            guard(places)
         return {"mode": now, "before": None if journal is None else journal["before"]}
     before = str(journal["before"]) if journal is not None else now
     if before is None:
         raise Problem("unavailable", "the power mode in force is not known, and could not be put back")
     with used(places, "a change of power mode", True, _WAIT_S, lambda holder: None):
-        _write_journal(places, before, wanted.name)
+        _write_journal(places, before, wanted.name, owner)
         heard(places)
         try:
             _set(places, wanted)
@@ -144,14 +150,17 @@ def change(places: Places, name: Any) -> Dict[str, Any]:
     return {"mode": wanted.name, "before": before}
 
 
-def restore(places: Places) -> Dict[str, Any]:
+def restore(places: Places, owner: Optional[str] = None) -> Dict[str, Any]:
     """Put back the mode that was in force before `change`; nothing to put back is no error.
+
+    Args:
+        owner: As in `change`: the mode that another one has set, whose agent lives, is left alone. None: it is not.
 
     Raises:
         Problem: It may not be set, or only by a restart; the journal stays.
     """
     journal = read_json(_journal(places))
-    if journal is None:
+    if journal is None or (owner is not None and _is_of_others(journal, owner)):
         return {"mode": current(places), "before": None}
     now, before = current(places), journal.get("before")
     # Where the mode is neither that which was set nor the one before, someone else has chosen it since.
@@ -298,13 +307,14 @@ def _journal(places: Places) -> Path:
     return places.power / "journal.json"
 
 
-def _write_journal(places: Places, before: str, name: str) -> None:
+def _write_journal(places: Places, before: str, name: str, owner: str) -> None:
     facts = {
         "before": before,
         "set": name,
         "pid": os.getpid(),
         "started": started_at(os.getpid()),
         "boot": places.boot_id,
+        "owner": owner,
     }
     write_json(_journal(places), facts, lasting=True)
 
@@ -312,6 +322,13 @@ def _write_journal(places: Places, before: str, name: str) -> None:
 def _owner_lives(journal: Dict[str, Any]) -> bool:
     pid = journal.get("pid")
     return isinstance(pid, int) and started_at(pid) == journal.get("started") is not None
+
+
+def _is_of_others(journal: Dict[str, Any], owner: str) -> bool:
+    """Whether an agent that lives, and is not of the same run of the host, has set the mode."""
+    if not _owner_lives(journal) or journal.get("pid") == os.getpid():
+        return False
+    return not owner or journal.get("owner") != owner
 
 
 def _seconds(name: str, default_s: float) -> float:

@@ -10,7 +10,7 @@ from greencc.agent import VERSION, clean, disk, framing, power, store, wire
 from greencc.agent.device import used
 from greencc.agent.engine import Engine
 from greencc.agent.jobs import Job
-from greencc.agent.places import Places, check_count, check_sha256
+from greencc.agent.places import Places, check_count, check_name, check_sha256
 from greencc.agent.probe import Backends, known_backends, probe
 from greencc.agent.problem import Problem
 
@@ -96,6 +96,9 @@ class Server:
         if not isinstance(spec, dict):
             raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
         job = self._job(arguments)
+        if spec.get("kind") == "build" and not job.exists:
+            # An engine is about as large as what it is built from.
+            clean.room(self.places, store.size(self.places, spec.get("files")))
         told = job.start(spec)
         job.use()
         return told, b""
@@ -136,9 +139,12 @@ class Server:
         return {}, b""
 
     def power_mode(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
+        owner = arguments.get("owner", "")
+        if owner != "":
+            check_name(owner, "an owner")
         if arguments.get("restore") is True and "set" not in arguments:
-            return power.restore(self.places), b""
-        return power.change(self.places, arguments.get("set")), b""
+            return power.restore(self.places, owner), b""
+        return power.change(self.places, arguments.get("set"), owner), b""
 
     def clean(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         remove = clean.everything if arguments.get("all") is True else clean.outdated

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from greencc.agent import disk
-from greencc.agent.places import Places, remove
+from greencc.agent.places import Places, check_sha256, remove
 from greencc.agent.problem import Problem
 
 MOST_BYTES = 64 << 30
@@ -28,6 +28,12 @@ def has(places: Places, sha256: str) -> Dict[str, Any]:
         return {"size": size, "complete": True}
     except FileNotFoundError:
         return {"size": _size(places.partial / sha256), "complete": False}
+
+
+def size(places: Places, files: Any) -> int:
+    """Bytes of the files that a job names, as far as they are here."""
+    digests = set(files.values()) if isinstance(files, dict) else ()
+    return sum(_size(places.store / check_sha256(each)) for each in digests)
 
 
 def put(places: Places, sha256: str, total: int, offset: int, data: bytes) -> Dict[str, Any]:

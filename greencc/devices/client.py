@@ -242,7 +242,7 @@ class AgentClient:
         """Change the power mode until `close`, or the end of this process; returns the mode before."""
         if self._mode is None:
             self._journal.power_mode(changed=True)
-        result = self.request("power-mode", {"set": mode}).result
+        result = self.request("power-mode", {"set": mode, "owner": self._journal.owner}).result
         self._mode = mode
         before = result.get("before")
         return printable(before, 100) if isinstance(before, str) else ""
@@ -251,7 +251,8 @@ class AgentClient:
         """Put back the mode that was before `set_power_mode`; nothing where it was not called."""
         if self._mode is not None:
             self._mode = None
-            self.request("power-mode", {"restore": True}, patient=patient)
+            words = {"restore": True, "owner": self._journal.owner}
+            self.request("power-mode", words, patient=patient)
             self._journal.power_mode(changed=False)
 
     def clean(self, *, everything: bool = False) -> int:
@@ -265,8 +266,8 @@ class AgentClient:
         """Put the power mode back and end the connection; may be called twice, and raises nothing.
 
         Args:
-            finished: All is done: the device removes this run's jobs. Otherwise what was built stays there
-                for a day, so that the next run finds it.
+            finished: All is done: the device removes what this run's jobs left, but for engines. Otherwise it does so
+                in a day, so that the next run finds what was under way.
         """
         if self._closed:
             return
@@ -351,11 +352,11 @@ class AgentClient:
     def _set_again(self, channel: Channel, mode: str) -> None:
         """A new agent answers for the power mode from now on; left alone it would put back what it was."""
         try:
-            self._expect(channel, "power-mode", {"set": mode})
+            self._expect(channel, "power-mode", {"set": mode, "owner": self._journal.owner})
         except ConnectionLostError:
             raise
         except GreenccError as error:
-            # The agent of the broken connection may live for a moment, or its sshd may not know yet that it broke.
+            # Another run set a mode while this one was away, or the device is just being timed: both pass.
             raise ConnectionLostError(error.message, hint=error.hint) from error
 
     def _tidy(self, channel: Channel) -> None:
@@ -366,7 +367,7 @@ class AgentClient:
                     if not job.startswith("build-"):
                         self._exchange(channel, "cancel", {"job": job}, b"", _USUAL_SECONDS, 0)
                 if left.power_mode:
-                    self._expect(channel, "power-mode", {"restore": True})
+                    self._expect(channel, "power-mode", {"restore": True, "owner": left.owner})
 
     def _expect(self, channel: Channel, op: str, args: Mapping[str, Any]) -> None:
         answer = self._exchange(channel, op, args, b"", _USUAL_SECONDS, 0)

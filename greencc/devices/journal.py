@@ -25,6 +25,7 @@ from greencc.core.ownership import make_private
 _SUFFIX = ".jsonl"
 _MOST_BYTES = 1 << 20
 _MOST_JOB = 200
+_MOST_OWNER = 100
 
 
 def state_folder() -> Path:
@@ -40,11 +41,13 @@ class Leftovers:
     Attributes:
         jobs: IDs that had not ended.
         power_mode: It had changed the power mode.
+        owner: What it called itself then.
         file: Its journal.
     """
 
     jobs: tuple[str, ...]
     power_mode: bool
+    owner: str
     file: Path
 
 
@@ -58,11 +61,13 @@ class Journal:
         identity: The device's.
         folder: Where journals are; default `state_folder`.
         problem: Why nothing is written, or None.
+        owner: What this run calls itself towards the device, so that its connections are known to be of one run.
     """
 
     identity: str
     folder: Path = field(default_factory=state_folder)
     problem: str | None = None
+    owner: str = field(default_factory=lambda: secrets.token_hex(16))
     _file: IO[str] | None = field(default=None, repr=False)
     _path: Path | None = field(default=None, repr=False)
 
@@ -79,7 +84,7 @@ class Journal:
 
     def power_mode(self, *, changed: bool) -> None:
         """Whether the power mode is another one than the device had."""
-        self._write({"power_mode": changed})
+        self._write({"power_mode": changed, "owner": self.owner})
 
     def close(self, *, in_order: bool = True) -> None:
         """This run has ended.
@@ -151,7 +156,7 @@ def _taken(path: Path) -> IO[bytes] | None:
 def _parse(content: bytes, path: Path) -> Leftovers:
     """What a journal says; lines that a kill cut short say nothing."""
     jobs: dict[str, None] = {}
-    power_mode = False
+    power_mode, owner = False, ""
     for line in content.splitlines():
         try:
             words = json.loads(line)
@@ -162,6 +167,6 @@ def _parse(content: bytes, path: Path) -> Leftovers:
                 jobs[job] = None
             case {"end": str(job)}:
                 jobs.pop(job, None)
-            case {"power_mode": bool(changed)}:
-                power_mode = changed
-    return Leftovers(tuple(jobs), power_mode, path)
+            case {"power_mode": bool(changed), "owner": str(name)} if len(name) <= _MOST_OWNER:
+                power_mode, owner = changed, name
+    return Leftovers(tuple(jobs), power_mode, owner, path)

@@ -43,6 +43,8 @@ def tensorrt_order(artifact: Path, tolerance: float) -> BuildOrder:
         "shapes": settings["shapes"],
         "workspace_bytes": int(settings["workspace_mib"]) << 20,
     }
+    if settings["float32_nodes"]:
+        options["float32_nodes"] = settings["float32_nodes"]
     if settings["dla"]:
         options["dla"] = 0
     files = (artifact, *(artifact.parent / name for name in external_files(load_model(artifact))))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,3 +206,72 @@ def test_goodbye_leaves_jobs_that_another_connection_uses(connect: Connect, jetp
     assert two.ask("poll", job="shared")["state"] == "done"
     two.ask("bye")
     assert list((jetpack.home / "jobs").iterdir()) == []
+
+
+def kept(jetpack) -> list[str]:
+    return sorted(path.name for path in (jetpack.home / "jobs").iterdir())
+
+
+def aged(jetpack, job: str, days: float) -> None:
+    """A job that was last used so long ago."""
+    then = time.time() - days * 24 * 3600
+    folder = jetpack.home / "jobs" / job
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (then, then))
+
+
+def finished_build(agent: Agent, jetpack, name: str, size: int = 1000) -> dict[str, Any]:
+    """A build that was done, as its process leaves it."""
+    spec = {"kind": "build", "backend": "ort", "files": {}, "main": "m"}
+    folder = jetpack.home / "jobs" / name
+    (folder / "engine").mkdir(parents=True)
+    (folder / "engine/engine.plan").write_bytes(b"x" * size)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    (folder / "result.json").write_text('{"state": "done", "result": {}}')
+    assert agent.ask("start", job=name, spec=spec) == {"state": "done"}
+    return spec
+
+
+def test_what_one_host_built_is_there_for_another_that_comes_later(connect: Connect, jetpack) -> None:
+    one = connect()
+    spec = finished_build(one, jetpack, "build-1")
+    one.result("drive-1", {"kind": "idle", "seconds": 0})
+    with pytest.raises(Refused):
+        one.result("build-2", {"kind": "build", "backend": "ort", "files": {}, "main": "m"})
+    one.ask("bye")
+    one.end()
+    # Scratch and what failed are gone.
+    assert kept(jetpack) == ["build-1"]
+    assert connect().ask("start", job="build-1", spec=spec) == {"state": "done"}
+
+
+def test_engines_go_by_age_and_quota(connect: Connect, jetpack) -> None:
+    agent = connect(BUILDS=250_000)
+    for name in ("build-1", "build-2", "build-3", "build-4", "build-5"):
+        finished_build(agent, jetpack, name, 100_000)
+    agent.end()
+    for name, days in (("build-1", 8), ("build-2", 5), ("build-3", 3), ("build-4", 0.9)):
+        aged(jetpack, name, days)
+    later = connect(BUILDS=250_000)
+    # The first goes by its age, the next two for the quota.
+    later.ask("clean")
+    assert kept(jetpack) == ["build-4", "build-5"]
+    strict = connect(BUILDS=0)
+    strict.ask("clean")
+    assert kept(jetpack) == ["build-4", "build-5"]
+    aged(jetpack, "build-4", 2)
+    strict.ask("bye")
+    assert kept(jetpack) == ["build-5"]
+
+
+def test_engines_that_nobody_uses_make_room(connect: Connect, jetpack) -> None:
+    agent = connect(QUOTA=400_000)
+    for name in ("build-1", "build-2"):
+        finished_build(agent, jetpack, name, 150_000)
+    # Both are this connection's.
+    with pytest.raises(Refused, match="does not fit"):
+        agent.put(b"y" * 200_000)
+    agent.ask("bye")
+    aged(jetpack, "build-1", 0.1)
+    agent.put(b"y" * 200_000)
+    assert kept(jetpack) == ["build-2"]

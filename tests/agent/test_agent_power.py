@@ -198,6 +198,26 @@ def test_two_connections_cannot_set_two_modes(connect: Connect, jetpack) -> None
     assert jetpack.mode == "7W"
 
 
+def test_a_new_connection_of_the_same_run_takes_the_mode_over_at_once(connect: Connect, jetpack) -> None:
+    one, two, other = connect(LEASE=0.2), connect(LEASE=0.2), connect(LEASE=0.2)
+    one.ask("power-mode", set="7W", owner="run-1")
+    for owner in ("run-2", ""):
+        with pytest.raises(Refused, match="another connection has set power mode 7W"):
+            other.ask("power-mode", set="15W", owner=owner)
+        assert other.ask("power-mode", restore=True, owner=owner) == {"mode": "7W", "before": None}
+    # The first one lives, and its host does not reach it any more.
+    assert two.ask("power-mode", set="7W", owner="run-1") == {"mode": "7W", "before": "25W"}
+    assert two.ask("power-mode", set="15W", owner="run-1") == {"mode": "15W", "before": "25W"}
+    one.ask("bye")
+    one.end()
+    assert jetpack.mode == "15W"
+    # Now it is the second one whose death counts.
+    two.end()
+    until("the mode before", lambda: jetpack.mode == "25W")
+    with pytest.raises(Refused, match="is no name of an owner"):
+        other.ask("power-mode", set="7W", owner={"a": "b"})
+
+
 def test_the_mode_is_not_changed_under_a_timed_job(
     places: Places, connect: Connect, jetpack, monkeypatch
 ) -> None:

@@ -188,6 +188,16 @@ def test_options_of_the_builder(version: str, libraries: Path, tmp_path: Path) -
     assert told["strong"] is (version == "10.3.0")
 
 
+def test_nodes_that_must_stay_float32(libraries: Path, tmp_path: Path) -> None:
+    model = support.net(tmp_path / "model" / "net.onnx")
+    options = {**TYPING["8.2.1"], "float32_nodes": ["conv", "mean", "folded"]}
+    result, _ = support.build(backend(libraries, tmp_path, "8.2.1"), model, tmp_path / "engine", options)
+    told = header(tmp_path / "engine")
+    assert told["held"] == ["conv", "mean"]
+    assert told["flags"][-1] == "BuilderFlag.OBEY_PRECISION_CONSTRAINTS"
+    assert result["facts"]["float32_layers"] == "2 of 3 nodes are held to float32"
+
+
 @pytest.mark.parametrize(
     ("version", "options", "text"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,15 @@ def backend(root: Path, version: str = "10.3.0", **more: str) -> Any:
     return find("tensorrt", str(root), env, str(root.parent / "home"))
 
 
+def header(folder: Path) -> dict[str, Any]:
+    """What the double's plan says of how it was built."""
+    data = (folder / "engine.plan").read_bytes()
+    begin = data.index(b"\n") + 1
+    (size,) = struct.unpack_from("<Q", data, begin)
+    found: dict[str, Any] = json.loads(data[begin + 8 : begin + 8 + size])
+    return found
+
+
 def options(version: str) -> dict[str, Any]:
     strong = version.startswith("1")
     return {"typing": "strong"} if strong else {"typing": "weak", "precisions": ["fp16"]}
@@ -84,6 +95,28 @@ def test_every_release_builds_runs_drives_and_profiles(
     assert services.min() > 0.0
     assert answer["facts"]["feeds"] == "1 of 2"
     assert "six" in answer["facts"]["digits"]
+
+
+@pytest.mark.parametrize(
+    ("version", "held", "text"),
+    [
+        ("8.2.1", [], "0 of 3 nodes are held to float32; trtexec 8.2.1 has no --layerPrecisions"),
+        (
+            "8.6.2",
+            ["conv", "mean"],
+            "2 of 3 nodes are held to float32; trtexec 8.6.2 cannot read their names",
+        ),
+    ],
+)
+def test_nodes_that_must_stay_float32(
+    version: str, held: list[str], text: str, root: Path, tmp_path: Path
+) -> None:
+    model = support.net(tmp_path / "model" / "net.onnx")
+    asked = {"typing": "weak", "precisions": ["fp16"], "float32_nodes": ["conv", "mean", "scope:relu,1"]}
+    result, _ = support.build(backend(root, version), model, tmp_path / "engine", asked)
+    assert header(tmp_path / "engine")["held"] == held
+    assert result["facts"]["float32_layers"].startswith(text)
+    assert ("--layerPrecisions=(2 layers):fp32" in result["facts"]["builder"]) is bool(held)
 
 
 @pytest.mark.full

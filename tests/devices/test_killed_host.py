@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from greencc.devices.client import AgentClient
+from greencc.devices.client import AgentClient, ClientOptions
 from greencc.devices.journal import Journal, state_folder
 from greencc.devices.local import LocalTransport
 
+from .fake_jetpack import FakeJetPack
 from .stub import asked, client_of, program
 
 _HOST = """
@@ -140,6 +142,41 @@ def test_a_power_mode_survives_a_new_connection(tmp_path: Path) -> None:
         client.set_power_mode("7W")
         client.probe()
     assert asked(tmp_path) == ["power-mode", "probe", "power-mode", "probe", "power-mode", "bye"]
+
+
+def test_a_connection_that_died_in_silence_does_not_hold_the_power_mode(
+    tmp_path: Path, jetson: FakeJetPack
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("the device is there, and nothing is to be waited for")
+
+    with AgentClient(
+        LocalTransport({**os.environ, **jetson.environment}), ClientOptions(sleep=sleep)
+    ) as client:
+        assert client.set_power_mode("7W") == "25W"
+        first, lost = client.hello().pid, client._channel
+        # The agent over there waits on, and nothing that is said reaches it.
+        client._channel = None
+        assert client.hello().pid != first
+        assert jetson.mode == "7W"
+        assert client.set_power_mode("15W") == "25W"
+    assert client.farewell is None
+    assert jetson.mode == "25W"
+    assert lost is not None
+    lost.close()
+    jetson.kill()
+
+
+def test_what_a_dead_run_set_is_put_back_by_its_name(tmp_path: Path) -> None:
+    dead = Journal("local")
+    dead.power_mode(changed=True)
+    _kill(dead)
+    body = _AGENT.replace(
+        "    results =", '    (HOME / "owner").write_text(str(args.get("owner")))\n    results ='
+    )
+    with client_of(program(body), tmp_path) as client:
+        client.hello()
+        assert (tmp_path / "owner").read_text() == dead.owner
 
 
 def test_a_power_mode_that_cannot_be_put_back_is_told(tmp_path: Path) -> None:

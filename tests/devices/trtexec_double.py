@@ -54,6 +54,8 @@ OPTIONS: dict[str, tuple[bool, tuple[int, ...], tuple[int, ...]]] = {
     "bf16": (False, (9,), (10, 99)),
     "fp8": (False, (8, 6), (10, 99)),
     "stronglyTyped": (False, (9,), (99,)),
+    "precisionConstraints": (True, (8, 4), (10, 99)),
+    "layerPrecisions": (True, (8, 4), (10, 99)),
     "sparsity": (True, (8,), (99,)),
     "useDLACore": (True, (0,), (99,)),
     "allowGPUFallback": (False, (0,), (99,)),
@@ -297,7 +299,11 @@ class Engine:
         flags = sorted(
             options.keys() & {"int8", "fp16", "bf16", "fp8", "stronglyTyped", "sparsity", "useDLACore"}
         )
-        header = {"version": here.version, "sm": here.sm, "flags": flags, "profiles": profiles}
+        held = [name for name, kind in pairs(options.get("layerPrecisions", "")) if kind == "fp32"]
+        if held and options.get("precisionConstraints") not in ("obey", "prefer"):
+            say("W", "--layerPrecisions flag has no effect when --precisionConstraints is not set.")
+            held = []
+        header = {"version": here.version, "sm": here.sm, "flags": flags, "profiles": profiles, "held": held}
         say("I", "Engine built in 0.5 sec.")
         engine = cls(header, data)
         if "saveEngine" in options:

@@ -27,6 +27,7 @@ the stream is waited for (by sleeping, not spinning: spinning would burn a core,
 Options of builds, all of which may be missing:
 
     tensorrt  {"typing": "weak" | "strong", "precisions": ["fp16", "int8", "bf16", "fp8"] (weak typing only),
+               "float32_nodes": [names of nodes that are computed in float32 all the same] (weak typing only),
                "sparsity": bool, "dla": core number, "shapes": {INPUT: {"min": [...], "opt": [...], "max": [...]}},
                "workspace_bytes": N, "level": builder optimization level, "timing_cache": bool (default true)}
     ort       {"threads": N, "settings": {session configuration}, "fusions": bool (default true)}

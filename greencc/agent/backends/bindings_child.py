@@ -92,6 +92,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
         raise failure("the model", _parser_lines(parser) + logger.lines, "input")
     config = builder.create_builder_config()
     _configure(trt, builder, config, options)
+    held = _keep_float32(trt, network, config, options.get("float32_nodes") or [])
     _add_profile(builder, config, network, facts, options.get("shapes") or {})
     cache = _TimingCache(setup.home, found) if options.get("timing_cache", True) else None
     if cache is not None:
@@ -108,7 +109,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
         facts.inputs,
         facts.outputs,
         {"tensorrt": found["tensorrt"], "cuda_runtime": found["cuda_runtime"]},
-        {"compute_capability": found["compute_capability"], "builder": "TensorRT's Python bindings"},
+        dict(held, compute_capability=found["compute_capability"], builder="TensorRT's Python bindings"),
         {"shapes": options.get("shapes") or {}, "op_types": facts.op_types},
     )
     return kept.save(folder)
@@ -175,6 +176,27 @@ def _configure(trt: Any, builder: Any, config: Any, options: Dict[str, Any]) -> 
         config.DLA_core = int(core)
         if options.get("gpu_fallback", True):
             config.set_flag(flags.GPU_FALLBACK)
+
+
+def _keep_float32(trt: Any, network: Any, config: Any, nodes: List[str]) -> Dict[str, str]:
+    """Hold layers to float32 whatever the flags allow, as the shipped ``build.py`` does; what is to be told of it.
+
+    A layer is called as the node that it was made of; a node that was folded into constants has none.
+    """
+    if not nodes:
+        return {}
+    wanted, held = set(nodes), 0
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.name not in wanted:
+            continue
+        held += 1
+        layer.precision = trt.float32
+        for output in range(layer.num_outputs):
+            if layer.get_output(output).dtype == trt.float32:
+                layer.set_output_type(output, trt.float32)
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    return {"float32_layers": "%d of %d nodes are held to float32" % (held, len(wanted))}
 
 
 def _add_profile(builder: Any, config: Any, network: Any, facts: OnnxFacts, shapes: Dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ _TIMED = (
     "trtexec's latency: host to device, compute, device to host, one query after the other (--exposeDMA), "
     "by CUDA's events"
 )
+# What trtexec reads as the end of a name, or of all names.
+_SEPARATORS = frozenset(",:\"' \t\n")
 _FLAGS = {"fp16": "fp16", "int8": "int8", "bf16": "bf16", "fp8": "fp8"}
 
 
@@ -70,7 +72,8 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
     facts = read_facts(main)
     tool = _tool(setup)
     path = os.path.join(folder, ENGINE)
-    flags = ["--onnx=" + main, "--saveEngine=" + path, *_build_flags(tool, options)]
+    precise, told = _float32(tool, options.get("float32_nodes") or [])
+    flags = ["--onnx=" + main, "--saveEngine=" + path, *precise, *_build_flags(tool, options)]
     shapes = options.get("shapes") or {}
     free = [(spec, profile_of(spec, shapes)) for spec in facts.inputs if spec.free]
     for index, name in enumerate(("min", "opt", "max")):
@@ -93,7 +96,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
         facts.inputs,
         facts.outputs,
         {"tensorrt": tool.version},
-        dict(device, builder="trtexec " + " ".join(_short(flag) for flag in flags)),
+        dict(device, builder="trtexec " + " ".join(_short(flag) for flag in flags), **told),
         {"shapes": shapes, "op_types": facts.op_types},
     )
     return kept.save(folder)
@@ -105,8 +108,10 @@ def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
 
 
 def _short(flag: str) -> str:
-    """A flag without the folders of its files."""
+    """A flag without the folders of its files, and without a long list of layers."""
     name, sign, value = flag.partition("=")
+    if name == "--layerPrecisions":
+        return "%s=(%d layers):fp32" % (name, len(value.split(",")))
     return name + sign + (os.path.basename(value) if "/" in value else value)
 
 
@@ -118,6 +123,28 @@ def _device(lines: Sequence[str]) -> Dict[str, str]:
             if text in line:
                 found[key] = line.split(text, 1)[1].strip()
     return found
+
+
+def _float32(tool: Trtexec, nodes: Sequence[str]) -> Tuple[List[str], Dict[str, str]]:
+    """Flags that hold nodes to float32 whatever else is allowed, and what is to be told of it."""
+    named = []
+    if tool.knows("layerPrecisions"):
+        named = [name for name in nodes if not _SEPARATORS & set(name)]
+    told = {}
+    if nodes:
+        told["float32_layers"] = "%d of %d nodes are held to float32" % (len(named), len(nodes))
+    if len(named) < len(nodes):
+        why = "cannot read their names" if tool.knows("layerPrecisions") else "has no --layerPrecisions"
+        told["float32_layers"] += (
+            "; trtexec %s %s, and the others may become FP16: TensorRT's Python bindings (python3-libnvinfer) "
+            "hold them" % (tool.version, why)
+        )
+    if not named:
+        return [], told
+    return [
+        "--precisionConstraints=obey",
+        "--layerPrecisions=" + ",".join("%s:fp32" % name for name in named),
+    ], told
 
 
 def _build_flags(tool: Trtexec, options: Dict[str, Any]) -> List[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 
 from greencc.core.errors import InputError, UsageError
 from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.sparsify import Sparsify, SparsityMethod
+from greencc.targets import make_target
 from greencc.targets._tensorrt.flags import (
     BuilderFlags,
     ShapeProfile,
@@ -171,3 +174,13 @@ def test_two_of_four_weights_are_told_where_the_gpu_has_kernels() -> None:
         flags = flags_for(result, on)
         assert ("--sparsity=enable" in flags.trtexec("m", "e")) == told
         assert ("SPARSE_WEIGHTS" in flags.api_flags) == told
+
+
+def test_an_agent_is_asked_for_what_the_scripts_build(tmp_path: Path) -> None:
+    target = make_target("jetson:jetpack=6.2")
+    on = machine("10.3")
+    options = target.order(target.build(emitted(quantized(cnn, "10.3"), on), tmp_path)).options
+    assert options["float32_nodes"] == ["Conv_stem", "Relu_r0"]
+    assert (options["typing"], options["precisions"]) == ("weak", ["fp16", "int8"])
+    plain = target.order(target.build(emitted(cnn(), on), tmp_path / "plain")).options
+    assert "float32_nodes" not in plain

@@ -74,10 +74,13 @@ if _NUMBERS >= (9,):
     _types += ["BF16", "INT64"]
 DataType = _enum("DataType", *_types)
 DeviceType = _enum("DeviceType", "GPU", "DLA")
+float32 = DataType.FLOAT
 _flags = ["SPARSE_WEIGHTS", "GPU_FALLBACK"]
 if _NUMBERS < (11,):
     _flags += (
-        ["FP16", "INT8"] + (["FP8"] if _NUMBERS >= (8, 6) else []) + (["BF16"] if _NUMBERS >= (9,) else [])
+        ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]
+        + (["FP8"] if _NUMBERS >= (8, 6) else [])
+        + (["BF16"] if _NUMBERS >= (9,) else [])
     )
 BuilderFlag = _enum("BuilderFlag", *_flags)
 _creation = ["EXPLICIT_BATCH"]
@@ -122,9 +125,35 @@ class _Tensor:
         self.name, self.shape, self.is_shape_tensor = value.name, _shape(value), False
 
 
+class _Layer:
+    """Of a node, with its name; all it gives is float."""
+
+    def __init__(self, node):
+        self.name, self.num_outputs, self.precision, self.types = node.name, len(node.output), None, {}
+
+    def get_output(self, index):
+        return type("Output", (), {"dtype": DataType.FLOAT})()
+
+    def set_output_type(self, index, dtype):
+        self.types[index] = dtype
+
+
 class _Network:
     def __init__(self, flags):
-        self.flags, self.model = flags, None
+        self.flags, self.model, self._layers = flags, None, None
+
+    @property
+    def layers(self):
+        if self._layers is None:
+            self._layers = [_Layer(node) for node in self.model.graph.node]
+        return self._layers
+
+    @property
+    def num_layers(self):
+        return len(self.layers)
+
+    def get_layer(self, index):
+        return self.layers[index]
 
     @property
     def num_inputs(self):
@@ -274,6 +303,11 @@ class Builder:
                 "version": __version__,
                 "sm": _SM,
                 "flags": config.flags,
+                "held": [
+                    layer.name
+                    for layer in network.layers
+                    if layer.precision is float32 and layer.types == {0: float32}
+                ],
                 "strong": bool(strong),
                 "shapes": shapes,
                 "device": config.default_device_type.name,
