@@ -20,6 +20,7 @@ import onnx_ir as ir
 from greencc.core.errors import UsageError
 from greencc.core.graph import ONNX_DOMAINS, constant_tensor, label, opset_of, subgraphs_of
 from greencc.core.model import infer_shapes
+from greencc.core.operators import KEPT_FROM_HALF
 from greencc.core.passes import Context, Finding, Outcome, Pass
 from greencc.passes._calibrate import observe_ranges
 from greencc.passes._exclude import covered, is_excluded, unmatched
@@ -85,17 +86,7 @@ class ConvertFloat16(Pass):
 
     element: HalfType = HalfType.FLOAT16
     scope: Scope = Scope.AUTO
-    keep: tuple[str, ...] = (
-        "Exp",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LogSoftmax",
-        "Pow",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "Softmax",
-    )
+    keep: tuple[str, ...] = KEPT_FROM_HALF
     exclude: tuple[str, ...] = ()
     limit: float = 16384.0
     batch: int = 8

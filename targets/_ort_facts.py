@@ -5,6 +5,7 @@ A list by version number would go stale; building a one-node session takes about
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,6 +28,18 @@ from greencc.targets._probes import (
 MINIMUM_VERSION = (1, 20)
 _NEWEST_OPSET_TRIED = 40
 _NEWEST_IR_TRIED = 20
+
+
+def runtime_versions() -> dict[str, str]:
+    """Versions that results of ONNX Runtime depend on."""
+    import onnxruntime
+
+    return {
+        "onnx": str(onnx.__version__),
+        "onnxruntime": str(onnxruntime.__version__),
+        "numpy": str(np.__version__),
+        "python": platform.python_version(),
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from greencc.core.engine import BuildOrder, Engine, NodeTime
 from greencc.core.errors import UsageError
 from greencc.targets._host import HostTarget, describe_device
 from greencc.targets._ort import Optimization, OrtEngine, SessionConfig, session_options
-from greencc.targets._ort_facts import MINIMUM_VERSION, runtime_facts
+from greencc.targets._ort_facts import MINIMUM_VERSION, runtime_facts, runtime_versions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,16 +93,7 @@ class CpuTarget(HostTarget):
     def versions(self) -> dict[str, str]:
         """Versions an artifact's behaviour depends on."""
         self._require()
-        import numpy
-        import onnx
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-        }
+        return runtime_versions()
 
     def open(self, artifact: Path) -> Engine:
         """Load an artifact as a deployment would.

@@ -7,7 +7,6 @@ without the names of nodes, and blobs, which hold compiled code: neither is ship
 from __future__ import annotations
 
 import importlib.util
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from greencc.core.engine import Engine, NodeTime
 from greencc.core.errors import UsageError
 from greencc.targets._host import HostTarget
 from greencc.targets._openvino import DEVICE, OpenVinoEngine, core, properties
+from greencc.targets._ort_facts import runtime_versions
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
@@ -68,18 +68,9 @@ class OpenVinoTarget(HostTarget):
     def versions(self) -> dict[str, str]:
         """Versions an artifact's behaviour depends on."""
         self._require()
-        import numpy
-        import onnx
-        import onnxruntime
         import openvino
 
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            "openvino": str(openvino.__version__).partition("-")[0],
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-        }
+        return runtime_versions() | {"openvino": str(openvino.__version__).partition("-")[0]}
 
     def open(self, artifact: Path) -> Engine:
         """Load an artifact as a deployment would.

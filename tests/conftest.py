@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from greencc.targets import backends
+from greencc.targets._tensorrt import local
 
 # Nothing is kept between tests, nor in the user's cache folder.
 os.environ["GREENCC_CACHE"] = ""
@@ -39,6 +40,14 @@ def onnx_runtime_alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "OTHERS", ())
         yield
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This computer has no NVIDIA GPU, nor a driver for one, whatever it really has."""
+    local.gpu_here.cache_clear()
+    monkeypatch.setattr(local, "_ask_driver", lambda: {"missing": True})
+    monkeypatch.setattr(local, "_on_the_bus", lambda: False)
 
 
 _COMPETING = backends.OTHERS

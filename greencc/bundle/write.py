@@ -11,7 +11,7 @@ from greencc.core.engine import Target
 from greencc.core.errors import InputError
 from greencc.core.files import sha256_file
 from greencc.core.report import Report
-from greencc.report import dump_report, render_html, render_markdown
+from greencc.report import dump_report, render_html, render_markdown, stored
 from greencc.targets import format_spec
 
 RECIPE = "recipe.toml"
@@ -48,6 +48,8 @@ def write_bundle(
         InputError: The folder holds a link or a file name that a manifest cannot list, or trust cannot be recorded.
         ValueError: `seen` is no sequence of whole keys.
     """
+    # What is read here and what is rendered later from report.json must be the same to the letter.
+    report = stored(report, "report")
     texts = {
         RECIPE: recipe,
         REPORT: dump_report(report),

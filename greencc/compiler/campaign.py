@@ -239,26 +239,8 @@ def run_campaign(
     sampler = Sampler(meter)
     facts = MeterFacts(meter.name, meter.grade.name, meter.boundary, sampler.period_s, meter.uncertainty)
     with sampler:
-        result = measure_energy(
-            engines[0],
-            engines[1],
-            feeds,
-            sampler,
-            plan.protocol,
-            load=plan.load,
-            confidence=confidence,
-            bench=bench,
-        )
-    return Campaign(
-        plan=plan,
-        meter=facts,
-        result=result,
-        baseline=load_figures(result.blocks, BASELINE),
-        artifact=load_figures(result.blocks, ARTIFACT),
-        trace=tuple(sampler.trace()),
-        cost=sampler.cost(),
-        failures=len(sampler.failures()),
-    )
+        found = _measured(engines, feeds, sampler, facts, plan, confidence, bench)
+    return replace(found, trace=tuple(sampler.trace()), cost=sampler.cost(), failures=len(sampler.failures()))
 
 
 def run_campaign_elsewhere(
@@ -277,6 +259,21 @@ def run_campaign_elsewhere(
         InputError: An engine refuses an input.
         UnavailableError: The machine was lost several times while it was warmed up, or cannot be reached.
     """
+    facts = MeterFacts(meter.name, meter.grade.name, meter.boundary, meter.period_s, meter.uncertainty)
+    found = _measured(engines, feeds, meter, facts, plan, confidence, bench)
+    return replace(found, trace=_trace(found.result.readings))
+
+
+def _measured(
+    engines: tuple[Engine, Engine],
+    feeds: Sequence[Feeds],
+    meter: Sampler | SiteMeter,
+    facts: MeterFacts,
+    plan: MeasurePlan,
+    confidence: float,
+    bench: Bench | None,
+) -> Campaign:
+    """Without what is known of the meter itself."""
     result = measure_energy(
         engines[0],
         engines[1],
@@ -289,11 +286,10 @@ def run_campaign_elsewhere(
     )
     return Campaign(
         plan=plan,
-        meter=MeterFacts(meter.name, meter.grade.name, meter.boundary, meter.period_s, meter.uncertainty),
+        meter=facts,
         result=result,
         baseline=load_figures(result.blocks, BASELINE),
         artifact=load_figures(result.blocks, ARTIFACT),
-        trace=_trace(result.readings),
     )
 
 

@@ -28,6 +28,7 @@ from greencc.core.progress import Progress, silent
 from greencc.core.report import Figures
 from greencc.core.report_matrix import CrossRow, MatrixReport, TargetFailure, TargetResult, TargetRow
 from greencc.report.figures import BUSY, clean, energy_doubt
+from greencc.report.json_out import stored
 from greencc.report.matrix import dump_matrix, render_matrix_html, render_matrix_markdown
 from greencc.report.verdict import judge
 from greencc.targets import make_target
@@ -103,7 +104,7 @@ def compile_matrix(
                 for each in compiled
                 if each.bundle is not None
             ]
-            report = MatrixReport(
+            found = MatrixReport(
                 greencc=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 model=next(each.bundle.report.model for each in compiled if each.bundle is not None),
@@ -113,6 +114,7 @@ def compile_matrix(
                 cross=tuple(cross),
                 seconds=time.perf_counter() - start,
             )
+            report = stored(found, "matrix")
             for name, render in _FILES.items():
                 (work / name).write_text(render(report), encoding="utf-8", newline="\n")
     except KeyboardInterrupt as interrupt:

@@ -178,6 +178,11 @@ class Forms:
     discarded: list[Contender] = field(default_factory=list)
     layers: tuple[LayerChoice, ...] = ()
 
+    def left(self, ranked: Sequence[Contender]) -> list[Contender]:
+        """All that are not among the ranked ones."""
+        known = {id(item) for item in ranked}
+        return [item for item in (*self.contenders, *self.discarded) if id(item) not in known]
+
 
 def automatic_forms(
     session: Session,

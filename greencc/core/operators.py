@@ -1,4 +1,4 @@
-"""Which operators ONNX defines at a version of an operator set."""
+"""Which operators ONNX defines at a version of an operator set, and which of them half precision is no good for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from collections.abc import Iterable, Iterator
 import onnx
 
 from greencc.core.errors import did_you_mean
+
+KEPT_FROM_HALF = (
+    "Exp",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LogSoftmax",
+    "Pow",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "Softmax",
+)
+"""What FP16 computes badly: sums run out of its digits, exponentials make more of an error (Micikevicius et al., arXiv
+1710.03740, section 3.3)."""
 
 
 def operators_at(domain: str, version: int) -> dict[str, bool]:

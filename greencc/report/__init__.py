@@ -1,7 +1,7 @@
 """Reports: the verdict, and its rendering as JSON, HTML, Markdown and terminal text."""
 
 from greencc.report.html import render_html
-from greencc.report.json_out import dump_report, load_report, parse_report
+from greencc.report.json_out import dump_report, load_report, parse_report, stored
 from greencc.report.markdown import render_markdown
 from greencc.report.text import candidates_table, figures_table, measurement_table, summary
 from greencc.report.verdict import Verdict, judge, with_verdict
@@ -17,6 +17,7 @@ __all__ = [
     "parse_report",
     "render_html",
     "render_markdown",
+    "stored",
     "summary",
     "with_verdict",
 ]

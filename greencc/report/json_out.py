@@ -59,6 +59,17 @@ def from_plain(data: Any, kind: type[_T], where: str) -> _T:
     return found
 
 
+def stored(value: _T, where: str) -> _T:
+    """A report as its file gives it back; texts and pages are made of this, so that made again they are the same.
+
+    A share of 0.56895004 reads 56.90 %, but 0.56895, its six digits, 56.89 %.
+
+    Raises:
+        ValueError: As `dump_report`.
+    """
+    return from_plain(to_plain(value, where), type(value), where)
+
+
 def load_report(path: Path) -> Report:
     """Read a `report.json`.
 

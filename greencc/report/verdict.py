@@ -33,6 +33,7 @@ from greencc.report.figures import (
     unchanged,
     worst_grade,
 )
+from greencc.report.json_out import stored
 
 _ORIGINAL = "original"
 _KEPT = frozenset({"fp32", _ORIGINAL})
@@ -53,7 +54,8 @@ class Verdict:
 
 
 def with_verdict(report: Report) -> Report:
-    """The report with its `verdict` filled in from its figures."""
+    """The report as it is stored (`greencc.report.json_out.stored`), its `verdict` filled in from its figures."""
+    report = stored(report, "report")
     return replace(report, verdict=judge(report).text)
 
 

@@ -5,8 +5,8 @@ it, and nodes that must stay float32 by `--layerPrecisions` under `--precisionCo
 such flags: 10.12 to 10.x are told `--stronglyTyped`, 11 is strongly typed always.
 
 Sources: NVIDIA TensorRT documentation, "trtexec", "Migrating trtexec Usage from TensorRT 8.x to 10.x" and "10.x to
-11.x"; TensorRT OSS changelog (8.4: `--memPoolSize`, `--layerPrecisions`; 8.6: `--skipInference`,
-`--builderOptimizationLevel`).
+11.x"; TensorRT OSS changelog, 8.4.1 GA (`--memPoolSize`, `--layerPrecisions`). `--skipInference` for `--buildOnly`:
+8.6 (trtexec of 8.5 takes the former name, that of 8.6.1 the latter); `--builderOptimizationLevel`: 8.6, as in the API.
 """
 
 from __future__ import annotations

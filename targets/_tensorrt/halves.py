@@ -23,24 +23,13 @@ from greencc.core.graph import (
     drop_unused,
     is_op,
 )
+from greencc.core.operators import KEPT_FROM_HALF
 from greencc.targets._tensorrt.bounds import bounds_of
 from greencc.targets._tensorrt.capabilities import HALF_OPS
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-# They stay FP32, as in `ConvertFloat16`: sums lose what FP16 has not the digits for, exponentials make more of it.
-KEPT = frozenset(
-    {
-        "Exp",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LogSoftmax",
-        "Pow",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "Softmax",
-    }
-)
+# They stay FP32, as in `ConvertFloat16`.
+KEPT = frozenset(KEPT_FROM_HALF)
 # They give the values they read, so they go with their neighbours.
 _MOVEMENT = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"}

@@ -168,8 +168,10 @@ class TensorRtMachine:
     def integer_weights(self) -> bool:
         """Quantized weights may be stored as INT8 before a DequantizeLinear.
 
-        Before 10, "weights of Q/DQ models must be specified using the FP32 data type" (developer guide, "Explicit
-        Quantization"), and a constant of INT8 is refused ("invalid weights type of Int8").
+        The documentation of 10 and 11 takes either ("Explicit Quantization": "a high-precision data type ... or a
+        low-precision quantized type"). That of 8 asks for FP32 weights, and 8.0, 8.2 and 8.4 are known to refuse a
+        constant of INT8, "invalid weights type of Int8" (megvii-research/Sparsebit issue 16, microsoft/onnxruntime
+        issue 11535). 9, of which nothing is known, is treated like 8: every version reads float weights behind a pair.
         """
         return self.rtx or self.version >= _INTEGER_WEIGHTS
 

@@ -47,9 +47,10 @@ SINCE: Mapping[str, TensorRtVersion] = {
         (_V(10, 4), "BlackmanWindow HammingWindow HannWindow"),
         (_V(10, 5), "STFT"),
         (_V(10, 14), "Attention"),
-        (_V(10, 15), "RMSNormalization RotaryEmbedding TensorScatter"),
-        # Not dated by the changelog and missing in 9.2: taken to have come with the opsets of 10.0.
-        (_V(10, 0), "Gelu Mish"),
+        # Mish: missing in 9.2, there in 10.15, not dated between: it is written out for what may not have it.
+        (_V(10, 15), "Mish RMSNormalization RotaryEmbedding TensorScatter"),
+        # Not dated by the changelog and missing in 9.2: its activations (kGELU_ERF, kGELU_TANH) came with 10.0.
+        (_V(10, 0), "Gelu"),
     )
     for name in names.split()
 }

@@ -1,7 +1,12 @@
 """The Jetson modules that models are compiled for: their GPU, memory, JetPack and device profile.
 
-Sources: NVIDIA Jetson module data sheets; JetPack release notes (TensorRT by JetPack); energy.md's device table.
-DLA: up to TensorRT 10.7, and again with 11.4.1 on AGX Orin (TensorRT documentation, "Working with DLA").
+Sources: NVIDIA Jetson module data sheets; JetPack release notes (TensorRT by JetPack; 7.2: NVIDIA/TensorRT issue 4832,
+10.16.2 on Orin and on Thor). DLA: up to TensorRT 10.7, and again with 11.4.1 on AGX Orin under JetPack 7.2.2; Thor has
+none (TensorRT documentation, "Working with DLA"; 11.4.1 on AGX Orin and Thor: "Migrating TensorRT from 10.x to 11.x on
+Jetson/JetPack").
+
+A release stands for those that only fix it: 4.6 for 4.6.1 and later, with TensorRT 8.2.1. The first 4.6 has 8.0.1,
+older than is compiled for: such a device is refused for its TensorRT (`greencc.devices.fitting`).
 """
 
 from __future__ import annotations
@@ -118,7 +123,12 @@ MODULES: Mapping[JetsonPreset, JetsonModule] = {
         110,
         128 * _GIB,
         0,
-        (_jetpack("7.1", "10.13.3"), _jetpack("7.0", "10.13.3"), _jetpack("7.2.2", "11.4.1")),
+        (
+            _jetpack("7.1", "10.13.3"),
+            _jetpack("7.0", "10.13.3"),
+            _jetpack("7.2", "10.16.2"),
+            _jetpack("7.2.2", "11.4.1"),
+        ),
         "jetson-thor-t5000",
     ),
 }

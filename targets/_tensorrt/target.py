@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import BuildOrder, Device, Engine, NodeTime, Shipment, Target
 from greencc.core.errors import InputError, UnavailableError, UsageError
+from greencc.targets._ort_facts import runtime_versions
 from greencc.targets._tensorrt.machine import TensorRtMachine
 from greencc.targets.cpu import CpuTarget
 
@@ -123,17 +123,8 @@ class EmittedTarget(Target):
     def versions(self) -> dict[str, str]:
         """Versions that the checked results depend on, and the TensorRT that the graph is for."""
         self._require()
-        import numpy
-        import onnx
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-            self._runtime: f"{'like TensorRT ' * self.machine.rtx}{self.machine.version} (emitted for; not run here)",
-        }
+        emitted_for = f"{'like TensorRT ' * self.machine.rtx}{self.machine.version}"
+        return runtime_versions() | {self._runtime: f"{emitted_for} (emitted for; not run here)"}
 
     def lower(self, model: ir.Model) -> ir.Model:
         """The graph as that TensorRT wants it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.engine import Engine
 from greencc.targets._host import HostTarget
+from greencc.targets._ort_facts import runtime_versions
 from greencc.targets._tvm import versions
 from greencc.targets.cpu import CpuTarget
 
@@ -31,17 +31,7 @@ class GeneratedTarget(HostTarget):
     def versions(self) -> dict[str, str]:
         """Versions an artifact's behaviour depends on."""
         self._require()
-        import numpy
-        import onnx
-        import onnxruntime
-
-        return {
-            "onnx": str(onnx.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-            versions.PACKAGE: versions.tvm_version() or "unknown",
-            "numpy": str(numpy.__version__),
-            "python": platform.python_version(),
-        }
+        return runtime_versions() | {versions.PACKAGE: versions.tvm_version() or "unknown"}
 
     def fixed_sizes(self, model: ir.Model) -> tuple[str, ...]:
         """Inputs whose free sizes are those of images."""

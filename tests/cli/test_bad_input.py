@@ -321,7 +321,6 @@ CASES = (
          "preset=jetson-agx-orin,jetpack=7.2.2"),
     case("sparse kernels where none are", (*INT8, "-t", "jetson-nano:sparse=true"), USAGE, "has no sparse kernels",
          "Ampere"),
-    case("no GPU", (*INT8, "-t", "tensorrt"), ExitCode.UNAVAILABLE, "there is no NVIDIA GPU here", "greencc doctor"),
     case("TensorRT unknown", (*INT8, "-t", "tensorrt:6"), USAGE, "TensorRT 6.0 is not known", "from 8.2"),
     case("bad target option", (*INT8, "-t", "cpu:threads=many"), USAGE, "cpu:threads is 'many'",
          "expected int"),
@@ -411,3 +410,7 @@ def test_bad_input(arguments, code, message, hint, prepare, digits, refused):
     if prepare is not None:
         prepare(digits)
     refused(arguments, code, message, hint)
+
+
+def test_tensorrt_without_a_gpu(no_gpu, refused):
+    refused((*INT8, "-t", "tensorrt"), ExitCode.UNAVAILABLE, "there is no NVIDIA GPU here", "greencc doctor")

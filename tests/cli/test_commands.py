@@ -168,7 +168,7 @@ def test_compile_prints_a_table_and_the_path_of_the_report(digits, greencc, brie
 
 def test_the_original_is_measured_like_any_other_form(digits, greencc, brief, monkeypatch):
     """When the model is kept as it came, no cache of outputs speeds one of the sides up."""
-    from greencc.compiler import compile as module
+    from greencc.compiler import final as module
     from greencc.targets._ort import OrtEngine
 
     measured = []

@@ -13,7 +13,7 @@ import pytest
 
 import greencc as api
 from greencc import passes
-from greencc.compiler import CompileOptions, Precision, forms
+from greencc.compiler import CompileOptions, Precision, final, forms
 from greencc.compiler import compile as compiling
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.options import QuantizedFormat
@@ -122,14 +122,14 @@ def test_too_much_of_a_loss_ends_with_the_limit(
 def test_what_is_slower_is_kept_and_said_to_be_so(
     digits: Path, greencc: Call, brief: None, narrow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = compiling.measure_variants
+    genuine = final.measure_variants
 
     def measured(*arguments: Any) -> Any:
         found = genuine(*arguments)
         ratio = replace(found.ratio, latency=Interval(0.8, 0.75, 0.85), energy=None)
         return replace(found, ratio=ratio, conditions={**found.conditions, "clean": True})
 
-    monkeypatch.setattr(compiling, "measure_variants", measured)
+    monkeypatch.setattr(final, "measure_variants", measured)
     outcome = greencc(*COMPILE, *DATA, "--passes", "narrow:10", "--max-drop", "50%", "--json")
     assert outcome.code == ExitCode.OK, outcome.err
     report = parse_report(outcome.out)
@@ -155,7 +155,7 @@ def test_a_warning_says_what_did_not_pay(ratio: Interval, clean: bool, warned: s
     session = Session(CompileOptions(passes="prune"), CpuTarget(), Path())
     size = Interval(1.3, 1.3, 1.3)
     figures = Figures(Latency(1.0, 1.1, 1.2, 10), None, 3, None, None)
-    compiling._warn_without_gain(
+    final._warn_without_gain(
         session, Measurement(figures, figures, Ratio(ratio, None, size), {"clean": clean})
     )
     assert len(session.warnings) == (warned is not None)

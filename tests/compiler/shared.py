@@ -1,15 +1,18 @@
-"""Executors for the tests of what runs on workers, and a small network."""
+"""Executors for the tests of what runs on workers; a small network, data and options to compile it with."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from greencc.compiler import CompileOptions
 from greencc.core.cache import Cache
 from greencc.execution import Executor, Outcome, Work
 from greencc.execution.executor import Stop, never
@@ -83,3 +86,18 @@ def conv_net() -> onnx.ModelProto:
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_conv_inputs(folder: Path, samples: int) -> None:
+    """`conv_net` as net.onnx, calibration.npz of 64 samples and eval.npz of the rest, without labels."""
+    onnx.save(conv_net(), folder / "net.onnx")
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((samples, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
+    np.savez(folder / "calibration.npz", x=data[:64])
+    np.savez(folder / "eval.npz", x=data[64:])
+
+
+def conv_options(folder: Path, **changes: Any) -> CompileOptions:
+    """To compile these inputs with much room for loss and nothing kept; `changes` are further options."""
+    given = {"max_drop": 0.3, "cache": False, "workers": 1} | changes
+    return CompileOptions(calibration=folder / "calibration.npz", evaluation=folder / "eval.npz", **given)

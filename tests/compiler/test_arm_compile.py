@@ -7,14 +7,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from greencc.bundle import load
-from greencc.compiler import CompileOptions, Effort, Precision, compile_model
+from greencc.compiler import Effort, Precision, compile_model
 from greencc.targets import make_target
 
-from .shared import CONV_SIZE, conv_net
+from .shared import CONV_SIZE, conv_options, write_conv_inputs
 
 SPEC = "tvm-arm:preset=rpi5"
 
@@ -24,11 +23,7 @@ if missing := make_target(SPEC).missing():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    onnx.save(conv_net(), tmp_path / "net.onnx")
-    data = rng.standard_normal((160, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", x=data[:64])
-    np.savez(tmp_path / "eval.npz", x=data[64:])
+    write_conv_inputs(tmp_path, 160)
     return tmp_path
 
 
@@ -41,16 +36,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_a_bundle_for_arm_is_verified_under_emulation_and_runs(folder: Path, precision: Precision) -> None:
-    options = CompileOptions(
-        target=SPEC,
-        calibration=folder / "calibration.npz",
-        evaluation=folder / "eval.npz",
-        precision=precision,
-        max_drop=0.3,
-        effort=Effort.QUICK,
-        cache=False,
-        workers=1,
-    )
+    options = conv_options(folder, target=SPEC, precision=precision, effort=Effort.QUICK)
     compile_model(folder / "net.onnx", options, output=folder / "net.greencc").close()
     x = np.random.default_rng(5).standard_normal((3, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
     with load(folder / "net.greencc") as bundle:

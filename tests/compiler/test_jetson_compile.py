@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from greencc.bundle import load
-from greencc.compiler import CompileOptions, Effort, Precision, compile_model
+from greencc.compiler import Effort, Precision, compile_model
 from greencc.compiler.check import measure, verify_accuracy
 from greencc.core.errors import InputError, UsageError
 from greencc.core.report import Report
@@ -21,7 +21,7 @@ from greencc.measure import latency, memory
 from greencc.report import parse_report, render_html, render_markdown, summary
 from greencc.targets._tensorrt import rtx
 
-from .shared import CONV_SIZE, conv_net
+from .shared import CONV_SIZE, conv_net, conv_options, write_conv_inputs
 
 NOTICE = "Not built on the device. Latency and energy are estimates (grade D): nothing ran on the device"
 
@@ -35,16 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(latency, "_timer", refuse)
     monkeypatch.setattr(memory.subprocess, "run", refuse)
-    write_inputs(tmp_path)
+    write_conv_inputs(tmp_path, 800)
     return tmp_path
-
-
-def write_inputs(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    onnx.save(conv_net(), folder / "net.onnx")
-    data = rng.standard_normal((800, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
-    np.savez(folder / "calibration.npz", x=data[:64])
-    np.savez(folder / "eval.npz", x=data[64:])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,16 +48,7 @@ def no_rtx() -> Iterator[None]:
 
 
 def compiled(folder: Path, target: str, precision: Precision) -> Report:
-    options = CompileOptions(
-        target=target,
-        calibration=folder / "calibration.npz",
-        evaluation=folder / "eval.npz",
-        precision=precision,
-        max_drop=0.3,
-        effort=Effort.QUICK,
-        cache=False,
-        workers=1,
-    )
+    options = conv_options(folder, target=target, precision=precision, effort=Effort.QUICK)
     with compile_model(folder / "net.onnx", options, output=folder / "net.greencc", force=True) as bundle:
         return bundle.report
 
@@ -106,7 +89,7 @@ def test_a_bundle_for_a_jetson(folder: Path, spec: str, precision: Precision) ->
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a bundle that no test changes."""
     folder = tmp_path_factory.mktemp("made")
-    write_inputs(folder)
+    write_conv_inputs(folder, 800)
     compiled(folder, "jetson", Precision.FP32)
     return folder
 

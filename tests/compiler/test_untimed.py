@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -32,7 +31,7 @@ from greencc.report.figures import figure_rows
 from greencc.report.verdict import judge
 from greencc.targets.cpu import CpuTarget
 
-from .shared import CONV_SIZE, conv_net
+from .shared import CONV_SIZE, conv_options, write_conv_inputs
 
 PROFILE = "raspberry-pi-5"
 
@@ -66,24 +65,12 @@ def far(monkeypatch: pytest.MonkeyPatch) -> FarTarget:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    onnx.save(conv_net(), tmp_path / "net.onnx")
-    data = rng.standard_normal((320, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", x=data[:64])
-    np.savez(tmp_path / "eval.npz", x=data[64:])
+    write_conv_inputs(tmp_path, 320)
     return tmp_path
 
 
 def options(folder: Path, **changes: object) -> CompileOptions:
-    return CompileOptions(
-        target="far:threads=2",
-        calibration=folder / "calibration.npz",
-        evaluation=folder / "eval.npz",
-        max_drop=0.2,
-        cache=False,
-        workers=1,
-        **changes,  # type: ignore[arg-type]
-    )
+    return conv_options(folder, target="far:threads=2", max_drop=0.2, **changes)
 
 
 @pytest.mark.parametrize("precision", [Precision.AUTO, Precision.INT8, Precision.FP32])

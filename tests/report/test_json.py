@@ -15,7 +15,8 @@ import pytest
 
 from greencc.core.errors import InputError
 from greencc.core.report import Interval, Report
-from greencc.report import dump_report, load_report, parse_report, render_html, render_markdown
+from greencc.report import dump_report, load_report, parse_report, render_html, render_markdown, stored
+from greencc.report.figures import percent
 
 
 @pytest.mark.parametrize("name", ["full", "minimal", "planned"])
@@ -31,6 +32,20 @@ def test_round_trip(reports: dict[str, Report], name: str, tmp_path: Path) -> No
     )
     assert loaded == replace(report, passes=passes)
     assert dump_report(loaded) == dump_report(report)
+
+
+def test_what_is_stored_is_what_is_read(full_report: Report) -> None:
+    """Six digits can round the other way where fewer are shown: 56.90 %, and 56.89 % when read again."""
+    share = 0.56895004
+    report = replace(full_report, accuracy=replace(full_report.accuracy, artifact=share))
+    assert (percent(share), percent(0.56895)) == ("56.90 %", "56.89 %")
+    kept = stored(report, "report")
+    assert kept == parse_report(dump_report(report))
+    assert kept == stored(kept, "report")
+    assert kept.accuracy.artifact == 0.56895
+    for render in (render_markdown, render_html):
+        assert render(kept) != render(report)
+        assert render(kept) == render(parse_report(dump_report(report)))
 
 
 def test_stable_keys(full_report: Report) -> None:

@@ -39,7 +39,7 @@ def command(
     from greencc.core.errors import UsageError
     from greencc.core.files import atomic_file
     from greencc.measure.carbon import CarbonOptions, carbon_of
-    from greencc.report import dump_report, render_html, render_markdown, summary
+    from greencc.report import dump_report, render_html, render_markdown, stored, summary
 
     options = chosen(grid_intensity, country, embodied, lifetime)
     if output is not None:
@@ -52,7 +52,7 @@ def command(
         carbon = carbon_of(old.energy_mj, new.energy_mj, latencies, options)
         if carbon is None:
             raise UsageError(f"{bundle} has no energy figures, so carbon cannot be told from them")
-        report = replace(report, carbon=carbon)
+        report = stored(replace(report, carbon=carbon), "report")
     if form == "text":
         if output is not None:
             raise UsageError("--output needs a format", hint="add --format md, json or html")

@@ -78,8 +78,7 @@ class EstimatedPlan(Plan):
 
     def left(self) -> list[Contender]:
         """Those that are not ranked."""
-        ranked = {id(item) for item in self.ranked}
-        return [item for item in (*self.forms.contenders, *self.forms.discarded) if id(item) not in ranked]
+        return self.forms.left(self.ranked)
 
     def mode_of(self, item: Contender) -> PowerMode | None:
         """The mode that a contender was estimated in."""

@@ -127,8 +127,7 @@ class DevicePlan(Plan):
 
     def left(self) -> list[Contender]:
         """Those that are not ranked."""
-        ranked = {id(item) for item in self.ranked}
-        return [item for item in (*self.forms.contenders, *self.forms.discarded) if id(item) not in ranked]
+        return self.forms.left(self.ranked)
 
     def layers_of(self, item: Contender) -> tuple[LayerChoice, ...]:
         """Of the form that the search was about."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -25,7 +23,7 @@ from greencc.report import render_html, render_markdown
 from greencc.report.plan import limit_rows, plan_sentences
 from greencc.report.verdict import judge
 from greencc.targets.cpu import CpuTarget
-from tests.compiler.shared import CONV_SIZE, conv_net
+from tests.compiler.shared import write_conv_inputs
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("estimated")
-    rng = np.random.default_rng(0)
-    onnx.save(conv_net(), folder / "net.onnx")
-    data = rng.standard_normal((320, 3, CONV_SIZE, CONV_SIZE)).astype(np.float32)
-    np.savez(folder / "calibration.npz", x=data[:64])
-    np.savez(folder / "eval.npz", x=data[64:])
+    write_conv_inputs(folder, 320)
     return folder
 
 

@@ -14,10 +14,11 @@ import pytest
 
 import greencc.targets
 from greencc.bundle import Bundle
-from greencc.compiler import CompileOptions, compile_model
+from greencc.compiler import CompileOptions, compile_model, final
 from greencc.compiler import compile as compile_module
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.planning import on_device
+from greencc.compiler.reporting import Layers
 from greencc.compiler.variant import Variant
 from greencc.core.engine import Target
 from greencc.core.errors import LimitError, UsageError
@@ -114,8 +115,8 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(greencc.targets, "TARGETS", (CpuTarget, AttachedTarget))
     fake = fake_measurement({"15W": 6.0, "7W": 4.5})
     monkeypatch.setattr(on_device, "measure_variants", fake)
-    monkeypatch.setattr(compile_module, "measure_variants", fake)
-    monkeypatch.setattr(compile_module, "_layers", lambda *_: compile_module._Layers())
+    monkeypatch.setattr(final, "measure_variants", fake)
+    monkeypatch.setattr(compile_module, "layers_of", lambda *_: Layers())
     BOARD.mode, BOARD.seen = "15W", []
     return BOARD
 

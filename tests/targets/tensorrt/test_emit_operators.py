@@ -143,7 +143,7 @@ def test_decompositions_compute_the_same(name: str, version: str) -> None:
         ("skip-layer-norm", "LayerNormalization", "8.6"),
         ("hard-swish", "HardSwish", "8.6"),
         ("gelu", "Gelu", "10.13"),
-        ("mish", "Mish", "10.13"),
+        ("mish", "Mish", "10.15"),
     ],
 )
 def test_what_a_parser_has_is_left_to_it(name: str, operator: str, since: str) -> None:

@@ -57,7 +57,7 @@ def test_specs_go_both_ways(spec: str, same: str) -> None:
         ("jetson:dla", "'dla' has no value"),
         ("jetson:jetpack=9.9", "JetPack 9.9 is not known for the Jetson Orin Nano.*6.2"),
         ("jetson:dla=true", "builds for no DLA of the Jetson Orin Nano.*jetson-agx-orin,jetpack=7.2.2"),
-        ("jetson-agx-orin:dla=true", "TensorRT 10.3 of JetPack 6.2 builds for no DLA"),
+        ("jetson-agx-orin:jetpack=7.2,dla=true", "TensorRT 10.16.2 of JetPack 7.2 builds for no DLA"),
         ("jetson-nano:sparse=true", r"Jetson Nano \(Maxwell.*has no sparse kernels"),
         ("jetson:batch=9", "batch is 9 and max_batch 8"),
         ("jetson:max_batch=100000", "max_batch <= 4096"),
@@ -87,7 +87,7 @@ def test_every_device_has_a_profile_and_facts_of_its_own() -> None:
     assert set(GPUS) == {gpu.value for gpu in GpuPreset} - {"here"}
 
 
-def test_without_a_gpu_tensorrt_says_what_to_do() -> None:
+def test_without_a_gpu_tensorrt_says_what_to_do(no_gpu: None) -> None:
     target = TensorRtTarget()
     assert "there is no NVIDIA GPU here" in str(target.missing())
     assert "tensorrt:gpu=NAME" in str(target.missing())
