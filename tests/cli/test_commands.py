@@ -172,9 +172,9 @@ def test_the_original_is_measured_like_any_other_form(digits, greencc, brief, mo
     measured = []
     genuine = module.measure_variants
 
-    def measure_variants(session, device, baseline, artifact, *rest):
+    def measure_variants(session, device, baseline, artifact, *rest, **more):
         measured.extend([baseline.engine, artifact.engine])
-        return genuine(session, device, baseline, artifact, *rest)
+        return genuine(session, device, baseline, artifact, *rest, **more)
 
     monkeypatch.setattr(module, "measure_variants", measure_variants)
     outcome = greencc(*COMPILE, "--json")
