@@ -17,6 +17,7 @@ test: $(VENV)/.test system-packages
 	$(BIN)/python -m pytest -q -m "not full"
 
 test-full: $(VENV)/.test system-packages
+	@scripts/arm64-python.sh $(VENV)/arm64 >/dev/null 2>&1 || echo "the agent is not run under QEMU: no Python for ARM"
 	$(BIN)/python -m pytest -q
 
 # Compilers and an emulator for the tests of the tvm targets, and OpenSSH for those of devices, where they are missing

@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from greencc.core.capabilities import Arithmetic, Capabilities, Int8Support
+from greencc.core.capabilities import Arithmetic, Capabilities, ElementType, Int8Support
 from greencc.core.errors import InputError, UsageError, did_you_mean
 from greencc.core.model import infer_shapes
 from greencc.core.passes import Context, Finding, Outcome, Pass
@@ -52,6 +52,8 @@ from greencc.passes._refine_rounding import refine_rounding
 __all__ = ["Bias", "QuantizeInt8", "RangeMethod", "Rounding", "dequantized_name"]
 
 _RULE = "quantize"
+# The first with pairs of FP16.
+_HALF_OPSET = 19
 
 
 class Rounding(Enum):
@@ -310,12 +312,20 @@ def _refusal(model: ir.Model, int8: Int8Support | None) -> str | None:
     opset = model.opset_imports.get("", 1)
     if opset < 10:
         return f"opset {opset} has no QuantizeLinear; run upgrade-opset before quantize-int8"
-    if opset < int8.min_opset:
+    least = max(int8.min_opset, _HALF_OPSET if _is_half(model, int8) else 0)
+    if opset < least:
         return (
-            f"the target's quantized graphs need opset {int8.min_opset}, the model has {opset}; run upgrade-opset "
-            f"with target = {int8.min_opset} and below = {int8.min_opset} before quantize-int8"
+            f"the target's quantized graphs need opset {least}, the model has {opset}; run upgrade-opset "
+            f"with target = {least} and below = {least} before quantize-int8"
         )
     return None
+
+
+def _is_half(model: ir.Model, int8: Int8Support) -> bool:
+    """True where pairs will be of FP16."""
+    return int8.scale_type is ElementType.FLOAT16 and any(
+        value.dtype is ir.DataType.FLOAT16 for node in model.graph for value in node.outputs
+    )
 
 
 def _not_finite(plan: Placement, int8: Int8Support) -> list[ir.Node]:

@@ -128,11 +128,11 @@ class CpuTarget(HostTarget):
 
     def reference(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
         """Run a model node by node as written (no graph optimisation at all)."""
-        return self._in_memory(model, outputs, Optimization.NONE)
+        return self.in_memory(model, outputs, Optimization.NONE)
 
     def calibration_engine(self, model: ir.Model, outputs: Sequence[str] | None = None) -> Engine:
         """Like `reference`, with the runtime's optimisations: faster, and equal up to float rounding."""
-        return self._in_memory(model, outputs, Optimization.ALL)
+        return self.in_memory(model, outputs, Optimization.ALL)
 
     def profile(self, artifact: Path, feeds: Feeds, runs: int) -> list[NodeTime]:
         """Median microseconds per node of ONNX Runtime's own graph, over `runs` runs after a short warm-up.
@@ -163,9 +163,25 @@ class CpuTarget(HostTarget):
     def _load(self, artifact: Path, config: SessionConfig) -> OrtEngine:
         return OrtEngine(self.file(artifact), config, name=artifact.name)
 
-    def _in_memory(
-        self, model: ir.Model, outputs: Sequence[str] | None, optimization: Optimization
+    def in_memory(
+        self,
+        model: ir.Model,
+        outputs: Sequence[str] | None,
+        optimization: Optimization,
+        *,
+        qdq_fusions: bool = True,
     ) -> OrtEngine:
+        """An engine of a model that need not be in a file.
+
+        Args:
+            model: The model.
+            outputs: Values wanted; None: the model's outputs.
+            optimization: How far the runtime rewrites it.
+            qdq_fusions: See `SessionConfig`.
+
+        Raises:
+            InputError: ONNX Runtime cannot load it.
+        """
         import onnx_ir as ir
 
         from greencc.targets._ort_model import expose, share
@@ -180,12 +196,17 @@ class CpuTarget(HostTarget):
             if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor)
         )
         if private > _SPILL_FROM_BYTES:
-            return self._from_file(model, optimization, inner)
+            return self._from_file(model, optimization, inner, qdq_fusions)
         shared = share(model)
         # Batches and models of many shapes come by: the runtime need not remember how to lay out each of them.
         prepack = shared.nbytes <= _PREPACK_UP_TO_BYTES
         config = SessionConfig(
-            self.used_threads(), optimization, prepack=prepack, pattern=False, spin=self.spins
+            self.used_threads(),
+            optimization,
+            prepack=prepack,
+            pattern=False,
+            spin=self.spins,
+            qdq_fusions=qdq_fusions,
         )
         options = session_options(config)
         shared.register(options)
@@ -198,13 +219,21 @@ class CpuTarget(HostTarget):
             inner=inner,
         )
 
-    def _from_file(self, model: ir.Model, optimization: Optimization, inner: frozenset[str]) -> OrtEngine:
+    def _from_file(
+        self, model: ir.Model, optimization: Optimization, inner: frozenset[str], qdq_fusions: bool
+    ) -> OrtEngine:
         """Run a model from a temporary file, which the runtime maps: handing the weights over would copy them."""
         from greencc.core.files import translated_os_errors
         from greencc.core.model import save_model
 
         config = SessionConfig(
-            self.used_threads(), optimization, prepack=False, arena=False, pattern=False, spin=self.spins
+            self.used_threads(),
+            optimization,
+            prepack=False,
+            arena=False,
+            pattern=False,
+            spin=self.spins,
+            qdq_fusions=qdq_fusions,
         )
         folder = Path(tempfile.mkdtemp(prefix="greencc-reference-"))
         try:

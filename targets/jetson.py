@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.errors import UsageError
 from greencc.targets._tensorrt.machine import TensorRtMachine
 from greencc.targets._tensorrt.presets import MODULES, JetPack, JetsonModule, JetsonPreset
 from greencc.targets._tensorrt.target import EmittedTarget
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,16 @@ class JetsonTarget(EmittedTarget):
     def estimated_on(self) -> str:
         """The profile of the module."""
         return self.module.profile
+
+    def lower(self, model: ir.Model) -> ir.Model:
+        """The graph as that TensorRT wants it; for the DLA, which runs fixed sizes alone, of the target's batch.
+
+        Raises:
+            InputError: It cannot be expressed.
+        """
+        from greencc.core.shapes import bind_sizes
+
+        return super().lower(bind_sizes(model, {}, batch=self.batch) if self.dla else model)
 
     def _facts(self) -> dict[str, str]:
         return {

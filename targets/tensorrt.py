@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from greencc.core.errors import UnavailableError
 from greencc.targets._tensorrt.gpus import GPUS, Gpu, GpuPreset
+from greencc.targets._tensorrt.local import gpu_here, machine_here, missing_here
 from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
 from greencc.targets._tensorrt.spec import NEWEST
 from greencc.targets._tensorrt.target import EmittedTarget
@@ -17,7 +18,7 @@ class TensorRtTarget(EmittedTarget):
     """TensorRT of a PC or a server.
 
     Attributes:
-        version: Of TensorRT; empty: the newest that is known.
+        version: Of TensorRT; empty: that of this computer, or for another GPU the newest that is known.
         gpu: The graphics card.
     """
 
@@ -40,14 +41,21 @@ class TensorRtTarget(EmittedTarget):
         Raises:
             UnavailableError: That of this computer, which has none.
         """
-        if self.gpu is GpuPreset.HERE:
-            raise UnavailableError(f"the {self.name} target cannot be used here: {self._no_gpu()}")
-        return GPUS[self.gpu.value]
+        if self.gpu is not GpuPreset.HERE:
+            return GPUS[self.gpu.value]
+        if (missing := self._no_gpu()) is not None:
+            raise UnavailableError(f"the {self.name} target cannot be used here: {missing}")
+        here = gpu_here()
+        profile = next((gpu.profile for gpu in GPUS.values() if gpu.sm == here.sm), "")
+        return Gpu(here.name, here.sm, here.memory_bytes, profile)
 
     @property
     def machine(self) -> TensorRtMachine:
         """The TensorRT and the GPU that graphs are emitted for."""
-        version = TensorRtVersion.parse(self.version) if self.version else NEWEST
+        if self.version:
+            version = TensorRtVersion.parse(self.version)
+        else:
+            version = machine_here().version if self.gpu is GpuPreset.HERE else NEWEST
         return TensorRtMachine(version, architecture(self.card.sm), memory_bytes=self.card.memory_bytes)
 
     @property
@@ -63,10 +71,13 @@ class TensorRtTarget(EmittedTarget):
         """The profile of the GPU."""
         return self.card.profile
 
-    def _no_gpu(self) -> str:
+    def _no_gpu(self) -> str | None:
+        """Why the GPU of this computer cannot be used, and what can be done instead; None: it can."""
+        if (missing := missing_here()) is None:
+            return None
         others = ", ".join(preset.value for preset in GpuPreset if preset is not GpuPreset.HERE)
         return (
-            f"there is no NVIDIA GPU here: name one to emit for another machine ({self.name}:gpu=NAME, with one of "
+            f"{missing}: name one to emit for another machine ({self.name}:gpu=NAME, with one of "
             f"{others}), or build on it with --device"
         )
 

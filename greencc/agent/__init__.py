@@ -32,14 +32,19 @@ Operations (arguments -> result; payloads where named):
     bye             {} -> {}
 
 Jobs are processes of their own: they outlive the connection, keep their state in files, and end at their limits of
-time, memory and disk. Their specs:
+time (``seconds``, default 3600), memory (``bytes``, of all their processes) and disk. A job that times or meters has
+the device for itself; one that finds it in use waits, up to ``wait`` seconds (default 3600), which do not count.
+Goodbye removes the jobs that the connection had to do with, unless another one has as well. What was sent stays (so
+that it is not sent again), and so do builders' timing caches, until they have not been used for two weeks, room is
+needed, or all is cleaned. Specs:
 
     {"kind": "build", "backend": "tensorrt|ort|tvm", "files": {NAME: SHA256}, "main": NAME, "options": {...},
      "limits": {"seconds": ..., "bytes": ...}} -> {"log": ..., "seconds": ..., "engine_bytes": ..., "versions": {...}}
     {"kind": "drive", "build": ID, "feeds": SHA256, "inputs": [...], "count": feeds in the file,
-     "seconds" | "runs": ..., "rate": ..., "due": [offsets...], "first": ..., "metered": bool, "threads": ...}
-        -> a `greencc.core.elsewhere.Driven` as JSON; times of runs in the files ``latencies.f64`` and ``services.f64``
-    {"kind": "idle", "seconds": ...} -> likewise
+     "seconds" | "runs": ..., "rate": ..., "due": [offsets...], "first": ..., "metered": bool, "threads": ...,
+     "meter": its name, "processor": "cpu" | "gpu"} -> a `greencc.core.elsewhere.Driven` as JSON (see
+        `greencc.agent.drive`); times of runs in the files ``latencies.f64`` and ``services.f64``
+    {"kind": "idle", "seconds": ..., "metered": ..., "meter": ..., "processor": ...} -> likewise
     {"kind": "profile", "build": ID, "feeds": ..., "runs": ...} -> {"nodes": [{"name", "op_type", "us"}...]}
 
 After a reboot a running job is ``lost`` (the boot id differs), what was built is still there, and a power mode that was

@@ -35,22 +35,24 @@ def outdated(places: Places) -> int:
 
 
 def everything(places: Places) -> int:
-    """Remove all but jobs that run, and what must be kept to put a power mode back; the bytes that this frees."""
+    """Remove all but jobs that run or others use, and what it takes to put a power mode back; the bytes freed."""
     before = disk.used_bytes(places.home)
     for folder in _entries(places.jobs):
         forget(places, folder.name)
     for path in [*_entries(places.partial), *_entries(places.store), *_entries(places.cache)]:
         _delete(path)
-    for path in places.home.glob("agent-*.pyz"):
+    for path in places.home.glob("agent-*.pyz*"):
         # Agents of other versions; one that runs still imports from its file.
-        if path != own_file() and time.time() - _newest(path) > JOBS_S:
+        if not path.name.startswith(own_file().name) and time.time() - _newest(path) > JOBS_S:
             _delete(path)
     return max(0, before - disk.used_bytes(places.home))
 
 
 def forget(places: Places, name: str) -> bool:
-    """End the engine of a job and remove its folder; False: it runs, and stays."""
+    """End the engine of a job and remove its folder; False: it runs or is another connection's too, and stays."""
     folder = places.jobs / name
+    if not name.startswith(".") and Job(places, name).shared():
+        return False
     deadline = time.monotonic() + _ENDING_S
     while held(folder / "lock"):
         # One that has a result is about to end.
@@ -66,7 +68,9 @@ def forget(places: Places, name: str) -> bool:
 def session(places: Places, names: Iterable[str]) -> None:
     """Remove the jobs of a connection that says goodbye."""
     for name in names:
-        if Job(places, name).exists:
+        job = Job(places, name)
+        if job.exists:
+            job.leave()
             forget(places, name)
 
 

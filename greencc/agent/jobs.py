@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from greencc.agent import disk
-from greencc.agent.places import Places, again, check_name, check_path, read_json, write_json
+from greencc.agent.places import Places, again, check_name, check_path, read_json, remove, write_json
 from greencc.agent.problem import Problem
 from greencc.agent.processes import end_family, start_detached, started_at
 
@@ -35,6 +35,10 @@ class Job:
         self.places = places
         self.name = check_name(name, "a job")
         self.folder = places.jobs / self.name
+
+    @property
+    def _user(self) -> Path:
+        return self.folder / "users" / ("%d.%s" % (os.getpid(), started_at(os.getpid())))
 
     @property
     def exists(self) -> bool:
@@ -158,6 +162,25 @@ class Job:
             raise Problem("internal", "job %s does not end" % self.name, "restart the device")
         if not (self.folder / "result.json").exists():
             write_json(self.folder / "result.json", {"state": "cancelled"}, lasting=True)
+
+    def use(self) -> None:
+        """Note that this process has to do with the job, which is then not removed by others."""
+        if self.exists:
+            self._user.parent.mkdir(exist_ok=True)
+            self._user.touch()
+
+    def leave(self) -> None:
+        """This process has no more to do with the job."""
+        remove(self._user)
+
+    def shared(self) -> bool:
+        """Whether another process that lives has to do with it: jobs of equal builds have equal names."""
+        users = self.folder / "users"
+        for path in users.iterdir() if users.is_dir() else ():
+            pid, _, started = path.name.partition(".")
+            if int(pid) != os.getpid() and str(started_at(int(pid))) == started:
+                return True
+        return False
 
     def read(self, file: Any, offset: int, most: int) -> Tuple[int, bytes]:
         """Part of a file that the job wrote, and the size of the whole.

@@ -27,9 +27,17 @@ from greencc.agent.problem import Problem
 from greencc.agent.rails import find_rails, watts
 from greencc.agent.supervisor import memory
 
+Backends = Tuple[Dict[str, str], Dict[str, Dict[str, str]]]
+"""Why each cannot be used, and the versions of those that can."""
 
-def probe(places: Places) -> Dict[str, Any]:
-    """Look at everything; some seconds where programs have to be asked."""
+
+def probe(places: Places, known: Backends) -> Dict[str, Any]:
+    """Look at everything.
+
+    Args:
+        places: The agent's folders.
+        known: Of `known_backends`.
+    """
     facts = machine.describe(places.root)
     facts["boot_id"] = places.boot_id
     module = machine.find_module(places.root)
@@ -46,7 +54,8 @@ def probe(places: Places) -> Dict[str, Any]:
     facts["memory_free_bytes"] = figures.get("MemAvailable")
     facts["disk_free_bytes"] = disk.free_bytes(places)
     facts["disk_used_bytes"] = disk.used_bytes(places.home)
-    facts["backends"], facts["backend_facts"] = known_backends(places)
+    facts["backends"], facts["backend_facts"] = known
+    _believe(facts, facts["backend_facts"].get("tensorrt"))
     facts["power"] = power.describe(places)
     free = condition.free_clocks(places.root)
     facts["clocks"] = {
@@ -66,9 +75,20 @@ def probe(places: Places) -> Dict[str, Any]:
     return facts
 
 
-def known_backends(places: Places) -> Tuple[Dict[str, str], Dict[str, Dict[str, str]]]:
-    """Why each backend cannot be used (empty: it can), and the versions of those that can."""
-    missing, facts = {}, {}
+def _believe(facts: Dict[str, Any], used: Optional[Dict[str, str]]) -> None:
+    """What runs engines knows best what it is: it may be a wheel, which no package list has."""
+    if used is None:
+        return
+    facts["tensorrt"]["version"] = used.get("tensorrt", facts["tensorrt"]["version"])
+    sm = used.get("compute_capability", "").replace(".", "")
+    if facts["gpu"] is None and sm.isdigit():
+        facts["gpu"] = {"name": "NVIDIA GPU", "sm": int(sm), "memory_bytes": None, "driver": None}
+
+
+def known_backends(places: Places) -> Backends:
+    """Ask all backends; some seconds."""
+    missing: Dict[str, str] = {}
+    facts: Dict[str, Dict[str, str]] = {}
     for name in backends.NAMES:
         found = backends.find(name, str(places.root), os.environ, str(places.cache))
         missing[name] = found.missing() or ""

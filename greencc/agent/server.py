@@ -4,13 +4,14 @@ import os
 import signal
 import sys
 import traceback
-from typing import IO, Any, Callable, Dict, Set, Tuple
+from typing import IO, Any, Callable, Dict, Optional, Set, Tuple
 
 from greencc.agent import VERSION, clean, disk, framing, power, store, wire
 from greencc.agent.device import used
 from greencc.agent.engine import Engine
 from greencc.agent.jobs import Job
 from greencc.agent.places import Places, check_count, check_sha256
+from greencc.agent.probe import Backends, known_backends, probe
 from greencc.agent.problem import Problem
 
 _MOST_FETCHED = 64 << 20
@@ -46,6 +47,7 @@ class Server:
             "bye": self.bye,
         }
         self._session: Set[str] = set()
+        self._backends: Optional[Backends] = None
 
     def answer(self, request: Dict[str, Any], payload: bytes) -> Answer:
         """The reply to a request, and its bytes; whatever goes wrong becomes part of it."""
@@ -73,9 +75,10 @@ class Server:
             return {"id": number, "error": Problem("internal", message, "please report it").as_json()}, b""
 
     def probe(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
-        from greencc.agent.probe import probe
-
-        return probe(self.places), b""
+        if self._backends is None:
+            # They are asked in processes of their own, which takes seconds, and do not come and go.
+            self._backends = known_backends(self.places)
+        return probe(self.places, self._backends), b""
 
     def has(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         return store.has(self.places, check_sha256(arguments.get("sha256"))), b""
@@ -92,7 +95,10 @@ class Server:
         spec = arguments.get("spec")
         if not isinstance(spec, dict):
             raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
-        return self._job(arguments).start(spec), b""
+        job = self._job(arguments)
+        told = job.start(spec)
+        job.use()
+        return told, b""
 
     def poll(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         since = check_count(arguments.get("since", 0), "since", 0, _MOST_EVENTS)
@@ -110,7 +116,8 @@ class Server:
 
     def open(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         job = self._job(arguments)
-        description = Engine(self.places, job.name).open()
+        with used(self.places, "loading an engine", False, _WAIT_S, lambda holder: None):
+            description = Engine(self.places, job.name).open()
         return dict(description, engine=job.name), b""
 
     def run(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
@@ -122,7 +129,10 @@ class Server:
             return engine.ask("run", wanted, payload)
 
     def close(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
-        Engine(self.places, arguments.get("engine")).close()
+        engine = Engine(self.places, arguments.get("engine"))
+        # One that another connection uses ends by itself when nobody does any more.
+        if not engine.job.shared():
+            engine.close()
         return {}, b""
 
     def power_mode(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
@@ -146,6 +156,7 @@ class Server:
         """A job that this connection has to do with: it goes when the connection says goodbye."""
         job = Job(self.places, arguments.get("job"))
         self._session.add(job.name)
+        job.use()
         return job
 
 

@@ -11,6 +11,7 @@ from greencc.bundle import Bundle, load
 from greencc.calibration import open_data, synthetic
 from greencc.compiler.campaign import MeasurePlan
 from greencc.compiler.data import FEEDS, whole_batches
+from greencc.compiler.energies import other_meter
 from greencc.compiler.measurement import Measurement, measure_variants
 from greencc.compiler.on_device import opened_engine, opened_target
 from greencc.compiler.options import CompileOptions, Effort
@@ -109,6 +110,8 @@ def measure(
         The measurement and the warnings that go with it.
     """
     plan = plan or MeasurePlan()
+    if device and plan.meter is not None:
+        raise other_meter(plan.meter.name, device)
     effort = Effort.QUICK if plan.protocol.name == QUICK.name else Effort.STANDARD
     options = CompileOptions(
         effort=effort, confidence=confidence, target=target, device=device, set_power_mode=set_power_mode

@@ -62,6 +62,7 @@ from greencc.core.report import (
     ModelInfo,
     Report,
 )
+from greencc.devices.target import DeviceTarget
 from greencc.execution import check_engine
 from greencc.meters.window import Window
 from greencc.passes import PASSES
@@ -132,7 +133,7 @@ def _written(
             window=window,
             execution=options.engine,
             # On a device one engine runs at a time.
-            workers=1 if options.device else options.workers,
+            workers=1 if isinstance(target, DeviceTarget) else options.workers,
         )
         for warning in kept_schedules(target):
             session.warn(warning)

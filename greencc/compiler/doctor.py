@@ -18,6 +18,7 @@ _EXTRAS = (
     ("finetune", "torch", "'greencc recover', and scores from gradients for pruning"),
     ("mqtt", "paho", "energy meters behind an MQTT broker"),
     ("parquet", "pyarrow", "traces of 'greencc measure' as Parquet"),
+    ("rtx", "tensorrt_rtx", "TensorRT's parser without a GPU, and engines for RTX GPUs built ahead of time"),
     ("zeus", "zeus", "a cross-check of energy meters with Zeus"),
 )
 
@@ -73,10 +74,11 @@ def _target(target: Target) -> list[Row]:
     capabilities = target.capabilities()
     versions = ", ".join(f"{name} {version}" for name, version in target.versions().items())
     device = target.device()
+    cores = device.facts.get("physical_cores")
     int8 = capabilities.int8.reason if capabilities.int8 else "no integer kernels worth using"
     rows = [
         Row("Targets", target.name, "ok", f"{target.summary}; {versions}"),
-        Row("Targets", "device", "note", f"{device.name}, {device.facts.get('physical_cores', '?')} cores"),
+        Row("Targets", "device", "note", device.name + (f", {cores} cores" if cores is not None else "")),
         Row("Targets", "INT8", "note", int8),
     ]
     return rows + [Row("Targets", "", "note", note) for note in capabilities.notes]

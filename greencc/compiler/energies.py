@@ -83,15 +83,20 @@ def _campaign(
     return campaign
 
 
+def other_meter(meter: str, device: str) -> UsageError:
+    """What is said of a meter of this computer where a device is measured."""
+    return UsageError(
+        f"{meter} is read on this computer, and {device} is measured with its own meter",
+        hint="leave --meter out",
+    )
+
+
 def _campaign_elsewhere(
     session: Session, site: Site, engines: tuple[Engine, Engine], feeds: Sequence[Feeds], plan: MeasurePlan
 ) -> Campaign | None:
     """Measure with the meter of the other machine; where it has none, nothing is estimated in its stead."""
     if plan.meter is not None:
-        raise UsageError(
-            f"{plan.meter.name} is read on this computer, and {site.name} is measured with its own meter",
-            hint="leave --meter out",
-        )
+        raise other_meter(plan.meter.name, site.name)
     meter = site.meter if plan.metered else None
     if meter is not None:
         needed = plan.protocol.shortest(meter.period_s)

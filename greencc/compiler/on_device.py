@@ -14,6 +14,7 @@ from greencc.core.engine import Engine, Target
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.machine import CpuInfo
 from greencc.core.progress import Progress, silent
+from greencc.devices.address import LOCAL
 from greencc.devices.client import AgentClient
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.fitting import Fit, Needs, check, matching
@@ -52,19 +53,27 @@ def opened_target(
             raise UsageError(
                 "a power mode is changed on a device, and none is given", hint="add --device ssh://user@host"
             )
-        yield available_target(spec or DEFAULT_TARGET)
-        return
+        target = available_target(spec or DEFAULT_TARGET)
+        if not _is_gpu_here(target):
+            yield target
+            return
+        device = LOCAL
     known = find_device(device)
     wanted = spec or ("" if known is None else known.target)
     with AgentClient(open_transport(device), progress=progress) as client:
-        target = device_target(client, wanted, may_change_mode=power_mode is not None)
-        with target.with_power_mode(power_mode) if power_mode else nullcontext():
-            yield target
+        there = device_target(client, wanted, may_change_mode=power_mode is not None)
+        with there.with_power_mode(power_mode) if power_mode else nullcontext():
+            yield there
     if power_mode is not None and client.farewell is not None:
         raise UnavailableError(
             f"{client.name}: what was asked for is done, but the power mode may not be what it was: {client.farewell}",
             hint="the agent's watchdog puts it back; look there with: nvpmodel -q",
         )
+
+
+def _is_gpu_here(target: Target) -> bool:
+    """TensorRT on the GPU of this computer: its engines are in the agent's processes, as on any device."""
+    return isinstance(target, TensorRtTarget) and target.gpu is GpuPreset.HERE
 
 
 def opened_engine(bundle: Bundle, device: str, progress: Progress, opened: ExitStack) -> Engine:

@@ -74,4 +74,6 @@ def _power_mode(session: Session, conditions: Mapping[str, Any]) -> str | None:
     if (planned := conditions.get("power_mode")) is not None:
         return str(planned)
     estimator = session.estimator
-    return estimator.profile.mode(None).name if estimator is not None and estimator.profile.modes else None
+    if estimator is None or len(estimator.profile.modes) < 2:
+        return None
+    return estimator.profile.mode(None).name

@@ -1,6 +1,7 @@
 """Reads a graph with TensorRT for RTX, and may build it, in a process of its own: the library can crash.
 
-Run as ``python -m greencc.targets._tensorrt._rtx_child REQUEST``; the request is JSON, as is the last line of output.
+Run as ``python -P _rtx_child.py REQUEST``; the request is JSON, as is the last line of output. Nothing of greencc is
+imported here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the values of a quantized graph can get, for certain: a pair clips to 128 steps, and from there it is algebra.
+"""How large the values of a quantized graph can get, for certain: a pair clips to 128 steps, the rest is algebra.
 
 A quantized value is at most 128 scales; a convolution's result at most the sum of its weights' magnitudes times that,
 which also holds for every partial sum. What no pair bounds (an input of the model, a logarithm) has no bound here.
@@ -54,6 +54,11 @@ _SAME = frozenset(
         "Unsqueeze",
     }
 )
+_INTEGERS: dict[ir.DataType | None, float] = {
+    ir.DataType.BOOL: 1.0,
+    ir.DataType.INT8: 128.0,
+    ir.DataType.UINT8: 255.0,
+}
 _UNIT = frozenset({"Cos", "Erf", "HardSigmoid", "Sigmoid", "Sin", "Softmax", "Softsign", "Tanh"})
 
 
@@ -91,7 +96,8 @@ def _bound(node: ir.Node, found: Mapping[ir.Value, float]) -> float | None:
         case kind if kind in _SAME:
             return first
         case "Cast":
-            return first
+            source = node.inputs[0]
+            return _INTEGERS.get(source.dtype, first) if source is not None else None
         case "Conv" | "ConvTranspose" | "Gemm" | "MatMul":
             return None if first is None else _product(node, first, found)
         case "Add" | "Sub" | "Sum":
@@ -107,16 +113,24 @@ def _bound(node: ir.Node, found: Mapping[ir.Value, float]) -> float | None:
             return _clipped(node, first)
         case "Div":
             array = constant_of(node.inputs[1])
-            smallest = 0.0 if array is None else float(np.min(np.abs(array.astype(np.float64)), initial=np.inf))
+            smallest = (
+                0.0 if array is None else float(np.min(np.abs(array.astype(np.float64)), initial=np.inf))
+            )
             return None if first is None or smallest == 0.0 else first / smallest
         case "LeakyRelu" | "Elu":
             slope = node.attributes.get("alpha")
-            return None if first is None else first * max(1.0, abs(slope.as_float()) if slope is not None else 1.0)
+            return (
+                None
+                if first is None
+                else first * max(1.0, abs(slope.as_float()) if slope is not None else 1.0)
+            )
         case "Pad":
             return first if _pads_within(node) else None
         case "Resize":
             mode = node.attributes.get("mode")
             return None if mode is not None and mode.as_string() == "cubic" else first
+        case "BatchNormalization":
+            return None if first is None else _shifted(node, first)
         case "LayerNormalization" | "InstanceNormalization":
             return _normalized(node, found)
     return None
@@ -137,7 +151,11 @@ def _product(node: ir.Node, data: float, found: Mapping[ir.Value, float]) -> flo
         other = found.get(node.inputs[1]) if node.inputs[1] is not None else None
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
         terms = shape[-1] if shape is not None and shape.rank() else None
-        return None if other is None or not isinstance(terms, int) or node.op_type != "MatMul" else terms * other * data
+        return (
+            None
+            if other is None or not isinstance(terms, int) or node.op_type != "MatMul"
+            else terms * other * data
+        )
     magnitude = np.abs(weight.astype(np.float64))
     match node.op_type:
         case "Conv":
@@ -150,7 +168,10 @@ def _product(node: ir.Node, data: float, found: Mapping[ir.Value, float]) -> flo
             rows = magnitude.sum(1 if attribute_int(node, "transB", 0) else 0)
         case _:
             rows = magnitude.sum(-2) if magnitude.ndim > 1 else magnitude.sum()
-    factors = [abs(node.attributes[name].as_float()) if name in node.attributes else 1.0 for name in ("alpha", "beta")]
+    factors = [
+        abs(node.attributes[name].as_float()) if name in node.attributes else 1.0
+        for name in ("alpha", "beta")
+    ]
     total = float(np.max(rows, initial=0.0)) * data * factors[0]
     bias = input_at(node, 2) if node.op_type != "MatMul" else None
     if bias is None:
@@ -193,6 +214,17 @@ def _pads_within(node: ir.Node) -> bool:
         return True
     tensor = constant_tensor(value)
     return value is None or (tensor is not None and not tensor.numpy().any())
+
+
+def _shifted(node: ir.Node, data: float) -> float | None:
+    """Batch normalization of constant statistics."""
+    scale, bias, mean, variance = (constant_of(value) for value in node.inputs[1:5])
+    if scale is None or bias is None or mean is None or variance is None:
+        return None
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    gain = np.abs(scale.astype(np.float64)) / np.sqrt(variance.astype(np.float64) + epsilon)
+    reach = data + np.abs(mean.astype(np.float64))
+    return float(np.max(reach * gain + np.abs(bias.astype(np.float64)), initial=0.0))
 
 
 def _normalized(node: ir.Node, found: Mapping[ir.Value, float]) -> float | None:

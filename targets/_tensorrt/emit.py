@@ -20,10 +20,11 @@ from greencc.core.errors import InputError
 from greencc.core.graph import ONNX_DOMAINS, ensure_names, graphs_of, label, opset_of
 from greencc.core.model import check_model, infer_shapes
 from greencc.core.opsets import raise_opset
+from greencc.targets._tensorrt.capabilities import HALF_OPS
 from greencc.targets._tensorrt.decompositions import decompose
 from greencc.targets._tensorrt.floats import to_float32
 from greencc.targets._tensorrt.folding import fold_constants
-from greencc.targets._tensorrt.halves import float32_nodes, halve
+from greencc.targets._tensorrt.halves import KEPT, float32_nodes, halve
 from greencc.targets._tensorrt.machine import TensorRtMachine, Typing
 from greencc.targets._tensorrt.older import lower_opset
 from greencc.targets._tensorrt.pairs import is_quantized, normalize_pairs
@@ -69,9 +70,10 @@ def emit(model: ir.Model, machine: TensorRtMachine) -> ir.Model:
     lower_opset(emitted, machine.max_opset, _name(machine))
     infer_shapes(emitted)
     fold_constants(emitted)
-    if machine.typing is Typing.STRONG and machine.gpu.float16 and is_quantized(emitted):
-        halve(emitted)
+    if machine.gpu.float16 and is_quantized(emitted):
+        _halve(emitted, machine)
     RemoveUnusedNodesPass()(emitted)
+    _drop_domains(emitted)
     infer_shapes(emitted)
     emitted.ir_version = min(emitted.ir_version, _IR_VERSIONS[opset_of(emitted)])
     check_model(emitted)
@@ -87,6 +89,13 @@ def _drop_defaults(model: ir.Model) -> None:
     defaults = [value for value in model.graph.inputs if value.is_initializer()]
     for value in defaults:
         model.graph.inputs.remove(value)
+
+
+def _drop_domains(model: ir.Model) -> None:
+    """No operator set is imported that no node is of."""
+    used = {node.domain for graph in graphs_of(model) for node in graph} | ONNX_DOMAINS
+    for domain in [domain for domain in model.opset_imports if domain not in used]:
+        del model.opset_imports[domain]
 
 
 def _raise(model: ir.Model, target: int, machine: TensorRtMachine) -> None:
@@ -120,21 +129,25 @@ def _check_operators(model: ir.Model) -> None:
 
 
 def _type(model: ir.Model, machine: TensorRtMachine) -> None:
-    """Float types as the machine has them, and what weakly typed files say about precision."""
+    """Float types as the machine has them; of a half-precision form a weakly typed file keeps what it was."""
     dtypes = {value.dtype for graph in graphs_of(model) for node in graph for value in node.outputs}
-    narrow = [kind for kind in _HALVES if kind in dtypes]
-    weak = machine.typing is Typing.WEAK
-    gone = [ir.DataType.DOUBLE]
-    if weak:
+    fast = {ir.DataType.FLOAT16: machine.gpu.float16, ir.DataType.BFLOAT16: machine.bfloat16}
+    narrow = [kind for kind in _HALVES if kind in dtypes and fast[kind]]
+    gone = [ir.DataType.DOUBLE, *(kind for kind in _HALVES if not fast[kind])]
+    if machine.typing is Typing.WEAK:
         if narrow:
             model.metadata_props[PRECISION] = _HALVES[narrow[0]]
             model.metadata_props[FLOAT32_NODES] = json.dumps(_wide_nodes(model))
-        gone += _HALVES
-    elif not machine.gpu.bfloat16:
-        gone.append(ir.DataType.BFLOAT16)
+        gone += narrow
     to_float32(model, gone)
     infer_shapes(model)
-    if weak and not narrow and machine.gpu.float16 and is_quantized(model):
+
+
+def _halve(model: ir.Model, machine: TensorRtMachine) -> None:
+    """FP16 for the float part of a quantized graph: in the graph, or allowed by what the file says."""
+    if machine.typing is Typing.STRONG:
+        halve(model)
+    elif PRECISION not in model.metadata_props:
         model.metadata_props[PRECISION] = "fp16"
         model.metadata_props[FLOAT32_NODES] = json.dumps(float32_nodes(model.graph))
 
@@ -144,5 +157,5 @@ def _wide_nodes(model: ir.Model) -> list[str]:
     return [
         str(node.name)
         for node in model.graph
-        if node.op_type != "Cast" and any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
+        if node.op_type in HALF_OPS | KEPT and any(value.dtype is ir.DataType.FLOAT for value in node.outputs)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -16,16 +16,14 @@ from greencc.core.data import Array
 from greencc.core.engine import Shipment
 from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
+from greencc.targets._tensorrt.flags import BuilderFlags
 from greencc.targets._tensorrt.machine import TensorRtVersion
 
 SCHEMA = "greencc.tensorrt/1"
 SETTINGS = "device.json"
 SAMPLES = "samples"
 _SHIPPED = "greencc.targets._tensorrt.shipped"
-_SKIPS_INFERENCE = TensorRtVersion(8, 6)
 _POOLS = TensorRtVersion(8, 4)
-_MIB = 1 << 20
-Shapes = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -34,26 +32,22 @@ class Settings:
 
     Attributes:
         title: The device, for people.
-        version: Of TensorRT.
-        flags: Builder flags by their names in TensorRT's API, in lower case; ``strongly_typed`` is one of the network.
-        shapes: Sizes (min, opt, max) of the inputs that have free ones.
+        flags: What the builder is told, but for the workspace.
         workspace_mib: Memory that the builder may try kernels with.
         facts: About the device.
         again: Target specs by TensorRT version (``8.5``), to compile with where a device turns out to have another;
             ``*`` is for all others, ``$1`` stands for the version.
-        dla: Build for the DLA.
+        typing: ``weak`` or ``strong``.
         rtx: For TensorRT-RTX, whose versions are its own.
         power_mode: The mode that figures are for; None: the one that the device is in.
     """
 
     title: str
-    version: TensorRtVersion
-    flags: tuple[str, ...]
-    shapes: Shapes
+    flags: BuilderFlags
     workspace_mib: int
     facts: Mapping[str, str]
     again: Mapping[str, str]
-    dla: bool = False
+    typing: str = "weak"
     rtx: bool = False
     power_mode: str | None = None
 
@@ -70,7 +64,15 @@ class Settings:
     @property
     def release(self) -> str:
         """Major and minor version, empty where they do not matter."""
-        return "" if self.rtx else self.version.release
+        return "" if self.rtx else self.flags.version.release
+
+    @property
+    def shapes(self) -> dict[str, dict[str, list[int]]]:
+        """Sizes (min, opt, max) of the inputs that have free ones."""
+        return {
+            name: {"min": list(each.least), "opt": list(each.best), "max": list(each.most)}
+            for name, each in self.flags.profile.inputs.items()
+        }
 
     def to_json(self, model: str) -> dict[str, Any]:
         """What ``device.json`` holds."""
@@ -78,14 +80,15 @@ class Settings:
             "schema": SCHEMA,
             "model": model,
             "device": {"title": self.title, **self.facts},
-            "tensorrt": self.version.release,
+            "tensorrt": self.flags.version.release,
             "module": self.module,
             "tool": self.tool,
-            "flags": list(self.flags),
-            "dla": self.dla,
-            "shapes": {
-                name: {key: list(sizes) for key, sizes in each.items()} for name, each in self.shapes.items()
-            },
+            "typing": self.typing,
+            "network_flags": list(self.flags.network_flags),
+            "builder_flags": list(self.flags.api_flags),
+            "float32_nodes": list(self.flags.float32_nodes),
+            "dla": self.flags.dla_core is not None,
+            "shapes": self.shapes,
             "workspace_mib": self.workspace_mib,
             "power_mode": self.power_mode,
         }
@@ -94,6 +97,22 @@ class Settings:
 def write_settings(folder: Path, settings: Settings, model: str) -> None:
     """Write ``device.json``."""
     _write(folder / SETTINGS, json.dumps(settings.to_json(model), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What ``device.json`` holds.
+
+    Raises:
+        InputError: It is missing, or not of this version.
+    """
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="compile the model again") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not of this version", hint="compile the model again")
+    return found
 
 
 def write_files(
@@ -117,6 +136,7 @@ def write_files(
     readme = _shipped("README.txt")
     for mark, text in (
         ("@TITLE@", f"{shipment.name} for {settings.title}"),
+        ("@TOOL@", settings.tool),
         ("@NAME@", _plain(shipment.name)),
         ("@MODE@", settings.power_mode or "the mode that the device is in"),
         ("@COUNT@", str(len(shipment.feeds))),
@@ -133,46 +153,20 @@ def build_script(settings: Settings, model: str) -> str:
         "DEVICE_TITLE": settings.title,
         "TENSORRT": settings.release,
         "TOOL": settings.tool,
-        "DLA": "yes" if settings.dla else "no",
+        "DLA": "yes" if settings.flags.dla_core is not None else "no",
         "POWER_MODE": settings.power_mode or "",
         "WORKSPACE_MIB": str(settings.workspace_mib),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     cases = [f'        {pattern}) echo "{spec}" ;;' for pattern, spec in settings.again.items()]
     lines += ["again() {", "    case $1 in", *cases, "    esac", "}"]
-    flags = [f'set -- "$@" {shlex.quote(flag)}' for flag in command_flags(settings)]
-    # The user may choose another.
-    pool = "--memPoolSize=workspace:" if settings.rtx or settings.version >= _POOLS else "--workspace="
-    flags.append(f'set -- "$@" "{pool}$WORKSPACE_MIB"')
+    # Files and workspace are the script's own.
+    arguments = settings.flags.trtexec("", "")[2:]
+    flags = [f'set -- "$@" {shlex.quote(argument)}' for argument in arguments]
+    pools = settings.rtx or settings.flags.version >= _POOLS
+    flags.append(f'set -- "$@" "--{"memPoolSize=workspace:" if pools else "workspace="}$WORKSPACE_MIB"')
     script = _shipped("build.sh")
     return script.replace("#@SETTINGS@", "\n".join(lines)).replace("#@FLAGS@", "\n".join(flags))
-
-
-_OPTIONS = {"sparse_weights": "--sparsity=enable"}
-
-
-def command_flags(settings: Settings) -> list[str]:
-    """Options of trtexec, but for the files and the workspace."""
-    found = []
-    for flag in settings.flags:
-        if flag == "strongly_typed":
-            # Version 11 and TensorRT-RTX know no other typing.
-            if settings.version.major < 11 and not settings.rtx:
-                found.append("--stronglyTyped")
-        else:
-            found.append(_OPTIONS.get(flag, f"--{flag}"))
-    if settings.dla:
-        found += ["--useDLACore=0", "--allowGPUFallback"]
-    for key in ("min", "opt", "max") if settings.shapes else ():
-        each = [f"{_named(name)}:{'x'.join(map(str, sizes[key]))}" for name, sizes in settings.shapes.items()]
-        found.append(f"--{key}Shapes={','.join(each)}")
-    found.append("--skipInference" if settings.rtx or settings.version >= _SKIPS_INFERENCE else "--buildOnly")
-    return found
-
-
-def _named(name: str) -> str:
-    """A name as trtexec wants it: those with its separators between quotes."""
-    return f"'{name}'" if set(name) & set(":,") else name
 
 
 def _write_samples(folder: Path, shipment: Shipment, free: frozenset[str], tolerance: float) -> None:
@@ -197,10 +191,11 @@ def _write_samples(folder: Path, shipment: Shipment, free: frozenset[str], toler
 
 
 def _entry(folder: Path, file: str, name: str, array: Array) -> dict[str, Any]:
+    array = array.astype(array.dtype.newbyteorder("<"))
     path = folder / file
     with translated_os_errors(path):
-        path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
-    return {"name": name, "file": file, "dtype": str(array.dtype), "shape": list(array.shape)}
+        path.write_bytes(array.tobytes())
+    return {"name": name, "file": file, "dtype": array.dtype.name, "shape": list(array.shape)}
 
 
 def _plain(name: str) -> str:
@@ -218,19 +213,3 @@ def _write(path: Path, text: str, *, executable: bool = False) -> None:
     with translated_os_errors(path):
         path.write_text(text, encoding="utf-8", newline="\n")
         path.chmod(0o755 if executable else 0o644)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What ``device.json`` holds.
-
-    Raises:
-        InputError: It is missing, or not of this version.
-    """
-    path = folder / SETTINGS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="compile the model again") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise InputError(f"{path} is not of this version", hint="compile the model again")
-    return found

@@ -32,7 +32,9 @@ def to_float32(model: ir.Model, kinds: Collection[ir.DataType]) -> bool:
     if not any(_has(graph, kinds) for graph in graphs_of(model)):
         return False
     names = Names(model)
-    outputs = [(index, value, value.dtype) for index, value in enumerate(model.graph.outputs) if value.dtype in kinds]
+    outputs = [
+        (index, value, value.dtype) for index, value in enumerate(model.graph.outputs) if value.dtype in kinds
+    ]
     inputs = [value for value in model.graph.inputs if value.dtype in kinds]
     for graph in graphs_of(model):
         assert isinstance(graph, ir.Graph)
@@ -117,6 +119,15 @@ def _drop_casts(graph: ir.Graph | ir.Function) -> None:
         if not is_op(node, "Cast") or source is None or source.dtype is None:
             continue
         result = node.outputs[0]
-        if source.dtype.value == node.attributes["to"].as_int() and not result.is_graph_output():
+        if source.dtype.value != node.attributes["to"].as_int():
+            continue
+        if result.is_graph_output():
+            producer = source.producer()
+            if producer is None or producer.graph is not graph or source.is_graph_output():
+                continue
+            name, result.name = result.name, None
+            result.replace_all_uses_with(source, replace_graph_outputs=True)
+            source.name = name
+        else:
             result.replace_all_uses_with(source)
-            graph.remove(node, safe=True)
+        graph.remove(node, safe=True)

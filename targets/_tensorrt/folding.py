@@ -6,6 +6,8 @@ stay as well, which TensorRT folds itself.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -65,8 +67,8 @@ def _folds(node: ir.Node) -> bool:
     tensors = [constant_tensor(value) for value in node.inputs if value is not None]
     if not tensors or any(tensor is None for tensor in tensors):
         return False
-    # What has no NumPy type of its own is computed by nobody here.
-    if any(tensor.dtype.numpy().kind not in "biuf" for tensor in tensors if tensor is not None):
+    # What has no NumPy type of its own (INT4, BF16) is computed by nobody here, but converted.
+    if not is_op(node, "Cast") and any(not _is_plain(tensor) for tensor in tensors if tensor is not None):
         return False
     read = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     written = 0
@@ -75,13 +77,24 @@ def _folds(node: ir.Node) -> bool:
             continue
         if value.shape is None or value.dtype is None or not value.shape.is_static():
             return False
-        written += int(np.prod([int(dim) for dim in value.shape.numpy()])) * value.dtype.itemsize
+        written += math.ceil(math.prod(int(dim) for dim in value.shape.numpy()) * value.dtype.itemsize)
     return written <= max(_GROWTH * read, _SMALL)
+
+
+def _is_plain(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype.numpy().kind in "biuf"
 
 
 def _computed(node: ir.Node, opset: int) -> list[Array]:
     """The results of a node on its own."""
-    inputs = [ir.Value(name=f"i{index}") if value is not None else None for index, value in enumerate(node.inputs)]
+    first = constant_tensor(node.inputs[0])
+    if is_op(node, "Cast") and first is not None and node.outputs[0].dtype is not None:
+        kind = node.outputs[0].dtype
+        if kind is not ir.DataType.STRING and not (_is_plain(first) and kind.numpy().kind in "biuf"):
+            return [first.numpy().astype(kind.numpy())]
+    inputs = [
+        ir.Value(name=f"i{index}") if value is not None else None for index, value in enumerate(node.inputs)
+    ]
     outputs = [ir.Value(name=f"o{index}" if value.name else "") for index, value in enumerate(node.outputs)]
     feeds = {}
     for value, old in zip(inputs, node.inputs, strict=True):
@@ -94,7 +107,11 @@ def _computed(node: ir.Node, opset: int) -> list[Array]:
     alone = ir.Node("", node.op_type, inputs, tuple(node.attributes.values()), outputs=outputs)
     wanted = [value for value in outputs if value.name]
     graph = ir.Graph(
-        [value for value in inputs if value is not None], wanted, nodes=[alone], opset_imports={"": opset}, name="g"
+        [value for value in inputs if value is not None],
+        wanted,
+        nodes=[alone],
+        opset_imports={"": opset},
+        name="g",
     )
     found = ReferenceEvaluator(to_proto(ir.Model(graph, ir_version=8))).run(None, feeds)
     return [np.asarray(array) for array in found]

@@ -174,6 +174,11 @@ class TensorRtMachine:
         return self.rtx or self.version >= _INTEGER_WEIGHTS
 
     @property
+    def bfloat16(self) -> bool:
+        """BF16 graphs, and the builder flag that allows it, since 9.0, where the GPU has it."""
+        return self.gpu.bfloat16 and (self.rtx or self.version >= TensorRtVersion(9, 0))
+
+    @property
     def float8(self) -> bool:
         """FP8 Q/DQ: parsed since 8.6 (opset 19), where the GPU has it."""
         return self.gpu.float8 and self.version >= TensorRtVersion(9, 0)

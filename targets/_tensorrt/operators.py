@@ -1,8 +1,8 @@
 """The operators that TensorRT's ONNX parser reads, by version, and the types that it documents for them.
 
 Source: onnx-tensorrt, docs/operators.md of 8.4, 8.5, 9.2 and 10.15; what came in between is dated by docs/Changelog.md,
-and what 8.2 lacks is what 8.4's and 8.5's entries there add (but Reciprocal, which 8.4's table denies and every parser's
-source has). "Restrictions" are rules of `rules.operators`.
+and what 8.2 lacks is what 8.4's and 8.5's entries there add (but Reciprocal, which 8.4's table denies and the source of
+every parser has). "Restrictions" are rules of `rules.operators`.
 """
 
 from __future__ import annotations
@@ -55,13 +55,8 @@ SINCE: Mapping[str, TensorRtVersion] = {
 }
 """Operators of the default domain, by the first version that reads them."""
 
-FLOAT_ONLY = frozenset(
-    """
-    AveragePool Ceil Clip CumSum Einsum Erf Floor Gemm GlobalAveragePool InstanceNormalization MatMul MaxPool PRelu
-    Resize Round Softmax
-    """.split()
-)
-"""Operators whose ONNX form takes integers and whose TensorRT form does not."""
+FLOAT_ONLY = frozenset({"Einsum", "Gemm", "MatMul", "PRelu", "Resize"})
+"""Operators that ONNX lets read integers and the parser does not (tried with TensorRT-RTX 1.7)."""
 
 INTEGERS_SINCE: Mapping[str, TensorRtVersion] = {
     name: version
@@ -80,14 +75,8 @@ INTEGERS_SINCE: Mapping[str, TensorRtVersion] = {
 }
 """Operators that take INT32 (and INT64, since 9.0) only from a version on."""
 
-BOOLEAN = frozenset(
-    """
-    And Cast CastLike Concat Constant ConstantOfShape Expand EyeLike Flatten Gather GatherElements GatherND Identity If
-    Loop Not OneHot Or Reshape ReverseSequence Scan Shape Size Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
-    Xor
-    """.split()
-)
-"""Operators that take BOOL."""
+RTX_LACKS = frozenset({"DeformConv", "NonMaxSuppression", "NonZero", "RoiAlign"})
+"""Operators that are plugins of TensorRT, or have no kernel, in TensorRT-RTX (tried with 1.7)."""
 
 MAX_OPSET: tuple[tuple[TensorRtVersion, int], ...] = (
     (_V(10, 15), 24),

@@ -10,7 +10,7 @@ from greencc.core.graph import external_files
 from greencc.core.model import load_model
 from greencc.targets._tensorrt.files import SETTINGS, read_settings
 
-_STRONG, _SPARSE = "strongly_typed", "sparse_weights"
+_PRECISIONS, _SPARSE = ("FP16", "BF16", "INT8"), "SPARSE_WEIGHTS"
 
 
 def is_emitted(path: Path) -> bool:
@@ -35,10 +35,10 @@ def tensorrt_order(artifact: Path, tolerance: float) -> BuildOrder:
             "engines of TensorRT-RTX are not built on devices yet",
             hint="compile for tensorrt, or build with the bundle's own artifact/build.sh",
         )
-    flags = list(settings["flags"])
+    flags = settings["builder_flags"]
     options: dict[str, object] = {
-        "typing": "strong" if _STRONG in flags else "weak",
-        "precisions": [flag for flag in flags if flag not in (_STRONG, _SPARSE)],
+        "typing": settings["typing"],
+        "precisions": [flag.lower() for flag in _PRECISIONS if flag in flags],
         "sparsity": _SPARSE in flags,
         "shapes": settings["shapes"],
         "workspace_bytes": int(settings["workspace_mib"]) << 20,

@@ -52,6 +52,9 @@ def normalize_pairs(model: ir.Model, *, integer_weights: bool, float8: bool) -> 
         assert isinstance(graph, ir.Graph)
         pairs = _Pairs(graph, names, integer_weights=integer_weights, float8=float8)
         for node in tuple(graph):
+            if is_op(node, "QuantizeLinear") and _is_constant(node.inputs[0]):
+                pairs.integers(node)
+        for node in tuple(graph):
             if is_op(node, "DequantizeLinear") and _is_constant(node.inputs[0]):
                 pairs.weight(node)
         for node in tuple(graph):
@@ -111,6 +114,29 @@ class _Pairs:
         self.integer_weights = integer_weights
         self.float8 = float8
         self.zeros: dict[ir.Value, ir.Value] = {}
+
+    def integers(self, node: ir.Node) -> None:
+        """A QuantizeLinear of a constant, as quantization-aware training exports weights: its result is constant."""
+        source, scale = node.inputs[0], self._scale(node)
+        zero_point = constant_of(input_at(node, 2))
+        if source is None or node.outputs[0].dtype in _FLOAT8:
+            return
+        if zero_point is None or attribute_int(node, "block_size", 0):
+            raise InputError(f"{label(node)} quantizes a weight in a form that TensorRT has not", hint=_HINT)
+        floats = _array(source).astype(np.float32)
+        shape = [1] * floats.ndim
+        scales = _array(scale).astype(np.float32)
+        if scales.size > 1:
+            shape[attribute_int(node, "axis", 1)] = -1
+        limits = np.iinfo(zero_point.dtype)
+        steps = np.rint(floats / scales.reshape(shape)) + zero_point.astype(np.float32).reshape(shape)
+        codes = np.clip(steps, limits.min, limits.max).astype(zero_point.dtype)
+        result = node.outputs[0]
+        result.replace_all_uses_with(self._constant(f"{source.name}_quantized", codes))
+        inputs = [each for each in node.inputs if each is not None]
+        self.graph.remove(node, safe=True)
+        for each in inputs:
+            drop_unused(each.graph if isinstance(each.graph, ir.Graph) else self.graph, each)
 
     def weight(self, node: ir.Node) -> None:
         """A DequantizeLinear of a constant."""

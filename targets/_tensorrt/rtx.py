@@ -10,29 +10,28 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from greencc.core.errors import InputError
 from greencc.core.files import atomic_file
-from greencc.targets._tensorrt.files import Shapes
 
 BUILDS_FOR = frozenset({75, 80, 86, 89, 120, 121})
 """Compute capabilities that engines can be built for without that GPU (`tensorrt_rtx.ComputeCapability`)."""
-_CHILD = "greencc.targets._tensorrt._rtx_child"
+_CHILD = Path(__file__).with_name("_rtx_child.py")
 _PARSE_SECONDS = 120.0
 _BUILD_SECONDS = 900.0
 _LEAST_BYTES = 6 << 30
 # Of memory that a model takes while it is built, as a multiple of its file.
 _COPIES = 12
 _SHOWN = 3
+Shapes = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,18 @@ def parse_rtx(model: Path, seconds: float = _PARSE_SECONDS) -> RtxAnswer:
 
 
 def build_rtx(
-    model: Path, sm: int, shapes: Shapes, engine: Path, seconds: float = _BUILD_SECONDS
+    model: Path,
+    sm: int,
+    shapes: Shapes,
+    engine: Path,
+    seconds: float = _BUILD_SECONDS,
 ) -> RtxAnswer:
     """Build an engine ahead of time.
 
     Args:
         model: An ONNX file.
         sm: Compute capability, one of `BUILDS_FOR`.
-        shapes: Sizes of inputs that have free ones.
+        shapes: Sizes (``min``, ``opt``, ``max``) of inputs that have free ones.
         engine: The file to write; it is not written where the build fails.
         seconds: How long it may take.
 
@@ -135,17 +138,15 @@ def _memory(model: Path) -> int:
 
 def _ask(request: Mapping[str, Any], seconds: float) -> RtxAnswer:
     doing = "building the engine" if "engine" in request else "reading the graph"
-    paths = [_package_home(), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", _CHILD, json.dumps(request)],
+            # By its path, without what lies beside it: it imports nothing of greencc, and so starts at once.
+            [sys.executable, "-P", str(_CHILD), json.dumps(request)],
             capture_output=True,
             text=True,
             errors="replace",
             timeout=seconds,
             check=False,
-            env=environment,
         )
     except subprocess.TimeoutExpired:
         return RtxAnswer("", problem=f"{doing} did not end within {seconds:g} s")
@@ -174,10 +175,3 @@ def _end(done: subprocess.CompletedProcess[str]) -> str:
         return f"crashed ({name})"
     last = [line for line in done.stderr.splitlines() if line.strip()]
     return f"failed ({last[-1].strip()[:200]})" if last else f"failed (exit status {done.returncode})"
-
-
-def _package_home() -> str:
-    """The child must find the same greencc, also where it is imported from a checkout."""
-    import greencc
-
-    return str(Path(greencc.__file__).resolve().parents[1])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from greencc.core.errors import InputError
 from greencc.core.kernels import kernels_of
 from greencc.core.shapes import bind_sizes
-from greencc.targets._tensorrt.files import Shapes
+from greencc.targets._tensorrt.flags import ShapeProfile, ShapeRange
 
 
 def free_inner(model: ir.Model) -> tuple[str, ...]:
@@ -28,8 +28,8 @@ def free_inputs(model: ir.Model) -> frozenset[str]:
     )
 
 
-def shape_profile(model: ir.Model, batch: int, most: int) -> Shapes:
-    """Sizes (min, opt, max) of the inputs whose batch is free.
+def shape_profile(model: ir.Model, batch: int, most: int) -> ShapeProfile:
+    """What an engine is built for, of the inputs whose batch is free.
 
     Args:
         model: As emitted.
@@ -39,7 +39,7 @@ def shape_profile(model: ir.Model, batch: int, most: int) -> Shapes:
     Raises:
         InputError: Other sizes are free, or nothing is known of an input's shape.
     """
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, ShapeRange] = {}
     free = free_inner(model)
     for value in _inputs(model):
         if value.shape is None:
@@ -54,10 +54,9 @@ def shape_profile(model: ir.Model, batch: int, most: int) -> Shapes:
             )
         if not value.shape.dims or isinstance(value.shape[0], int):
             continue
-        inner = [dim for dim in value.shape.dims[1:] if isinstance(dim, int)]
-        sizes = {"min": 1, "opt": batch, "max": most}
-        found[value.name or ""] = {key: [size, *inner] for key, size in sizes.items()}
-    return found
+        inner = tuple(dim for dim in value.shape.dims[1:] if isinstance(dim, int))
+        found[value.name or ""] = ShapeRange((1, *inner), (batch, *inner), (most, *inner))
+    return ShapeProfile(found)
 
 
 def check_memory(model: ir.Model, most: int, available: int | None, title: str) -> None:

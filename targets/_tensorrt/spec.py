@@ -50,7 +50,7 @@ class Subject:
 
 
 def machine_of(spec: str) -> Subject:
-    """Read ``tensorrt:10.3``, ``tensorrt:version=10.3,gpu=sm87``, ``jetson:preset=jetson-nano,dla=true``, ``jetson-nano``.
+    """Read ``tensorrt:10.3``, ``tensorrt:version=10.3,gpu=sm87``, ``jetson:preset=jetson-nano``, ``jetson-nano``.
 
     Raises:
         UsageError: It names no TensorRT target, or an option, version, GPU, preset or release that is not known.
@@ -81,7 +81,7 @@ def _options(name: str, rest: str, first: str) -> dict[str, str]:
         if key not in _OPTIONS[name]:
             raise UsageError(f"target {name!r} has no option {key!r}", hint=did_you_mean(key, _OPTIONS[name]))
         if key in found:
-            raise UsageError(f"target option {key!r} is given twice in {name}:{rest}")
+            raise UsageError(f"target option {key!r} is given twice in {name}:{rest}", hint="give it once")
         found[key] = value
     return found
 
@@ -101,7 +101,9 @@ def _jetson(options: Mapping[str, str], presets: Mapping[str, JetsonPreset]) -> 
 
 
 def _tensorrt(options: Mapping[str, str], *, rtx: bool) -> Subject:
-    version = RTX_LIKE if rtx else TensorRtVersion.parse(options["version"]) if "version" in options else NEWEST
+    version = (
+        RTX_LIKE if rtx else TensorRtVersion.parse(options["version"]) if "version" in options else NEWEST
+    )
     gpu = _gpu(options["gpu"]) if "gpu" in options else None
     machine = TensorRtMachine(version, gpu or ARCHITECTURES[-1], rtx=rtx)
     title = f"TensorRT-RTX (like TensorRT {version})" if rtx else f"TensorRT {version}"

@@ -1,8 +1,8 @@
 """Weights that are stored as small integers and computed with as floats become floats again.
 
 TensorRT has no operator that reads them so: MatMulNBits and GatherBlockQuantized are ONNX Runtime's, and a table of
-INT8 behind a Gather has no float type. Its engines store what they are given; the smaller file was worth something where
-the weights are read from memory as integers.
+INT8 behind a Gather has no float type. Its engines store what they are given; the smaller file was worth something
+where the weights are read from memory as integers.
 """
 
 from __future__ import annotations
@@ -195,7 +195,12 @@ def _drop(graph: ir.Graph, value: ir.Value) -> None:
     producer = value.producer()
     if constant_tensor(value) is not None:
         drop_unused(graph, value)
-    elif producer is not None and is_op(producer, "Gather") and not value.uses() and not value.is_graph_output():
+    elif (
+        producer is not None
+        and is_op(producer, "Gather")
+        and not value.uses()
+        and not value.is_graph_output()
+    ):
         sources = [each for each in producer.inputs if each is not None]
         graph.remove(producer, safe=True)
         _drop(graph, sources[0])

@@ -54,8 +54,6 @@ def operate(model: ir.Model, edit: Callable[[Any], None]) -> None:
     _put_back(edited, weights, {str(name) for name in inputs})
     _keep_metadata(model, edited)
     model.graph = edited.graph
-    model.opset_imports.clear()
-    model.opset_imports.update(edited.opset_imports)
 
 
 def _without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:

@@ -20,7 +20,7 @@ from greencc.core.capabilities import Capabilities
 from greencc.core.data import Feeds
 from greencc.core.engine import BuildOrder, Device, Engine, NodeTime, Shipment, Target
 from greencc.core.errors import InputError, UnavailableError, UsageError
-from greencc.targets._tensorrt.machine import TensorRtMachine, Typing
+from greencc.targets._tensorrt.machine import TensorRtMachine
 from greencc.targets.cpu import CpuTarget
 
 if TYPE_CHECKING:
@@ -181,19 +181,21 @@ class EmittedTarget(Target):
             InputError: An input has free sizes behind the batch.
         """
         from greencc.targets._tensorrt.files import Settings
+        from greencc.targets._tensorrt.flags import flags_for
         from greencc.targets._tensorrt.shapes import shape_profile
 
         machine = self.machine
         memory = machine.memory_bytes or _UNKNOWN_MEMORY
+        flags = flags_for(
+            model, machine, profile=shape_profile(model, self.batch, self.max_batch), dla=self._dla
+        )
         return Settings(
             title=self.title,
-            version=machine.version,
-            flags=self._flags(model),
-            shapes=shape_profile(model, self.batch, self.max_batch),
+            flags=replace(flags, timing_cache="timing.cache", skip_inference=True),
             workspace_mib=min(memory // 4, _MOST_WORKSPACE) >> 20,
             facts=self._facts() | {"sm": str(machine.gpu.sm)},
             again=self._again(),
-            dla=self._dla,
+            typing=machine.typing.value,
             rtx=machine.rtx,
         )
 
@@ -237,13 +239,24 @@ class EmittedTarget(Target):
         )
 
     def findings(self, artifact: Path) -> tuple[str, ...]:
-        """What the linter warns of, by rule."""
+        """What the linter warns of, by rule, and what the builder cannot be told."""
         from greencc.core.model import load_model
+        from greencc.targets._tensorrt.emit import PRECISION
 
+        model = load_model(artifact)
+        precision = model.metadata_props.get(PRECISION, "")
+        stored = (
+            f"the file holds float32, as TensorRT {self.machine.version} wants it where flags allow {precision}: "
+            "its size says nothing of the engine's",
+        )
         found: dict[str, list[Fault]] = {}
-        for fault in self._faults(load_model(artifact)):
+        for fault in self._faults(model):
             found.setdefault(fault.rule.value, []).append(fault)
-        return tuple(_sentence(rule, faults) for rule, faults in found.items())
+        return (
+            *(_sentence(rule, faults) for rule, faults in found.items()),
+            *self.settings(model).flags.notes,
+            *(stored if precision else ()),
+        )
 
     def _checks(self, artifact: Path) -> tuple[BuildCheck, ...]:
         from greencc.core.model import load_model
@@ -297,19 +310,6 @@ class EmittedTarget(Target):
         """Facts worth a line in `greencc targets`."""
         return ()
 
-    def _flags(self, model: ir.Model) -> tuple[str, ...]:
-        """Builder flags for a graph."""
-        machine = self.machine
-        flags = ["sparse_weights"] if self.sparse else []
-        if machine.typing is Typing.STRONG:
-            return ("strongly_typed", *flags)
-        quantized = any(node.op_type == "QuantizeLinear" for node in model.graph)
-        return (
-            *(("fp16",) if machine.gpu.float16 else ()),
-            *(("int8",) if quantized and machine.gpu.int8 else ()),
-            *flags,
-        )
-
     def _tolerance(self, model: ir.Model) -> float:
         """How far an engine's outputs may be off, as a share of the largest: integers may round the other way."""
         kinds = {node.op_type for node in model.graph}
@@ -329,10 +329,17 @@ class EmittedTarget(Target):
         Raises:
             InputError: It is missing, or ONNX Runtime cannot load it.
         """
+        from greencc.core.model import load_model
         from greencc.targets._ort import Optimization, OrtEngine, SessionConfig
+        from greencc.targets._tensorrt.computed import as_computed
+        from greencc.targets._tensorrt.files import SETTINGS
 
         self._require()
         runtime = CpuTarget()
+        if artifact.is_file() and artifact.with_name(SETTINGS).is_file():
+            computed = as_computed(load_model(artifact))
+            if computed is not None:
+                return runtime.in_memory(computed, None, Optimization.ALL, qdq_fusions=False)
         config = SessionConfig(runtime.used_threads(), Optimization.ALL, qdq_fusions=False)
         return OrtEngine(runtime.file(artifact), config, name=artifact.name)
 

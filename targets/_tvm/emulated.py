@@ -23,9 +23,9 @@ from typing import IO
 
 import numpy as np
 
+from greencc.core.checked_engine import CheckedEngine
 from greencc.core.data import Array, TensorSpec
 from greencc.core.errors import GreenccError, InputError, UnavailableError
-from greencc.core.checked_engine import CheckedEngine
 
 RUN_SECONDS = 600.0
 """The longest that one run may take."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from greencc.core.checked_engine import CheckedEngine
 from greencc.core.data import Array, Feeds
 from greencc.core.engine import NodeTime
 from greencc.core.errors import GreenccError, InputError, UnavailableError, UsageError
 from greencc.core.machine import CpuInfo
-from greencc.core.checked_engine import CheckedEngine
 from greencc.targets._tvm import checked
 from greencc.targets._tvm.description import FILE_NAME, LIBRARY, WEIGHTS, read_description
 from greencc.targets._tvm.features import check_cpu, this_cpu

@@ -122,6 +122,7 @@ def test_an_engine_is_built_run_and_driven_under_the_rails(built: Built) -> None
     assert keeper(jetpack) is None
 
 
+@pytest.mark.full
 def test_layers_are_timed(built: Built) -> None:
     agent = built.agent
     spec = drive_spec(agent, runs=3) | {"kind": "profile"}

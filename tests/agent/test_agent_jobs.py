@@ -183,7 +183,7 @@ def test_cleaning_removes_the_old_and_all(agent: Agent, jetpack) -> None:
     agent.result("old", {"kind": "idle", "seconds": 0})
     agent.result("new", {"kind": "idle", "seconds": 0})
     agent.ask("start", job="running", spec=LONG)
-    for path in [*(jetpack.home / "jobs/old").iterdir(), jetpack.home / "jobs/old"]:
+    for path in [*(jetpack.home / "jobs/old").rglob("*"), jetpack.home / "jobs/old"]:
         os.utime(path, (1e9, 1e9))
     agent.ask("clean")
     assert sorted(path.name for path in (jetpack.home / "jobs").iterdir()) == ["new", "running"]
@@ -192,3 +192,15 @@ def test_cleaning_removes_the_old_and_all(agent: Agent, jetpack) -> None:
     assert [path.name for path in (jetpack.home / "jobs").iterdir()] == ["running"]
     assert not agent.ask("has", sha256=digest)["complete"]
     agent.ask("cancel", job="running")
+
+
+def test_goodbye_leaves_jobs_that_another_connection_uses(connect: Connect, jetpack) -> None:
+    one, two = connect(), connect()
+    spec = {"kind": "idle", "seconds": 0}
+    one.result("shared", spec)
+    assert two.ask("start", job="shared", spec=spec) == {"state": "done"}
+    one.ask("bye")
+    one.ask("clean", all=True)
+    assert two.ask("poll", job="shared")["state"] == "done"
+    two.ask("bye")
+    assert list((jetpack.home / "jobs").iterdir()) == []

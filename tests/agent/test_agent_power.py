@@ -24,6 +24,13 @@ def places_of(jetpack) -> Places:
     return Places.find(jetpack.environment)
 
 
+@pytest.fixture
+def places(jetpack, monkeypatch: pytest.MonkeyPatch) -> Places:
+    """The Jetson, whose modes are changed from this process and not watched over."""
+    monkeypatch.setattr(power, "guard", lambda places: None)
+    return places_of(jetpack)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modes_come_from_the_devices_own_file(tmp_path: Path, module: str) -> None:
     jetpack = make_jetpack(tmp_path / "jetson", module, trtexec=False)
@@ -60,8 +67,8 @@ def test_a_mode_is_set_and_put_back(agent: Agent, jetpack) -> None:
     assert agent.ask("power-mode", restore=True) == {"mode": "25W", "before": None}
 
 
-def test_setting_the_mode_in_force_changes_nothing(agent: Agent, jetpack) -> None:
-    assert agent.ask("power-mode", set="25W") == {"mode": "25W", "before": None}
+def test_setting_the_mode_in_force_changes_nothing(places: Places, jetpack) -> None:
+    assert power.change(places, "25W") == {"mode": "25W", "before": None}
     assert not [call for call in jetpack.nvpmodel_calls if call.startswith("-m")]
 
 
@@ -85,34 +92,34 @@ def test_a_mode_that_needs_a_restart_is_reported_and_the_device_is_not_restarted
     assert not (jetpack.home / "power/journal.json").exists()
 
 
-def test_no_permission_is_told_with_what_would_give_it(agent: Agent, jetpack) -> None:
+def test_no_permission_is_told_with_what_would_give_it(places: Places, jetpack) -> None:
     jetpack.nvpmodel(fail="Must be root to change the power mode")
-    with pytest.raises(Refused, match="cannot be set by this user") as told:
-        agent.ask("power-mode", set="7W")
+    with pytest.raises(Problem, match="cannot be set by this user") as told:
+        power.change(places, "7W")
     assert told.value.kind == "permission"
     assert "NOPASSWD" in told.value.hint
 
 
-def test_other_users_go_through_sudo(jetpack, monkeypatch, tmp_path: Path) -> None:
+def test_other_users_go_through_sudo(places: Places, jetpack, monkeypatch, tmp_path: Path) -> None:
     sudo = tmp_path / "bin/sudo"
     sudo.parent.mkdir()
     sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
     sudo.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sudo.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(power, "guard", lambda places: None)
     with pytest.raises(Problem, match="a password is required") as caught:
-        power.change(places_of(jetpack), "7W")
+        power.change(places, "7W")
     assert caught.value.kind == "permission"
     sudo.write_text('#!/bin/sh\n[ "$1" = -n ] || exit 9\nshift\nexec "$@"\n')
-    assert power.change(places_of(jetpack), "7W")["mode"] == jetpack.mode == "7W"
-    assert power.restore(places_of(jetpack))["mode"] == jetpack.mode == "25W"
+    assert power.change(places, "7W")["mode"] == jetpack.mode == "7W"
+    assert power.restore(places)["mode"] == jetpack.mode == "25W"
 
 
-def test_a_device_without_modes_says_so(agent: Agent, jetpack) -> None:
+def test_a_device_without_modes_says_so(places: Places, jetpack) -> None:
     (jetpack.root / "etc/nvpmodel.conf").unlink()
-    with pytest.raises(Refused, match="no power modes"):
-        agent.ask("power-mode", set="7W")
+    with pytest.raises(Problem, match="no power modes"):
+        power.change(places, "7W")
+    assert power.describe(places) is None
 
 
 def test_the_watchdog_puts_the_mode_back_after_the_agent_was_killed(connect: Connect, jetpack) -> None:
@@ -175,10 +182,10 @@ def test_what_cannot_be_put_back_is_kept_and_told(connect: Connect, jetpack) -> 
     assert power.describe(places_of(jetpack))["problem"] == journal["problem"]
 
 
-def test_a_mode_that_someone_else_has_chosen_since_stays(agent: Agent, jetpack) -> None:
-    agent.ask("power-mode", set="7W")
+def test_a_mode_that_someone_else_has_chosen_since_stays(places: Places, jetpack) -> None:
+    power.change(places, "7W")
     jetpack.set_mode("MAXN_SUPER")
-    agent.ask("bye")
+    assert power.restore(places) == {"mode": "MAXN_SUPER", "before": None}
     assert jetpack.mode == "MAXN_SUPER"
 
 
@@ -191,11 +198,12 @@ def test_two_connections_cannot_set_two_modes(connect: Connect, jetpack) -> None
     assert jetpack.mode == "7W"
 
 
-def test_the_mode_is_not_changed_under_a_timed_job(connect: Connect, jetpack, monkeypatch) -> None:
+def test_the_mode_is_not_changed_under_a_timed_job(
+    places: Places, connect: Connect, jetpack, monkeypatch
+) -> None:
     agent = connect()
     agent.ask("start", job="long", spec=LONG)
     monkeypatch.setattr(power, "_WAIT_S", 0.2)
-    places = places_of(jetpack)
     until("the job to have the device", lambda: who(places) is not None)
     with pytest.raises(Problem, match="in use by job long"):
         power.change(places, "7W")

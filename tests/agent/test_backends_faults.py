@@ -147,6 +147,19 @@ def test_causes_come_before_what_follows_from_them() -> None:
     assert found.kind == "memory"
 
 
+def test_the_node_that_was_being_read_is_named() -> None:
+    """As parsers of today write, which do not say that there is no importer."""
+    lines = [
+        '[E] [TRT] ModelImporter.cpp:140: While parsing node number 1 [Shrug -> "y"]:',
+        "[E] [TRT] ModelImporter.cpp:142: --- Begin node ---",
+        "[E] [TRT] ModelImporter.cpp:151: ERROR: onnxOpCheckers.cpp:998 In function checkFallbackPluginImporter:",
+        '[6] creator && "Plugin not found, are the plugin name, version, and namespace correct?"',
+    ]
+    found = explain(lines)
+    assert found is not None
+    assert found.message == "TensorRT does not know an operator of the model (node 1, Shrug)"
+
+
 def test_unknown_failures_are_quoted() -> None:
     problem = failure("building", ["[I] hello", E + "something new", "[E] Engine set up failed"])
     assert problem.kind == "internal"

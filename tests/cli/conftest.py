@@ -100,14 +100,14 @@ def bundle(bundle_files: Path, digits: Path) -> Path:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure for a moment only, and neither memory nor energy: for tests that are not about the figures."""
-    from greencc.compiler import campaign, measurement, run_times, select
+    from greencc.compiler import campaign, energies, measurement, run_times, select
     from greencc.measure.memory import PeakMemory
 
     short = replace(QUICK, seconds=0.05, rounds=4, min_rounds=4, min_runs=2, warm_up_seconds=0.01)
     for effort in (Effort.QUICK, Effort.STANDARD):
         monkeypatch.setitem(measurement.PROFILES, effort, short)
     monkeypatch.setattr(campaign, "QUICK_PROFILE", short)
-    monkeypatch.setattr(measurement, "available_meters", lambda *processor: ())
+    monkeypatch.setattr(energies, "available_meters", lambda *processor: ())
     monkeypatch.setattr(measurement, "peak_memory", lambda *args, **kwargs: PeakMemory(None, "a test"))
     monkeypatch.setattr(select, "quick_compare", functools.partial(select.quick_compare, profile=short))
     for name in ("GLANCE", "QUICK"):

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from greencc.compiler import measurement
+from greencc.compiler import energies, measurement
 from greencc.compiler.options import Effort
 from greencc.core.errors import ExitCode, UnavailableError
 from greencc.core.meter import Grade, Meter, Reading
@@ -249,7 +249,7 @@ def second_meter(meter: BenchMeter, monkeypatch: pytest.MonkeyPatch) -> BenchMet
         assert processor == "cpu"
         return [meter, other]
 
-    monkeypatch.setattr(measurement, "available_meters", found)
+    monkeypatch.setattr(energies, "available_meters", found)
     return other
 
 
@@ -294,7 +294,7 @@ def test_a_meter_too_slow_for_the_protocol_is_left_out(
     meter: BenchMeter, digits: Path, greencc: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter.period_s = 5.0
-    monkeypatch.setattr(measurement, "available_meters", lambda *processor: (meter,))
+    monkeypatch.setattr(energies, "available_meters", lambda *processor: (meter,))
     outcome = greencc(*QUICK)
     assert outcome.code == ExitCode.OK, outcome.err
     assert "bench updates every 5 s, too seldom for the quick protocol" in " ".join(outcome.err.split())

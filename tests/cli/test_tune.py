@@ -10,8 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from greencc.bundle import load
-from greencc.compiler import compile as compiling
-from greencc.compiler import tune_job
+from greencc.compiler import on_device, tune_job
 from greencc.core.errors import ExitCode
 from greencc.core.progress import Progress
 from greencc.core.report import Interval
@@ -171,7 +170,7 @@ def test_a_model_is_tuned(digits, greencc, monkeypatch):
 def test_a_compile_tunes_what_it_builds_and_says_so(digits, greencc, monkeypatch):
     monkeypatch.setenv("GREENCC_CACHE", str(digits / "cache"))
     target = TunableTarget()
-    monkeypatch.setattr(compiling, "available_target", lambda spec: target)
+    monkeypatch.setattr(on_device, "available_target", lambda spec: target)
     done = greencc(
         *("compile", "model.onnx", "-c", "calibration.npz", "--eval", "eval.npz"),
         *("--effort", "quick", "--precision", "int8", "--tune", "30s"),

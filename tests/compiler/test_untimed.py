@@ -59,7 +59,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> FarTarget:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was timed or measured")
 
-    monkeypatch.setattr(latency, "_measure_round", refuse)
+    monkeypatch.setattr(latency, "_timer", refuse)
     monkeypatch.setattr(memory.subprocess, "run", refuse)
     return FarTarget(threads=2)
 

@@ -29,8 +29,9 @@ from greencc.devices.ssh import CONFIG_VARIABLE
 from greencc.measure.blocks import Discard
 from greencc.measure.profiles import Profile
 from greencc.measure.protocols import EnergyProtocol
+from greencc.meters.opening import open_meter
+from tests.agent.backend_support import bindings, cudart, net
 
-from ..agent.backend_support import bindings, cudart, net
 from .fake_jetpack import FakeJetPack, make_jetpack
 from .sshd import Sshd
 from .sshd import missing as missing_sshd
@@ -282,7 +283,12 @@ def test_power_modes_are_changed_where_that_is_allowed(bench: Bench, local: str)
         assert (allowed.power_mode(), bench.jetson.mode) == ("25W", "25W")
 
 
-def test_options_that_do_not_go_together() -> None:
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    recording = tmp_path / "power.csv"
+    recording.write_text("seconds,watts\n0,1\n1,1\n")
+    meter = open_meter(f"csv:{recording}?grade=A")
+    with pytest.raises(UsageError, match="measured with its own meter"):
+        measure(tmp_path / "net.onnx", device="local", plan=MeasurePlan(meter=meter))
     with pytest.raises(UsageError, match="power mode is changed on a device"):
         CompileOptions(set_power_mode="15W")
     with pytest.raises(UsageError, match="evaluated on the device"):
@@ -298,11 +304,7 @@ def test_with_trtexec_alone_accuracy_is_judged_here_and_samples_are_checked_ther
 ) -> None:
     for name, value in bench.jetson.environment.items():
         monkeypatch.setenv(name, value)
-    example = Path(__file__).parents[2] / "examples" / "fashion_mnist"
-    bench.model = example / "model.onnx"
-    bench.calibration, bench.evaluation = example / "calibration.npz", example / "eval.npz"
-    options = ("--precision", "int8", "--samples", "32", "--max-drop", "5%")
-    assert bench.compile("local", *options) == 0
+    assert bench.compile("local", "--precision", "fp32") == 0
     with load(bench.out) as bundle:
         report = bundle.report
     assert report.build is not None

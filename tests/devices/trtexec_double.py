@@ -10,6 +10,7 @@ It is given the machine that it plays by a file `trtexec.json` beside it, or by 
     memory  / TRTEXEC_DOUBLE_MEMORY   bytes that a model may have before the builder runs out
     pace    / TRTEXEC_DOUBLE_PACE     milliseconds that a query takes at least (0)
     build   / TRTEXEC_DOUBLE_BUILD    seconds that a build takes at least (0)
+    lint    / TRTEXEC_DOUBLE_LINT     0: graphs are not checked by greencc's linter, which takes a second (1)
     fault   / TRTEXEC_DOUBLE_FAULT    segfault, kill, hang, garbage: what it does instead of an inference or a build
 
 A graph is checked with greencc's linter where that can be imported. Its "engine" holds the ONNX model, the version and
@@ -93,6 +94,7 @@ class Machine:
     memory: int = 1 << 40
     pace: float = 0.0
     build: float = 0.0
+    lint: int = 1
     fault: str = ""
 
     @property
@@ -353,10 +355,12 @@ def check_operators(model: Any) -> None:
 
 def check_rules(here: Machine, model: Any, options: dict[str, str]) -> None:
     """greencc's linter, where it can be imported: what it calls an error is one here."""
+    if not here.lint:
+        return
     try:
         import onnx_ir as ir
-        from greencc.targets._tensorrt.lint import Severity, lint
 
+        from greencc.targets._tensorrt.lint import Severity, lint
         from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
     except ImportError as error:
         say("V", f"the graph is not checked: {error}")

@@ -92,7 +92,7 @@ def images(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 class Samples:
-    """A `DataSource` over images."""
+    """A `DataSource` over samples, batches of one."""
 
     name, has_labels, synthetic = "samples", False, False
 
@@ -106,7 +106,7 @@ class Samples:
     def batches(self, size: int) -> Iterator[Batch]:
         for start in range(0, self.count, size):
             part = self._samples[start : start + size]
-            yield Batch({"image": np.concatenate([sample["image"] for sample in part])})
+            yield Batch({name: np.concatenate([sample[name] for sample in part]) for name in part[0]})
 
 
 def static_int8(capabilities: Capabilities, network: str = "residual") -> ir.Model:

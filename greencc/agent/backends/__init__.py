@@ -70,7 +70,7 @@ class Backend:
 
     def __init__(self, root: str, env: Mapping[str, str], home: str) -> None:
         self.root = root
-        self.env = dict(env)  # type: Dict[str, str]
+        self.env: Dict[str, str] = dict(env)
         self.home = home
 
     def missing(self) -> Optional[str]:

@@ -31,7 +31,7 @@ def make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.lines = []  # type: List[str]
+            self.lines: List[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             order = (
@@ -178,7 +178,7 @@ def _configure(trt: Any, builder: Any, config: Any, options: Dict[str, Any]) -> 
 
 
 def _add_profile(builder: Any, config: Any, network: Any, facts: OnnxFacts, shapes: Dict[str, Any]) -> None:
-    free = []  # type: List[Spec]
+    free: List[Spec] = []
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
@@ -208,7 +208,7 @@ def profile_of(spec: Spec, shapes: Dict[str, Any]) -> List[List[int]]:
             "input %r has free dimensions, and no shape profile was given" % spec.name,
             "give the shapes (the least, the usual and the greatest), or fix them in the model",
         )
-    found = []  # type: List[List[int]]
+    found: List[List[int]] = []
     for name in ("min", "opt", "max"):
         shape = [int(size) for size in given.get(name) or []]
         fits = len(shape) == len(spec.shape) and all(

@@ -89,8 +89,8 @@ class BindingsEngine(Loaded):
         self._names = _Names(trt, self._engine)
         self._dtypes = {spec.name: self._names.dtype(spec.name) for spec in self.inputs + self.outputs}
         self._buffers = {name: _Buffer(cuda) for name in self._dtypes}
-        self._shapes = None  # type: object
-        self._results = []  # type: List[Spec]
+        self._shapes: object = None
+        self._results: List[Spec] = []
         if options.get("warm_up", True):
             self._warm_up(built.extra.get("shapes") or {})
 
@@ -123,7 +123,7 @@ class BindingsEngine(Loaded):
         self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str
     ) -> List[Dict[str, Any]]:
         """By a context of its own: one that was profiled waits for each run from then on."""
-        totals = {}  # type: Dict[str, float]
+        totals: Dict[str, float] = {}
         context, kept = self._engine.create_execution_context(), self._context
         if context is None:
             raise failure("profiling", self._logger.lines, "memory")
@@ -196,7 +196,7 @@ class BindingsEngine(Loaded):
 
 def kind_of(layer: str, op_types: Dict[str, str]) -> str:
     """Types of the ONNX nodes that a layer is made of: TensorRT joins their names with ``+``."""
-    found = []  # type: List[str]
+    found: List[str] = []
     for name in layer.replace("{", " ").replace("}", " ").split(" + "):
         op_type = op_types.get(name.strip())
         if op_type is not None and op_type not in found:
@@ -222,8 +222,8 @@ class _Names:
         self._engine = engine
         self._named = hasattr(engine, "num_io_tensors")
         self._of = {value: name for name, value in _types(trt)}
-        self._index = {}  # type: Dict[str, int]
-        self._addresses = []  # type: List[int]
+        self._index: Dict[str, int] = {}
+        self._addresses: List[int] = []
         if not self._named:
             self._index = {engine.get_binding_name(i): i for i in range(engine.num_bindings)}
             self._addresses = [0] * engine.num_bindings

@@ -7,7 +7,7 @@ import ctypes
 import glob
 import os
 import sys
-from typing import Any, List
+from typing import Any, List, Optional
 
 from greencc.agent.problem import Problem
 
@@ -130,7 +130,7 @@ class Cuda:
 
 
 def _open(root: str) -> ctypes.CDLL:
-    refused = None  # type: Optional[OSError]
+    refused: Optional[OSError] = None
     for name in candidates(root):
         try:
             library = ctypes.CDLL(name)

@@ -3,7 +3,7 @@
 import array
 import os
 import time
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from greencc.agent.backends.tensors import Spec
 from greencc.agent.problem import Problem
@@ -23,7 +23,7 @@ class Plan:
         runs = _number(arguments, "runs")
         self.runs = None if runs is None else int(runs)
         self.rate = _number(arguments, "rate")
-        self.due = arguments.get("due")  # type: Optional[List[float]]
+        self.due: Optional[List[float]] = arguments.get("due")
         self.first = int(_number(arguments, "first") or 0)
         self.into = str(arguments.get("into", ""))
         if (self.seconds is None) == (self.runs is None):

@@ -5,7 +5,7 @@ its open sources (NVIDIA/TensorRT: parsers/onnx, samples/common) or its users' r
 """
 
 import re
-from typing import Iterable, List, Optional
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 from greencc.agent.problem import Problem
 
@@ -172,6 +172,7 @@ FAULTS = (
     ),
 )
 
+_NODE = re.compile(r"While parsing node number (\d+) \[(\w+)")
 _SEVERITY = re.compile(r"^(?:\[[^\]]*\] )?\[([FEWIV])\]")
 
 
@@ -194,12 +195,21 @@ def explain(lines: Iterable[str]) -> Optional[Problem]:
             match = fault.pattern.search(line)
             if match is not None:
                 groups = [group or "" for group in match.groups()]
-                message = fault.message.format(*([*groups, "", ""]))
+                message = fault.message.format(*groups, "", "")
                 expected = [group for group in groups if group]
                 if "another" in message and len(expected) == 2:
                     message += " (%s here, and not %s)" % (expected[0], expected[1])
-                return Problem(fault.kind, message.rstrip(": "), fault.hint)
+                return Problem(fault.kind, message.rstrip(": ") + _place(fault, message, found), fault.hint)
     return None
+
+
+def _place(fault: Fault, message: str, found: Sequence[Tuple[str, str]]) -> str:
+    """The node that was being read, where a fault of the model does not name one."""
+    for _, line in found:
+        match = _NODE.search(line)
+        if match is not None and fault.kind == "input" and match.group(2) not in message:
+            return " (node %s, %s)" % match.groups()
+    return ""
 
 
 def last_errors(lines: Iterable[str], most: int = 3) -> List[str]:

@@ -5,7 +5,7 @@ The format is protocol buffers' (encoding: "Encoding", protobuf.dev); field numb
 
 import mmap
 import os
-from typing import Dict, Iterator, List, Tuple, Union
+from typing import Dict, Iterator, List, Set, Tuple, Union
 
 from greencc.agent.backends.tensors import Spec
 from greencc.agent.problem import Problem
@@ -65,8 +65,10 @@ def read_facts(path: str) -> OnnxFacts:
 
 
 def _facts(whole: memoryview) -> OnnxFacts:
-    inputs, outputs = [], []  # type: List[Spec], List[Spec]
-    valued, ops = set(), {}  # type: Set[str], Dict[str, str]
+    inputs: List[Spec] = []
+    outputs: List[Spec] = []
+    valued: Set[str] = set()
+    ops: Dict[str, str] = {}
     graphs = [value for number, value in _fields(whole) if number == 7]
     if len(graphs) != 1:
         raise IndexError("no graph")
@@ -87,7 +89,9 @@ def _facts(whole: memoryview) -> OnnxFacts:
 
 def _spec(value: Union[int, memoryview]) -> Spec:
     """ValueInfoProto: name 1, type 2; TypeProto: tensor_type 1; its elem_type 1, shape 2; dimension 1: value 1."""
-    name, dtype, shape = _text(value, 1), "", []  # type: str, str, List[int]
+    name: str = _text(value, 1)
+    dtype: str = ""
+    shape: List[int] = []
     for kind in _all(value, 2):
         for tensor in _all(kind, 1):
             for number, item in _fields(tensor):

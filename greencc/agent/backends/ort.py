@@ -15,8 +15,8 @@ class OrtBackend(ProcessBackend):
     def __init__(self, root: str, env: Mapping[str, str], home: str) -> None:
         super().__init__(root, env, home)
         self._asked = False
-        self._facts = {}  # type: Dict[str, str]
-        self._problem = None  # type: Optional[Problem]
+        self._facts: Dict[str, str] = {}
+        self._problem: Optional[Problem] = None
 
     def missing(self) -> Optional[str]:
         self._ask()

@@ -159,7 +159,7 @@ class OrtEngine(Loaded):
 
 def _nodes(events: List[Dict[str, Any]], runs: int) -> List[Dict[str, Any]]:
     """Mean microseconds of nodes by the events of ONNX Runtime's profile ("..._kernel_time")."""
-    totals = {}  # type: Dict[Tuple[str, str], float]
+    totals: Dict[Tuple[str, str], float] = {}
     suffix = "_kernel_time"
     for event in events:
         name = str(event.get("name", ""))

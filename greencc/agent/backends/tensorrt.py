@@ -1,6 +1,6 @@
 """TensorRT: by its Python bindings where they and CUDA's runtime load, else by trtexec alone."""
 
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from greencc.agent.backends import Limits, Log
 from greencc.agent.backends.process_backend import ProcessBackend
@@ -16,8 +16,8 @@ class TensorRtBackend(ProcessBackend):
 
     def __init__(self, root: str, env: Mapping[str, str], home: str) -> None:
         super().__init__(root, env, home)
-        self._found = None  # type: Optional[Dict[str, str]]
-        self._reasons = []  # type: List[Problem]
+        self._found: Optional[Dict[str, str]] = None
+        self._reasons: List[Problem] = []
 
     def missing(self) -> Optional[str]:
         if self.facts():

@@ -102,7 +102,8 @@ class Trtexec:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        lines, moments = [], {}  # type: List[str], Dict[str, float]
+        lines: List[str] = []
+        moments: Dict[str, float] = {}
         assert process.stdout is not None
         with process.stdout:
             for raw in process.stdout:

@@ -245,7 +245,7 @@ class Runner:
 
 def packed(given: Sequence[Spec], data: Dict[str, memoryview]) -> bytes:
     """Inputs as the runner reads them."""
-    parts = []  # type: List[bytes]
+    parts: List[bytes] = []
     for spec in given:
         size = len(data[spec.name])
         parts.append(struct.pack("<%dqQ" % len(spec.shape), *((*tuple(spec.shape), size))))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     "-t",
     default="",
     show_default="cpu, or what fits the device",
-    help="cpu, openvino, tvm-cpu or tvm-arm, with options: cpu:threads=1, tvm-arm:preset=rpi5 (see greencc targets).",
+    help="cpu, openvino, tvm-cpu, tvm-arm, jetson, tensorrt or tensorrt-rtx, with options: cpu:threads=1, "
+    "tvm-arm:preset=rpi5, jetson:jetson-nano (see greencc targets).",
 )
 @click.option(
     "--calibration",

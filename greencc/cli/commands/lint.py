@@ -87,7 +87,7 @@ def _print(console: Console, path: Path, subject: Subject, faults: Sequence[Faul
 
     from greencc.targets._tensorrt.lint import Severity
 
-    where = " on its DLA" if subject.dla else ""
+    where = ", for the DLA" if subject.dla else ""
     console.print(f"{path}, checked against {subject.title}{where}", markup=False, soft_wrap=True)
     if not subject.gpu:
         console.print(
@@ -100,11 +100,13 @@ def _print(console: Console, path: Path, subject: Subject, faults: Sequence[Faul
             table.add_column(heading, no_wrap=True)
         table.add_column("Node", overflow="fold", min_width=10)
         table.add_column("What happens, and the remedy", overflow="fold", min_width=40)
-        for fault in faults:
+        for alike in _grouped(faults):
+            fault = alike[0]
+            more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
             table.add_row(
                 Text(fault.severity.value, style="red" if fault.severity is Severity.ERROR else "yellow"),
                 fault.rule.value,
-                Text(fault.node or "the model"),
+                Text((fault.node or "the model") + more),
                 Text(f"{fault.message}. Remedy: {fault.hint}"),
             )
         console.print(table)
@@ -115,6 +117,14 @@ def _print(console: Console, path: Path, subject: Subject, faults: Sequence[Faul
     console.print(
         f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{rules}", markup=False, soft_wrap=True
     )
+
+
+def _grouped(faults: Sequence[Fault]) -> list[list[Fault]]:
+    """Faults that differ in their node alone, in order of the first; JSON has them one by one."""
+    found: dict[tuple[object, ...], list[Fault]] = {}
+    for fault in faults:
+        found.setdefault((fault.severity, fault.rule, fault.message, fault.hint), []).append(fault)
+    return list(found.values())
 
 
 def _count(number: int, what: str) -> str:

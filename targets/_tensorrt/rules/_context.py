@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from greencc.core.graph import (
     input_at,
     is_op,
     opset_of,
+    static_shape,
 )
 from greencc.targets._tensorrt.faults import Fault
 from greencc.targets._tensorrt.machine import TensorRtMachine
@@ -70,6 +72,21 @@ def tensor_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     if value is not None and value.is_graph_input():
         return value.const_value
     return constant_tensor(value)
+
+
+def known(value: ir.Value | None) -> bool:
+    """Whether a value is known when the engine is built: a constant, or computed from constants."""
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        each = waiting.pop()
+        if each is None or each in seen or tensor_of(each) is not None:
+            continue
+        seen.add(each)
+        producer = each.producer()
+        if producer is None:
+            return False
+        waiting.extend(producer.inputs)
+    return True
 
 
 def array_of(value: ir.Value | None) -> Array | None:
@@ -140,13 +157,10 @@ def scale_count(node: ir.Node) -> int | None:
     """How many scales a pair node has; None where that is unknown."""
     scale = input_at(node, 1)
     tensor = tensor_of(scale)
-    shape = scale.shape if tensor is None and scale is not None else None if tensor is None else tensor.shape
-    if shape is None or not shape.is_static():
-        return None
-    count = 1
-    for size in shape.numpy():
-        count *= int(size)
-    return count
+    if tensor is not None:
+        return tensor.size
+    shape = static_shape(scale)
+    return None if shape is None else math.prod(shape)
 
 
 def through_transpose(value: ir.Value | None, axis: int) -> tuple[ir.Value | None, int]:

@@ -64,6 +64,13 @@ def _loop(node: ir.Node) -> Iterator[Fault]:
     bodies = subgraphs_of(node)
     if not bodies:
         return
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        yield error(
+            Rule.CONTROL_FLOW,
+            name_of(node),
+            "its condition is left out, which the parser does not read",
+            "give a constant condition of true",
+        )
     carried = max(len(node.inputs) - 2, 0)
     scans = len(node.outputs) - carried
     if scans > 0 and tensor_of(node.inputs[0]) is None:

@@ -25,14 +25,15 @@ from greencc.targets._tensorrt.rules.shapes import free_axes
 
 _BATCH, _SIZE = 4096, 8192
 _NATIVE = frozenset(
-    """
-    Abs Add AveragePool BatchNormalization Clip Concat Constant Conv ConvTranspose Equal Gemm Greater LRN LeakyRelu Less
-    MatMul Max MaxPool Min Mul PRelu Pow Relu Reshape Resize Sigmoid Slice Softmax Split Sub Sum Tanh Transpose Upsample
-    Div
-    """.split()
-)
+    {
+        "Abs", "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Constant", "Conv",
+        "ConvTranspose", "Equal", "Gemm", "Greater", "LRN", "LeakyRelu", "Less", "MatMul", "Max", "MaxPool",
+        "Min", "Mul", "PRelu", "Pow", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split",
+        "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Div",
+    }
+)  # fmt: skip
 # They hold no arithmetic of their own: types, pairs, and what is folded when the engine is built.
-_FOLDED = frozenset("Cast ConstantOfShape DequantizeLinear Identity QuantizeLinear Shape".split())
+_FOLDED = frozenset(["Cast", "ConstantOfShape", "DequantizeLinear", "Identity", "QuantizeLinear", "Shape"])
 
 
 def check(context: Context) -> Iterator[Fault]:
@@ -43,7 +44,8 @@ def check(context: Context) -> Iterator[Fault]:
         yield error(
             Rule.DLA_MISSING,
             "",
-            f"a DLA was asked for, and TensorRT {context.machine.version} on {context.machine.gpu.name} builds for none",
+            f"a DLA was asked for, and TensorRT {context.machine.version} builds for none here "
+            f"({context.machine.gpu.name})",
             "leave dla out; of the modules that are known, the AGX Orin has one, with JetPack 7.2.2",
         )
         return

@@ -115,7 +115,9 @@ def check_sparsity(context: Context) -> Iterator[Fault]:
                     "prune channels instead",
                 )
         else:
-            other = next((axis for axis in range(weight.ndim) if axis != inputs and _two_of_four(weight, axis)), None)
+            other = next(
+                (axis for axis in range(weight.ndim) if axis != inputs and _two_of_four(weight, axis)), None
+            )
             if other is not None:
                 yield warning(
                     Rule.SPARSITY,
@@ -162,9 +164,7 @@ def check_memory(context: Context) -> Iterator[Fault]:
         if value.const_value is not None
     )
     size += sum(
-        tensor.nbytes
-        for node in context.of("Constant")
-        if (tensor := tensor_of(node.outputs[0])) is not None
+        tensor.nbytes for node in context.of("Constant") if (tensor := tensor_of(node.outputs[0])) is not None
     )
     shown = f"the weights take {size / 2**30:.1f} GiB and the device has {memory / 2**30:.0f} GiB"
     if size > memory:
@@ -181,5 +181,3 @@ def check_memory(context: Context) -> Iterator[Fault]:
             f"{shown}: the builder holds them twice, so that building there may fail",
             "compile with fewer bits or prune, or choose a larger device",
         )
-
-

@@ -9,14 +9,14 @@ import onnx_ir as ir
 from greencc.core.graph import attribute_int, attribute_ints, input_at
 from greencc.targets._tensorrt.faults import Fault, Rule, error, warning
 from greencc.targets._tensorrt.machine import TensorRtVersion
-from greencc.targets._tensorrt.operators import BOOLEAN, FLOAT_ONLY, INTEGERS_SINCE, SINCE
+from greencc.targets._tensorrt.operators import FLOAT_ONLY, INTEGERS_SINCE, RTX_LACKS, SINCE
 from greencc.targets._tensorrt.rules._context import (
     Context,
     array_of,
     dtype_of,
     in_default_domain,
+    known,
     name_of,
-    tensor_of,
 )
 
 _QUANTIZED = frozenset(
@@ -50,6 +50,13 @@ def check_operators(context: Context) -> Iterator[Fault]:
                 f"TensorRT {version} has no {kind}: its parser reads it since {SINCE[kind]}",
                 f"write it with older operators, or use TensorRT {SINCE[kind]} or later",
             )
+        elif context.machine.rtx and kind in RTX_LACKS:
+            yield error(
+                Rule.OPERATOR,
+                name,
+                f"TensorRT-RTX has no {kind}: it is a plugin of TensorRT",
+                "run it on the CPU, or use TensorRT",
+            )
 
 
 def _foreign(name: str, node: ir.Node) -> Fault:
@@ -76,32 +83,31 @@ def _unknown(name: str, kind: str) -> Fault:
             f"TensorRT has no {kind}: quantized graphs are float operators between Q/DQ pairs",
             "quantize with --format qdq, static INT8",
         )
-    return error(
-        Rule.OPERATOR, name, f"no version of TensorRT reads {kind}", "write it with other operators"
-    )
+    return error(Rule.OPERATOR, name, f"no version of TensorRT reads {kind}", "write it with other operators")
 
 
 def check_types(context: Context) -> Iterator[Fault]:
-    """Integers and booleans where the parser's table lists floats only."""
+    """Integers where TensorRT takes floats only."""
     version = context.machine.version
     for node in context.nodes:
-        kind = node.op_type
-        if not in_default_domain(node) or kind not in SINCE or version < SINCE[kind]:
+        kind, found = node.op_type, dtype_of(input_at(node, 0))
+        if found not in _INTEGERS or not in_default_domain(node):
             continue
-        found = dtype_of(input_at(node, 0))
         since = INTEGERS_SINCE.get(kind)
-        if found is ir.DataType.BOOL and kind not in BOOLEAN and tensor_of(node.inputs[0]) is None:
-            wrong = "BOOL"
-        elif found in _INTEGERS and (kind in FLOAT_ONLY or (since is not None and version < since)):
-            wrong = str(found)
-        else:
-            continue
-        yield warning(
-            Rule.OPERATOR_TYPE,
-            name_of(node),
-            f"{kind} reads {wrong}, which TensorRT {version} does not list among its types",
-            "cast in front of it, and back behind it",
-        )
+        if kind in FLOAT_ONLY:
+            yield error(
+                Rule.OPERATOR_TYPE,
+                name_of(node),
+                f"{kind} reads {found}, and TensorRT's takes floats alone",
+                "cast in front of it, and back behind it",
+            )
+        elif since is not None and version < since:
+            yield warning(
+                Rule.OPERATOR_TYPE,
+                name_of(node),
+                f"{kind} reads {found}, which TensorRT lists among its types only since {since}",
+                "cast in front of it, and back behind it",
+            )
 
 
 def check_forms(context: Context) -> Iterator[Fault]:
@@ -147,7 +153,7 @@ def _constant(index: int, what: str, until: TensorRtVersion | None = None) -> _F
     def form(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
         if until is not None and context.machine.version >= until:
             return
-        if _given(node, index) and tensor_of(input_at(node, index)) is None:
+        if _given(node, index) and not known(input_at(node, index)):
             since = "" if until is None else f" before {until}"
             yield f"{what} must be a constant{since}", "fold it: export with fixed sizes"
 
@@ -165,8 +171,6 @@ def _lstm(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
 
 
 def _top_k(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
-    if not attribute_int(node, "sorted", 1):
-        yield "sorted must be 1", "sort the result"
     count = array_of(input_at(node, 1))
     if count is None and context.machine.version < TensorRtVersion(8, 6):
         yield "K must be a constant before 8.6", "fold it"
@@ -181,8 +185,8 @@ _RESIZE_TRANSFORMS = frozenset(
 
 def _resize(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
     mode = _text(node, "mode", "nearest")
-    if mode not in ("nearest", "linear"):
-        yield f"mode {mode} is not supported", "use nearest or linear"
+    if mode == "cubic" and context.machine.version < TensorRtVersion(8, 6):
+        yield "mode cubic is not supported before 8.6", "use nearest or linear"
     transform = _text(node, "coordinate_transformation_mode", "half_pixel")
     if transform not in _RESIZE_TRANSFORMS:
         yield f"coordinate_transformation_mode {transform} is not supported", "use half_pixel"
@@ -226,7 +230,7 @@ def _grid_sample(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
 def _instance_norm(node: ir.Node, context: Context) -> Iterator[tuple[str, str]]:
     if context.machine.version >= TensorRtVersion(9, 0):
         return
-    if tensor_of(input_at(node, 1)) is None or tensor_of(input_at(node, 2)) is None:
+    if not known(input_at(node, 1)) or not known(input_at(node, 2)):
         yield "scale and bias must be constants before 9.0", "fold them"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from greencc.core.graph import attribute_int, consumers, input_at, is_op
-from greencc.targets._tensorrt.faults import Fault, Rule, error
+from greencc.targets._tensorrt.faults import Fault, Rule, error, warning
 from greencc.targets._tensorrt.machine import TensorRtVersion, Typing
 from greencc.targets._tensorrt.rules._context import (
     WEIGHTED,
@@ -16,6 +16,7 @@ from greencc.targets._tensorrt.rules._context import (
     array_of,
     axis_of,
     dtype_of,
+    known,
     name_of,
     quantized_type,
     scale_count,
@@ -89,10 +90,10 @@ def _four_bits(node: ir.Node, found: ir.DataType, context: Context) -> Iterator[
             f"quantize to INT8, or use TensorRT {since} or later",
         )
     elif found is _T.INT4 and not _of_constant(node):
-        yield error(
+        yield warning(
             Rule.QUANTIZED_TYPE,
             name_of(node),
-            f"{node.op_type} makes INT4 of what is computed; TensorRT has INT4 for weights alone",
+            f"{node.op_type} makes INT4 of what is computed; TensorRT has products with INT4 weights alone",
             "quantize activations to INT8",
         )
     elif found is _T.FLOAT4E2M1 and context.gpu and context.machine.gpu.sm < _BLACKWELL:
@@ -121,6 +122,8 @@ def check_zero_points(context: Context) -> Iterator[Fault]:
             continue
         zeros = array_of(zero_point)
         if zeros is None:
+            if known(zero_point):
+                continue
             yield error(
                 Rule.NONZERO_ZERO_POINT,
                 name_of(node),
@@ -162,6 +165,8 @@ def check_scales(context: Context) -> Iterator[Fault]:
                 )
         scales = array_of(scale)
         if scales is None:
+            if known(scale):
+                continue
             yield error(
                 Rule.SCALE_VALUE,
                 name_of(node),

@@ -48,7 +48,9 @@ def check_fusion(context: Context) -> Iterator[Fault]:
         source = None if front is None or front.inputs[0] is None else front.inputs[0].producer()
         if front is None or source is None:
             continue
-        if is_op(source, *WEIGHTED) or (is_op(source, "BatchNormalization") and node.op_type != source.op_type):
+        if is_op(source, *WEIGHTED) or (
+            is_op(source, "BatchNormalization") and node.op_type != source.op_type
+        ):
             yield warning(
                 Rule.BROKEN_FUSION,
                 name_of(front),
@@ -66,7 +68,11 @@ def check_residuals(context: Context) -> Iterator[Fault]:
         branches = [_weighted_branch(value) for value in node.inputs]
         for side in (0, 1):
             other = 1 - side
-            if quantized[side] and branches[side] is not None and (branches[other] is None or quantized[other]):
+            if (
+                quantized[side]
+                and branches[side] is not None
+                and (branches[other] is None or quantized[other])
+            ):
                 yield warning(
                     Rule.RESIDUAL_ADD,
                     name_of(node),
@@ -157,7 +163,7 @@ def _few_channels(node: ir.Node) -> str | None:
     group = attribute_int(node, "group", 1)
     # Conv: [outputs, inputs / group, ...]; ConvTranspose: [inputs, outputs / group, ...].
     fewest = min(first, second * group)
-    return f"has {fewest} channels" if fewest < _CHANNELS else None
+    return f"has few channels ({fewest})" if fewest < _CHANNELS else None
 
 
 def _vector(node: ir.Node) -> str | None:

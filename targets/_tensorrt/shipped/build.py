@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set
 
 HERE = Path(__file__).resolve().parent
 
@@ -94,13 +94,13 @@ def build(trt: Any, settings: Dict[str, Any], workspace: int, verbose: bool) -> 
     builder = trt.Builder(logger)
     if not builder:
         raise BuildError("TensorRT found no GPU", "run this on the device; its log is above")
-    flags = settings["flags"]
-    network = builder.create_network(network_flags(trt, flags))
+    network = builder.create_network(network_flags(trt, settings["network_flags"]))
     parse(trt, network, logger, HERE / settings["model"])
     config = builder.create_builder_config()
     set_workspace(trt, config, workspace)
-    for name in flags:
+    for name in settings["builder_flags"]:
         set_flag(trt, config, name)
+    keep_float32(trt, network, set(settings["float32_nodes"]))
     if settings["dla"]:
         use_dla(trt, builder, config)
     add_profile(builder, config, settings["shapes"])
@@ -118,21 +118,14 @@ def build(trt: Any, settings: Dict[str, Any], workspace: int, verbose: bool) -> 
     write(HERE / "engine.plan", bytes(plan))
 
 
-def network_flags(trt: Any, flags: List[str]) -> int:
+def network_flags(trt: Any, names: List[str]) -> int:
     kinds = trt.NetworkDefinitionCreationFlag
     found = 0
-    # From version 10 on there is no other way, and the flag is deprecated or gone.
-    if hasattr(kinds, "EXPLICIT_BATCH") and version_of(trt) < (10, 0):
-        found |= 1 << int(kinds.EXPLICIT_BATCH)
-    # In version 11 every network is strongly typed.
-    if "strongly_typed" in flags and hasattr(kinds, "STRONGLY_TYPED"):
-        found |= 1 << int(kinds.STRONGLY_TYPED)
+    for name in names:
+        # What a newer version has no name for any more it always does.
+        if hasattr(kinds, name):
+            found |= 1 << int(getattr(kinds, name))
     return found
-
-
-def version_of(trt: Any) -> Tuple[int, int]:
-    parts = str(trt.__version__).split(".")
-    return int(parts[0]), int(parts[1])
 
 
 def parse(trt: Any, network: Any, logger: Any, path: Path) -> None:
@@ -153,14 +146,21 @@ def set_workspace(trt: Any, config: Any, mib: int) -> None:
 
 
 def set_flag(trt: Any, config: Any, name: str) -> None:
-    if name == "strongly_typed":
-        return
-    flag = getattr(trt.BuilderFlag, name.upper(), None)
+    flag = getattr(trt.BuilderFlag, name, None)
     if flag is None:
-        raise BuildError(
-            "this TensorRT has no builder flag %s" % name.upper(), "compile again for its version"
-        )
+        raise BuildError("this TensorRT has no builder flag %s" % name, "compile again for its version")
     config.set_flag(flag)
+
+
+def keep_float32(trt: Any, network: Any, names: Set[str]) -> None:
+    """Layers that are computed in float32 whatever the flags allow."""
+    for index in range(network.num_layers if names else 0):
+        layer = network.get_layer(index)
+        if layer.name in names:
+            layer.precision = trt.float32
+            for output in range(layer.num_outputs):
+                if layer.get_output(output).dtype == trt.float32:
+                    layer.set_output_type(output, trt.float32)
 
 
 def use_dla(trt: Any, builder: Any, config: Any) -> None:
@@ -168,7 +168,6 @@ def use_dla(trt: Any, builder: Any, config: Any) -> None:
         raise BuildError("this device has no DLA that TensorRT can use", "compile again without dla=true")
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = 0
-    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
 def add_profile(builder: Any, config: Any, shapes: Dict[str, Dict[str, List[int]]]) -> None:

@@ -179,6 +179,20 @@ def test_an_older_opset_is_refused_with_the_way_out(kit: Any, net: Any, random: 
     assert "target = 19 and below = 19" in outcome.findings[0].message
 
 
+def test_pairs_of_half_precision_need_opset_19(kit: Any, parse: Any, random: Any) -> None:
+    """Where FP32 graphs may be older: an FP16 QuantizeLinear came with 19."""
+    model = parse(
+        "g (float16[4, 16] x) => (float16[4, 16] y) { y = MatMul (x, w) }", w=random(16, 16).astype(np.float16)
+    )
+    context = kit.context({"x": random(4, 16).astype(np.float16)})
+    int8 = replace(tensorrt_int8(strong=True), min_opset=13)
+    context = replace(context, capabilities=replace(context.capabilities, int8=int8))
+    infer_shapes(model)
+    outcome = QuantizeInt8().apply(model, context)
+    assert outcome.changed == 0
+    assert "target = 19 and below = 19" in outcome.findings[0].message
+
+
 HALF = """
 g ({0}[2, 16, 8, 8] x) => ({0}[2, 8] y) {{
   c = Conv <kernel_shape=[3,3]> (x, w, b)
