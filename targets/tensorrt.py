@@ -81,8 +81,40 @@ class TensorRtTarget(EmittedTarget):
             f"{others}), or build on it with --device"
         )
 
+    def _figures(self) -> str:
+        if self.gpu is not GpuPreset.HERE:
+            return super()._figures()
+        return f"{self.title}: engines are built, run and timed on it by greencc's agent on this computer"
+
     def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu.value}
 
     def _again(self) -> dict[str, str]:
         return {"*": f"{self.name}:version=$1,gpu={self.gpu.value}"}
+
+
+@dataclass(frozen=True)
+class FoundTensorRtTarget(TensorRtTarget):
+    """TensorRT on a GPU that was found, here or on a device: it needs no preset, for nothing has to be estimated.
+
+    Attributes:
+        found: The GPU. The preset is one of the same kind, which bundles name so that they can be checked anywhere;
+            ``here`` where there is none.
+    """
+
+    found: Gpu | None = None
+
+    @property
+    def card(self) -> Gpu:
+        """The GPU that was found."""
+        if self.found is None:
+            return super().card
+        return self.found
+
+    def missing(self) -> str | None:
+        """Why nothing can be emitted here, or None: the GPU is there, whose own agent tells what it lacks."""
+        return EmittedTarget.missing(self)
+
+    def named(self) -> TensorRtTarget:
+        """The target that a spec can name."""
+        return TensorRtTarget(self.batch, self.max_batch, self.sparse, self.version, self.gpu)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 
 from greencc.bundle import Bundle
 from greencc.compiler.options import DEFAULT_TARGET
@@ -24,8 +23,10 @@ from greencc.devices.target import DeviceTarget
 from greencc.targets import CpuTarget, TensorRtTarget, make_target
 from greencc.targets._cpu_capabilities import cpu_capabilities
 from greencc.targets._ort_facts import runtime_facts
-from greencc.targets._tensorrt.gpus import GPUS, GpuPreset
+from greencc.targets._tensorrt.gpus import GPUS, Gpu, GpuPreset
+from greencc.targets._tensorrt.machine import architecture
 from greencc.targets._tensorrt.presets import MODULES
+from greencc.targets.tensorrt import FoundTensorRtTarget
 
 
 @contextmanager
@@ -149,21 +150,38 @@ def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
 
 
 def _with_gpu(base: Target, facts: DeviceFacts) -> Target:
-    """A target for 'the GPU here' is for the GPU there: any preset of the same kind gives the same graph."""
+    """A target for 'the GPU here' is for the GPU there, whatever it is called.
+
+    Raises:
+        UnavailableError: It has none, or one of a kind that is not known.
+    """
     if not isinstance(base, TensorRtTarget) or base.gpu is not GpuPreset.HERE:
         return base
-    sm = None if facts.gpu is None else facts.gpu.sm
-    preset = next(
-        (preset for preset in GpuPreset if preset.value in GPUS and GPUS[preset.value].sm == sm), None
-    )
-    if preset is None:
-        name = "no NVIDIA GPU" if facts.gpu is None else f"{facts.gpu.name} (compute capability {sm})"
+    gpu = facts.gpu
+    if gpu is None or gpu.sm is None:
         raise UnavailableError(
-            f"the device has {name}, for which the target {base.name} has no preset",
-            hint=f"presets: {', '.join(GPUS)}",
+            "the device shows no NVIDIA GPU, which the target tensorrt needs",
+            hint="is its driver installed (there: nvidia-smi)?",
         )
-    version = base.version or ".".join((facts.tensorrt or "").split(".")[:2])
-    return replace(base, gpu=preset, version=version)
+    try:
+        architecture(gpu.sm)
+    except UsageError as error:
+        raise UnavailableError(
+            f"the device's {gpu.name} is not known: {error.message}", hint=error.hint
+        ) from error
+    # One of the same kind gives the same graph, and a bundle that names it can be checked where there is no GPU.
+    preset = next(
+        (each for each in GpuPreset if each.value in GPUS and GPUS[each.value].sm == gpu.sm), base.gpu
+    )
+    profile = GPUS[preset.value].profile if preset is not GpuPreset.HERE else ""
+    return FoundTensorRtTarget(
+        batch=base.batch,
+        max_batch=base.max_batch,
+        sparse=base.sparse,
+        version=base.version or ".".join((facts.tensorrt or "").split(".")[:2]),
+        gpu=preset,
+        found=Gpu(gpu.name, gpu.sm, gpu.memory_bytes, profile),
+    )
 
 
 def _needs(base: Target) -> Needs:

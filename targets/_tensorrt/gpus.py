@@ -40,13 +40,13 @@ class Gpu:
     Attributes:
         title: For people.
         sm: Compute capability.
-        memory_bytes: Of its own.
-        profile: Device profile that estimates come from.
+        memory_bytes: Of its own; None: not known.
+        profile: Device profile that estimates come from; empty: there is none.
     """
 
     title: str
     sm: int
-    memory_bytes: int
+    memory_bytes: int | None
     profile: str
 
 
