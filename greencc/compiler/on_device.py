@@ -24,8 +24,8 @@ from greencc.devices.target import DeviceTarget
 from greencc.targets import CpuTarget, TensorRtTarget, make_target
 from greencc.targets._cpu_capabilities import cpu_capabilities
 from greencc.targets._ort_facts import runtime_facts
-from greencc.targets._tensorrt.gpus import GPUS, GpuPreset
-from greencc.targets._tensorrt.presets import MODULES
+from greencc.targets._tensorrt.gpus import gpu_named
+from greencc.targets._tensorrt.presets import releases_by_preset
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def opened_target(
 
 def _is_gpu_here(target: Target) -> bool:
     """TensorRT on the GPU of this computer: its engines are in the agent's processes, as on any device."""
-    return isinstance(target, TensorRtTarget) and target.gpu is GpuPreset.HERE
+    return isinstance(target, TensorRtTarget) and target.here
 
 
 def opened_engine(bundle: Bundle, device: str, progress: Progress, opened: ExitStack) -> Engine:
@@ -104,7 +104,7 @@ def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool 
         InputError: The device is another one than the target is for.
     """
     facts = client.facts()
-    fit = matching(facts, _releases())
+    fit = matching(facts, releases_by_preset())
     base = _with_gpu(make_target(spec), facts) if spec else _fitting(facts, fit, client.name)
     if not base.builder:
         raise UsageError(
@@ -122,10 +122,6 @@ def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool 
     if missing := target.missing():
         raise UnavailableError(missing, hint=f"see 'greencc devices probe {client.name}'")
     return target
-
-
-def _releases() -> dict[str, list[str]]:
-    return {preset.value: [each.release for each in module.releases] for preset, module in MODULES.items()}
 
 
 def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
@@ -149,21 +145,16 @@ def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
 
 
 def _with_gpu(base: Target, facts: DeviceFacts) -> Target:
-    """A target for 'the GPU here' is for the GPU there: any preset of the same kind gives the same graph."""
-    if not isinstance(base, TensorRtTarget) or base.gpu is not GpuPreset.HERE:
+    """A target for 'the GPU here' is for the GPU there: by its own name or compute capability, never another card's."""
+    if not isinstance(base, TensorRtTarget) or not base.here:
         return base
-    sm = None if facts.gpu is None else facts.gpu.sm
-    preset = next(
-        (preset for preset in GpuPreset if preset.value in GPUS and GPUS[preset.value].sm == sm), None
-    )
-    if preset is None:
-        name = "no NVIDIA GPU" if facts.gpu is None else f"{facts.gpu.name} (compute capability {sm})"
+    if facts.gpu is None or facts.gpu.sm is None:
         raise UnavailableError(
-            f"the device has {name}, for which the target {base.name} has no preset",
-            hint=f"presets: {', '.join(GPUS)}",
+            f"the device shows no NVIDIA GPU, which the target {base.name} needs",
+            hint="is its driver installed (there: nvidia-smi)? Else leave --target out: greencc takes what fits it",
         )
     version = base.version or ".".join((facts.tensorrt or "").split(".")[:2])
-    return replace(base, gpu=preset, version=version)
+    return replace(base, gpu=gpu_named(facts.gpu.name, facts.gpu.sm), version=version)
 
 
 def _needs(base: Target) -> Needs:

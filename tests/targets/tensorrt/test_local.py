@@ -14,13 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from greencc.compiler.on_device import opened_target
+from greencc.compiler.untimed import Estimator
 from greencc.core.elsewhere import DistantEngine, Stretch
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.model import load_model
 from greencc.devices.target import DeviceTarget
 from greencc.targets import TensorRtTarget
 from greencc.targets._tensorrt import local
-from greencc.targets._tensorrt.gpus import GpuPreset
 from greencc.targets._tensorrt.machine import TensorRtVersion
 
 HERE = Path(__file__).parent
@@ -71,6 +71,20 @@ def test_what_is_here(gpu: None) -> None:
     assert target.title == "NVIDIA Test"
     # A version that is asked for counts before that of this computer.
     assert TensorRtTarget(version="8.6").machine.version == TensorRtVersion(8, 6)
+    with pytest.raises(
+        UsageError, match=r"TensorRT 8\.4 does not build for compute capability 8\.9.*NVIDIA Test"
+    ):
+        TensorRtTarget(version="8.4").machine  # noqa: B018 - it raises
+
+
+def test_another_cards_profile_is_not_taken(gpu: None) -> None:
+    """It has the chip of an RTX 4090, and is none."""
+    target = TensorRtTarget()
+    assert target.profile_name == ""
+    assert target.device().facts["device_profile"] == "none"
+    assert any("times and energy are not known" in note for note in target.capabilities().notes)
+    with pytest.raises(UnavailableError, match=r"no device profile of the NVIDIA Test.*--device"):
+        Estimator.of(target)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +95,7 @@ def test_what_is_here(gpu: None) -> None:
         ("FAKE_CUDA_STATUS", "999", "error 999"),
         ("FAKE_CUDA_CRASH", "1", r"crashes when it is asked \(signal 11\)"),
         ("FAKE_CUDA_SM", "35", "compute capability 35 is not known"),
+        ("FAKE_CUDA_SM", "121", r"TensorRT 10\.7 does not build for compute capability 12\.1"),
         ("FAKE_TRT_VERSION", "7.1.3", "TensorRT 7.1.3 is not known"),
         ("PYTHONPATH", "", "TensorRT cannot be used here: .*cannot be imported"),
         ("FAKE_CUDA_DEVICES", "0", "TensorRT cannot be used here: .*no CUDA-capable device"),
@@ -159,6 +174,6 @@ def test_gpus_of_others_need_nothing_here(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("the driver is not asked for another machine")
 
     monkeypatch.setattr(local, "_ask_driver", asked)
-    target = TensorRtTarget(gpu=GpuPreset.RTX_4090)
+    target = TensorRtTarget(gpu="rtx-4090")
     assert target.missing() is None
     assert target.machine.gpu.sm == 89
