@@ -108,8 +108,42 @@ class TensorRtTarget(EmittedTarget):
             f"{others}), or build on it with --device"
         )
 
+    def _figures(self) -> str:
+        if not self.here:
+            return super()._figures()
+        return f"{self.title}: engines are built, run and timed on it by greencc's agent on this computer"
+
     def _facts(self) -> dict[str, str]:
         return {"preset": self.gpu or HERE}
 
     def _again(self) -> dict[str, str]:
         return {"*": f"{self.name}:version=$1" + ("" if self.here else f",gpu={self.gpu}")}
+
+
+@dataclass(frozen=True)
+class FoundTensorRtTarget(TensorRtTarget):
+    """TensorRT on a GPU that was found, here or on a device: it needs no profile, for nothing has to be estimated.
+
+    Attributes:
+        found: The GPU. `gpu` is its name or its compute capability, which bundles have, to be checked anywhere.
+    """
+
+    found: Gpu | None = None
+
+    @property
+    def card(self) -> Gpu:
+        """The GPU that was found."""
+        if self.found is None:
+            return super().card
+        return self.found
+
+    def missing(self) -> str | None:
+        """Why nothing can be emitted here, or None: the GPU is there, whose own agent tells what it lacks."""
+        return EmittedTarget.missing(self)
+
+    def _figures(self) -> str:
+        return f"{self.title}: engines are built, run and timed on it by greencc's agent there"
+
+    def named(self) -> TensorRtTarget:
+        """The target that a spec can name."""
+        return TensorRtTarget(self.batch, self.max_batch, self.sparse, self.version, self.gpu)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 
 from greencc.bundle import Bundle
 from greencc.compiler.options import DEFAULT_TARGET
@@ -24,8 +23,10 @@ from greencc.devices.target import DeviceTarget
 from greencc.targets import CpuTarget, TensorRtTarget, make_target
 from greencc.targets._cpu_capabilities import cpu_capabilities
 from greencc.targets._ort_facts import runtime_facts
-from greencc.targets._tensorrt.gpus import gpu_named
+from greencc.targets._tensorrt.gpus import Gpu, gpu_named
+from greencc.targets._tensorrt.machine import architecture
 from greencc.targets._tensorrt.presets import releases_by_preset
+from greencc.targets.tensorrt import FoundTensorRtTarget
 
 
 @contextmanager
@@ -145,16 +146,33 @@ def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
 
 
 def _with_gpu(base: Target, facts: DeviceFacts) -> Target:
-    """A target for 'the GPU here' is for the GPU there: by its own name or compute capability, never another card's."""
+    """A target for 'the GPU here' is for the GPU there, whatever it is called.
+
+    Raises:
+        UnavailableError: It has none, or one of a kind that is not known.
+    """
     if not isinstance(base, TensorRtTarget) or not base.here:
         return base
-    if facts.gpu is None or facts.gpu.sm is None:
+    gpu = facts.gpu
+    if gpu is None or gpu.sm is None:
         raise UnavailableError(
-            f"the device shows no NVIDIA GPU, which the target {base.name} needs",
-            hint="is its driver installed (there: nvidia-smi)? Else leave --target out: greencc takes what fits it",
+            "the device shows no NVIDIA GPU, which the target tensorrt needs",
+            hint="is its driver installed (there: nvidia-smi)?",
         )
-    version = base.version or ".".join((facts.tensorrt or "").split(".")[:2])
-    return replace(base, gpu=gpu_named(facts.gpu.name, facts.gpu.sm), version=version)
+    try:
+        architecture(gpu.sm)
+    except UsageError as error:
+        raise UnavailableError(
+            f"the device's {gpu.name} is not known: {error.message}", hint=error.hint
+        ) from error
+    return FoundTensorRtTarget(
+        batch=base.batch,
+        max_batch=base.max_batch,
+        sparse=base.sparse,
+        version=base.version or ".".join((facts.tensorrt or "").split(".")[:2]),
+        gpu=gpu_named(gpu.name, gpu.sm),
+        found=Gpu(gpu.name, gpu.sm, gpu.memory_bytes),
+    )
 
 
 def _needs(base: Target) -> Needs:

@@ -99,6 +99,13 @@ class EmittedTarget(Target):
     def _facts(self) -> dict[str, str]:
         """What tells the device apart, besides its TensorRT and its GPU."""
 
+    def _figures(self) -> str:
+        """Where times and energy come from."""
+        return (
+            f"{self.title}: results are checked by ONNX Runtime; times and energy are "
+            f"{f'estimated ({self.profile_name})' if self.profile_name else 'not known'}, never measured here"
+        )
+
     def emulated(self) -> bool:
         """False: what runs here is ONNX Runtime, at its own speed."""
         return False
@@ -113,12 +120,7 @@ class EmittedTarget(Target):
 
         self._require()
         found = tensorrt_capabilities(self.machine, sparse=self.sparse)
-        notes = (
-            f"{self.title}: results are checked by ONNX Runtime; times and energy are "
-            f"{f'estimated ({self.profile_name})' if self.profile_name else 'not known'}, never measured here",
-            *self._notes(),
-        )
-        return replace(found, notes=(*found.notes, *notes))
+        return replace(found, notes=(*found.notes, self._figures(), *self._notes()))
 
     def device(self) -> Device:
         """Facts about the device, not about this computer."""

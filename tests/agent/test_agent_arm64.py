@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 from pathlib import Path
 
 import pytest
 
 from .agents import Agent, Refused
-
-QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-FOLDER = Path(os.environ.get("GREENCC_ARM64_PYTHON") or Path(__file__).parents[2] / ".venv/arm64")
+from .arm64 import arm_python
 
 pytestmark = pytest.mark.full
 
 
 @pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A program that is Python for ARM; what it starts by its own name runs in the emulator again."""
-    program = FOLDER / "usr/bin/python3"
-    if platform.machine() in ("aarch64", "arm64"):
-        pytest.skip("this machine is one: the other tests are enough")
-    if QEMU is None:
-        pytest.skip("apt-get install qemu-user-static")
-    if not program.exists():
-        pytest.skip("scripts/arm64-python.sh .venv/arm64 fetches Python for 64-bit ARM")
-    wrapper = tmp_path / "python3"
-    wrapper.write_text(
-        f'#!/bin/sh\nPYTHONHOME="{FOLDER}/usr" exec "{QEMU}" -0 "$0" -L "{FOLDER}" "{program.resolve()}" "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return str(wrapper)
+def python(tmp_path: Path) -> str:
+    return arm_python(tmp_path)
 
 
 def test_an_arm_process_serves_meters_and_sets_power_modes(python: str, agent_file: Path, jetpack) -> None:

@@ -36,6 +36,7 @@ def compiled(folder: Path, machine: Machine) -> Path:
     described = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 4]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": ["n", 4]}],
+        "kernels": [{"node": "twice", "op_type": "Mul", "arithmetic": "INT8"}],
         "triple": machine.triple,
         "cpu": "a test's",
         "tvm": "0.27",
@@ -93,6 +94,8 @@ def test_runs_and_drives(here: Path, tmp_path: Path, started: list[Resident]) ->
     assert answer["count"] == 1
     services, latencies = support.times(folder)
     assert np.all(latencies >= services)
+    answer, _ = engine.ask("profile", support.stretch(folder, feeds(), runs=3))
+    assert answer == {"nodes": [{"name": "twice", "op_type": "Mul:int8", "us": 5.0}]}
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ The clock of both is the system's monotonic one, so the moments agree. What goes
 """
 
 import array
+import contextlib
 import json
 import os
 import platform
+import statistics
 import struct
 import subprocess
 import tempfile
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from greencc.agent.backends import driving, manifest
 from greencc.agent.backends.driving import FeedFile
@@ -44,6 +46,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
             described = json.load(file)
         inputs, outputs = _specs(described["inputs"]), _specs(described["outputs"])
         triple, cpu = str(described["triple"]), str(described["cpu"])
+        steps = [[str(row["node"]), _kind(row)] for row in described["kernels"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem("input", "%s does not describe a compiled model: %s" % (main, error)) from error
     names = manifest.adopt(main, folder)
@@ -68,7 +71,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
         outputs,
         {"tvm": str(described.get("tvm", ""))},
         {"triple": triple, "cpu": cpu},
-        {"options": options},
+        {"options": options, "steps": steps},
     )
     result = kept.save(folder)
     Runner(folder, inputs, outputs, int(options.get("threads") or 1)).close()
@@ -92,6 +95,12 @@ def _specs(rows: Sequence[Dict[str, Any]]) -> List[Spec]:
     ]
 
 
+def _kind(row: Dict[str, str]) -> str:
+    """What a step does: as reports call it on the host (`greencc.targets._tvm.description.Label.kind`)."""
+    kind, arithmetic = str(row["op_type"]), str(row["arithmetic"])
+    return kind if arithmetic == "float" else kind + ":int8"
+
+
 class Runner:
     """The program with its model, answering (see its source for the messages).
 
@@ -101,6 +110,7 @@ class Runner:
         outputs: Likewise.
         threads: Of the model.
         feeds: Inputs to drive it with: the runner keeps them; None: it runs what it is sent.
+        profiled: It times the steps of so many runs of the first of the feeds, instead of being driven.
 
     Raises:
         Problem: It does not start, or refuses the model.
@@ -113,9 +123,12 @@ class Runner:
         outputs: Sequence[Spec],
         threads: int,
         feeds: Optional[str] = None,
+        profiled: int = 0,
     ) -> None:
         self._inputs, self._outputs = inputs, outputs
-        more = ["--serve"] if feeds is None else ["--drive", feeds]
+        more = ["--serve"] if feeds is None else ["--profile" if profiled else "--drive", feeds]
+        if profiled:
+            more += ["--repeat", str(profiled)]
         names = [os.path.join(folder, name) for name in (RUNNER, LIBRARY, WEIGHTS)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
@@ -193,6 +206,16 @@ class Runner:
         recorded.latencies.frombytes(self._read(8 * count))
         return recorded
 
+    def step_times(self, runs: int) -> List[List[int]]:
+        """Of a profiled one: nanoseconds of each step, for each run.
+
+        Raises:
+            Problem: It fails.
+        """
+        self._check_status()
+        (count,) = struct.unpack("<I", self._read(4))
+        return [list(struct.unpack("<%dQ" % count, self._read(8 * count))) for _ in range(runs)]
+
     def close(self) -> None:
         """End it."""
         self._to.close()
@@ -237,7 +260,7 @@ class Runner:
         if code == 2:
             return Problem(
                 "unavailable",
-                "this runner is of an older version: it cannot be driven",
+                "this runner is of an older version: it cannot be driven or profiled",
                 "compile the model again for tvm-arm",
             )
         return Problem("input", "the runner ended (%d): %s" % (code, last))
@@ -268,6 +291,7 @@ class TvmEngine(Loaded):
         facts = dict(built.facts, timed=_TIMED, threads=str(self._threads), **built.versions)
         super().__init__(built.inputs, built.outputs, facts)
         self._folder = folder
+        self._steps = [(str(name), str(kind)) for name, kind in built.extra.get("steps") or []]
         self._runner = Runner(folder, self.inputs, self.outputs, self._threads)
         if options.get("warm_up", True) and not any(spec.free for spec in self.inputs):
             zeros = {spec.name: memoryview(bytes(spec.nbytes)) for spec in self.inputs}
@@ -283,21 +307,44 @@ class TvmEngine(Loaded):
         return specs, found, (time.monotonic() - start) * 1e3
 
     def drive(self, given: List[Spec], feeds: FeedFile, count: int, plan: driving.Plan) -> Dict[str, Any]:
+        with self._fed(given, feeds, count) as runner:
+            recorded = runner.drive(plan)
+        facts = {"timed": _TIMED}
+        if runner.emulated:
+            facts["emulated"] = "times are those of an emulator, and say nothing about a device"
+        return dict(recorded.save(plan.into), facts=facts)
+
+    def profile(
+        self, given: List[Spec], feeds: FeedFile, count: int, runs: int, into: str
+    ) -> List[Dict[str, Any]]:
+        """The median of each step."""
+        with self._fed(given, feeds, 1, runs) as runner:
+            times = runner.step_times(runs)
+        if any(len(each) != len(self._steps) for each in times):
+            raise Problem(
+                "input", "the library has other steps than its description", "compile the model again"
+            )
+        return [
+            {"name": name, "op_type": kind, "us": statistics.median(column) / 1e3}
+            for (name, kind), column in zip(self._steps, zip(*times))
+        ]
+
+    @contextlib.contextmanager
+    def _fed(self, given: List[Spec], feeds: FeedFile, count: int, profiled: int = 0) -> Iterator[Runner]:
+        """A runner of its own with inputs in a file; where it is emulated, times are for tests alone."""
         with tempfile.NamedTemporaryFile(prefix="greencc-agent-") as file:
             for index in range(count):
                 file.write(packed(given, views(given, feeds[index])))
             file.flush()
-            runner = Runner(self._folder, self.inputs, self.outputs, self._threads, file.name)
+            runner = Runner(
+                self._folder, self.inputs, self.outputs, self._threads, file.name, profiled=profiled
+            )
             try:
                 if runner.emulated and os.environ.get(_ALLOW_EMULATED) != "1":
                     raise Problem(
                         "unavailable",
                         "the model runs under emulation: its times would say nothing about a device",
                     )
-                recorded = runner.drive(plan)
+                yield runner
             finally:
                 runner.close()
-        facts = {"timed": _TIMED}
-        if runner.emulated:
-            facts["emulated"] = "times are those of an emulator, and say nothing about a device"
-        return dict(recorded.save(plan.into), facts=facts)

@@ -3,6 +3,7 @@
  *     runner model.so weights.bin input.bin output.bin [--threads T] [--repeat N]
  *     runner model.so weights.bin --serve [--threads T]
  *     runner model.so weights.bin --drive inputs.bin [--threads T]
+ *     runner model.so weights.bin --profile inputs.bin [--threads T] [--repeat N]
  *
  * A file of inputs has, for every input in the model's order: its dimensions (int64 each), the number of its bytes
  * (uint64), and the bytes. A file of outputs is the same of the outputs. Everything is little-endian, as the processors
@@ -24,6 +25,12 @@
  *     answer    uint32 status: 0, then double begin, double end (seconds of CLOCK_MONOTONIC), uint64 runs, uint64
  *               requests that started later than they were due by more than their service time, and, for each run,
  *               double milliseconds of the run, and then double milliseconds from when it was due; or as above
+ *
+ * With --profile it runs the first inputs of a file once, and then N times (default 1) with the time of every step:
+ *
+ *     hello     as above, and uint32: 1 where it finds that it is emulated
+ *     answer    uint32 status: 0, then uint32 steps, and for each of N runs: uint64 nanoseconds of every step; or as
+ *               above
  *
  * Exit codes: 0; 1 the model reported an error; 2 the command line; 3 a file; 4 the processor lacks instructions. */
 #define _XOPEN_SOURCE 700
@@ -64,6 +71,8 @@ typedef struct {
     int (*tensor)(const greencc_handle *, int, uint32_t, uint32_t *, uint32_t *);
     int (*shapes)(greencc_handle *, const int64_t *, int64_t *, char *, size_t);
     int (*run)(greencc_handle *, const void *const *, const int64_t *, void *const *, const uint64_t *, char *, size_t);
+    void (*profile)(greencc_handle *, int);
+    int (*step_times)(greencc_handle *, uint64_t *, uint32_t);
     void (*close)(greencc_handle *);
 } model_code;
 
@@ -78,6 +87,7 @@ typedef struct {
     greencc_handle *handle;
     uint32_t count[2];  /* of inputs and outputs */
     uint32_t dims[2];
+    uint32_t steps;
     tensor *tensors[2];
     int64_t *shapes[2];
     const void **inputs;
@@ -133,11 +143,14 @@ static void open_model(session *s, const char *path, const char *weights, int th
     BIND(tensor, "greencc_tensor");
     BIND(shapes, "greencc_output_shapes");
     BIND(run, "greencc_run");
+    BIND(profile, "greencc_profile");
+    BIND(step_times, "greencc_step_times");
     BIND(close, "greencc_close");
     if (s->code.abi() != GREENCC_ABI) die(EXIT_FILE, path, "it was made by another version of greencc");
     if (s->code.open(weights, threads, &s->handle, s->error, TEXT) != GREENCC_OK) die(EXIT_MODEL, path, s->error);
     uint32_t counts[5];
     s->code.counts(s->handle, counts);
+    s->steps = counts[4];
     for (int role = 0; role < 2; role++) {
         s->count[role] = counts[role];
         s->dims[role] = counts[2 + role];
@@ -457,6 +470,32 @@ static void drive(session *s, const char *input) {
     }
 }
 
+static void profile(session *s, const char *input, long runs) {
+    const char *out = "standard output";
+    FILE *from = fopen(input, "rb");
+    if (from == NULL) die(EXIT_FILE, input, strerror(errno));
+    if (!read_inputs(s, from, input)) die(EXIT_FILE, input, "it is empty");
+    fclose(from);
+    greet(s);
+    put_number(stdout, (uint32_t)emulated(), out);
+    uint64_t *times = memory((size_t)runs * s->steps, sizeof *times);
+    int status = run_once(s);
+    s->code.profile(s->handle, 1);
+    for (long i = 0; i < runs && status == GREENCC_OK; i++) {
+        status = run_once(s);
+        if (status == GREENCC_OK) status = s->code.step_times(s->handle, times + (size_t)i * s->steps, s->steps);
+    }
+    if (status != GREENCC_OK) {
+        refuse(s, status);
+        return;
+    }
+    put_number(stdout, GREENCC_OK, out);
+    put_number(stdout, s->steps, out);
+    put(stdout, times, (uint64_t)runs * s->steps * sizeof *times, out);
+    if (fflush(stdout) != 0) die(EXIT_FILE, out, strerror(errno));
+    free(times);
+}
+
 static void by_hand(session *s, const char *input, const char *output, long runs) {
     FILE *from = fopen(input, "rb");
     if (from == NULL) die(EXIT_FILE, input, strerror(errno));
@@ -481,18 +520,19 @@ static long number(const char *text, const char *what, long most) {
 }
 
 int main(int argc, char **argv) {
-    const char *files[4], *driven = NULL;
+    const char *files[4], *driven = NULL, *profiled = NULL;
     int count = 0, serving = 0;
     long threads = 1, runs = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--serve") == 0) serving = 1;
         else if (strcmp(argv[i], "--drive") == 0 && i + 1 < argc) driven = argv[++i];
+        else if (strcmp(argv[i], "--profile") == 0 && i + 1 < argc) profiled = argv[++i];
         else if (strcmp(argv[i], "--threads") == 0) threads = number(argv[++i], "--threads", 1024);
         else if (strcmp(argv[i], "--repeat") == 0) runs = number(argv[++i], "--repeat", 10000000);
         else if (count < 4) files[count++] = argv[i];
         else die(EXIT_USAGE, argv[i], "unknown");
     }
-    if (count != (serving || driven != NULL ? 2 : 4)) {
+    if (count != (serving || driven != NULL || profiled != NULL ? 2 : 4)) {
         fprintf(stderr, "usage: %s model.so weights.bin input.bin output.bin [--threads T] [--repeat N]\n", argv[0]);
         return EXIT_USAGE;
     }
@@ -500,6 +540,7 @@ int main(int argc, char **argv) {
     session s = {0};
     open_model(&s, files[0], files[1], (int)threads);
     if (driven != NULL) drive(&s, driven);
+    else if (profiled != NULL) profile(&s, profiled, runs > 0 ? runs : 1);
     else if (serving) serve(&s);
     else by_hand(&s, files[2], files[3], runs);
     s.code.close(s.handle);

@@ -13,13 +13,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from greencc.compiler.on_device import opened_target
+from greencc.compiler.on_device import _with_gpu, opened_target
 from greencc.compiler.untimed import Estimator
 from greencc.core.elsewhere import DistantEngine, Stretch
 from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.model import load_model
+from greencc.devices.facts import DeviceFacts
 from greencc.devices.target import DeviceTarget
-from greencc.targets import TensorRtTarget
+from greencc.targets import TensorRtTarget, format_spec, make_target
 from greencc.targets._tensorrt import local
 from greencc.targets._tensorrt.machine import TensorRtVersion
 
@@ -82,7 +83,6 @@ def test_another_cards_profile_is_not_taken(gpu: None) -> None:
     target = TensorRtTarget()
     assert target.profile_name == ""
     assert target.device().facts["device_profile"] == "none"
-    assert any("times and energy are not known" in note for note in target.capabilities().notes)
     with pytest.raises(UnavailableError, match=r"no device profile of the NVIDIA Test.*--device"):
         Estimator.of(target)
 
@@ -139,10 +139,44 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         local.gpu_here()
 
 
+@pytest.mark.parametrize(
+    ("name", "sm", "named"),
+    [
+        ("Tesla T4", 75, "t4"),
+        ("NVIDIA H200", 90, "h200"),
+        ("NVIDIA H100 80GB HBM3", 90, "sm90"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 89, "sm89"),
+    ],
+)
+def test_any_gpu_of_a_device(name: str, sm: int, named: str) -> None:
+    """It goes by its own name: another card with its chip has other memory and speed."""
+    told = {
+        "gpu": {"name": name, "sm": sm, "memory_bytes": 16 << 30},
+        "tensorrt": {"version": "10.7.0.23"},
+    }
+    target = _with_gpu(TensorRtTarget(batch=4), DeviceFacts.parse(told, "it"))
+    assert isinstance(target, TensorRtTarget)
+    assert target.missing() is None
+    assert (target.machine.gpu.sm, target.machine.version) == (sm, TensorRtVersion(10, 7))
+    assert (target.machine.memory_bytes, target.title) == (16 << 30, name)
+    # What a bundle says of it can be read again.
+    again = make_target(format_spec(target))
+    assert again == TensorRtTarget(batch=4, version="10.7", gpu=named)
+
+
+@pytest.mark.parametrize(("gpu", "text"), [(None, "no NVIDIA GPU"), (("K80", 37), "K80 is not known: .* 37")])
+def test_a_device_whose_gpu_will_not_do(gpu: tuple[str, int] | None, text: str) -> None:
+    told = {} if gpu is None else {"gpu": {"name": gpu[0], "sm": gpu[1]}}
+    with pytest.raises(UnavailableError, match=text):
+        _with_gpu(TensorRtTarget(), DeviceFacts.parse(told, "it"))
+
+
 @pytest.mark.full
-def test_the_target_runs_on_it(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sm", [89, 75])
+def test_the_target_runs_on_it(sm: int, gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a device being named: the agent of this computer builds, and answers with what it computes."""
     monkeypatch.setenv("GREENCC_AGENT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FAKE_CUDA_SM", str(sm))
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"])]
     weight = numpy_helper.from_array(
         np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype(np.float32), "w"
