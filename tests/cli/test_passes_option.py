@@ -13,8 +13,7 @@ import pytest
 
 import greencc as api
 from greencc import passes
-from greencc.compiler import CompileOptions, Precision, final, forms
-from greencc.compiler import compile as compiling
+from greencc.compiler import CompileOptions, Precision, checks, final, forms
 from greencc.compiler.measurement import Measurement
 from greencc.compiler.options import QuantizedFormat
 from greencc.compiler.session import Session
@@ -56,7 +55,7 @@ class Narrow(Pass):
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (compiling, forms):
+    for module in (checks, forms):
         monkeypatch.setattr(module, "PASSES", (*PASSES, Narrow))
 
 
@@ -124,8 +123,8 @@ def test_what_is_slower_is_kept_and_said_to_be_so(
 ) -> None:
     genuine = final.measure_variants
 
-    def measured(*arguments: Any) -> Any:
-        found = genuine(*arguments)
+    def measured(*arguments: Any, **named: Any) -> Any:
+        found = genuine(*arguments, **named)
         ratio = replace(found.ratio, latency=Interval(0.8, 0.75, 0.85), energy=None)
         return replace(found, ratio=ratio, conditions={**found.conditions, "clean": True})
 

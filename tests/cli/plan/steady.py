@@ -19,7 +19,7 @@ from greencc.compiler import Effort, campaign, energies, measurement
 from greencc.compiler.planning import verifier
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine, NodeTime
-from greencc.measure import latency
+from greencc.measure import rounds
 from greencc.measure.memory import PeakMemory
 from greencc.measure.profiles import QUICK
 from greencc.targets import CpuTarget, backends
@@ -87,7 +87,7 @@ def install(
         of_engine[id(engine)] = engine, milliseconds(artifact.read_bytes())
         return engine
 
-    def timed(engine: Engine, feeds: Feeds, clock: object) -> float:
+    def timed(self: rounds.LocalTimer, engine: Engine, feeds: Feeds) -> float:
         assert isinstance(engine, OrtEngine)
         return of_engine[id(engine)][1]
 
@@ -104,8 +104,8 @@ def install(
     genuine_figures = verifier.Verifier.figures
     set_attribute(CpuTarget, "open", opened)
     set_attribute(CpuTarget, "profile", profile)
-    set_attribute(latency, "_timed", timed)
-    set_attribute(latency, "others_share", lambda *arguments: 0.0)
+    set_attribute(rounds.LocalTimer, "_timed", timed)
+    set_attribute(rounds, "others_share", lambda *arguments: 0.0)
     # Other run times that may be installed have times of their own.
     set_attribute(backends, "OTHERS", ())
     set_attribute(verifier, "QUICK", SHORT)

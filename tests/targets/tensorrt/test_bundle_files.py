@@ -264,7 +264,7 @@ def test_help_and_unknown_options(device: Device) -> None:
 
 def test_a_dla_that_is_not_seen_is_warned_of(tmp_path: Path) -> None:
     device = Device("jetson-agx-orin:jetpack=7.2.2,dla=true", tmp_path)
-    done = device.build(DOUBLE_VERSION="101602", DOUBLE_MODE="MAXN")
+    done = device.build(DOUBLE_VERSION="110401", DOUBLE_MODE="MAXN")
     assert done.returncode == 0
     assert "no device file of a DLA" in done.stderr
     told = json.loads((device.folder / "engine.plan").read_text())
