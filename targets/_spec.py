@@ -40,7 +40,7 @@ def parse_spec(spec: str, kinds: Sequence[type[Target]]) -> Target:
         if not equals:
             raise UsageError(f"target option {part!r} has no value", hint=f"write {name}:{key}=VALUE")
         if key in values:
-            raise UsageError(f"target option {key!r} is given twice in {spec!r}")
+            raise UsageError(f"target option {key!r} is given twice in {spec!r}", hint="give it once")
         values[key] = _value(text, known[key], f"target option {name}:{key}")
     return kind(**values)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.errors import UsageError
 from greencc.targets._tensorrt.machine import TensorRtMachine
-from greencc.targets._tensorrt.presets import MODULES, JetPack, JetsonModule, JetsonPreset
+from greencc.targets._tensorrt.presets import MODULES, JetPack, JetsonModule, JetsonPreset, with_dla
 from greencc.targets._tensorrt.target import EmittedTarget
 
 if TYPE_CHECKING:
@@ -42,16 +42,10 @@ class JetsonTarget(EmittedTarget):
         release = self.release
         super().__post_init__()
         if self.dla and not self.machine.dla:
-            able = [
-                f"jetson:preset={preset.value},jetpack={each.release}"
-                for preset, module in MODULES.items()
-                for each in module.releases
-                if module.dla and each.dla
-            ]
             raise UsageError(
                 f"{self.name}:dla is asked for, and TensorRT {release.tensorrt} of JetPack {release.release} builds "
                 f"for no DLA of the {self.title}",
-                hint=f"leave it out, or compile for one of: {'; '.join(able)}",
+                hint=f"leave it out, or compile for one of: {with_dla()}",
             )
 
     @property
@@ -74,8 +68,9 @@ class JetsonTarget(EmittedTarget):
         """The module."""
         return self.module.title
 
-    def estimated_on(self) -> str:
-        """The profile of the module."""
+    @property
+    def profile_name(self) -> str:
+        """That of the module."""
         return self.module.profile
 
     def lower(self, model: ir.Model) -> ir.Model:
@@ -106,6 +101,10 @@ class JetsonTarget(EmittedTarget):
         return self.dla
 
     def _again(self) -> dict[str, str]:
-        spec = f"{self.name}:preset={self.preset.value},jetpack="
-        others = {each.tensorrt.release: spec + each.release for each in reversed(self.module.releases)}
-        return others | {"*": f"{spec}RELEASE (that of TensorRT $1)"}
+        preset = self.preset.value
+        # The first release of a TensorRT wins.
+        others = {
+            each.tensorrt.release: f"{self.name}:preset={preset},jetpack={each.release}"
+            for each in reversed(self.module.releases)
+        }
+        return others | {"*": f"tensorrt:version=$1,gpu={preset}"}

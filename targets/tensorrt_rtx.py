@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from greencc.core.engine import Shipment
+from greencc.core.errors import UsageError, did_you_mean
 from greencc.core.files import translated_os_errors
-from greencc.targets._tensorrt.gpus import GPUS, Gpu, RtxPreset
-from greencc.targets._tensorrt.machine import TensorRtMachine, architecture
-from greencc.targets._tensorrt.spec import RTX_LIKE
+from greencc.targets._tensorrt.gpus import GPUS, RTX_CARDS, Gpu
+from greencc.targets._tensorrt.machine import RTX_LIKE, TensorRtMachine, architecture
 from greencc.targets._tensorrt.target import EmittedTarget
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ class TensorRtRtxTarget(EmittedTarget):
     """TensorRT for RTX on a graphics card that is not at hand.
 
     Attributes:
-        gpu: The graphics card.
+        gpu: The graphics card, one of `RTX_CARDS`.
     """
 
-    gpu: RtxPreset = RtxPreset.RTX_4090
+    gpu: str = "rtx-4090"
 
     name: ClassVar[str] = "tensorrt-rtx"
     summary: ClassVar[str] = (
@@ -37,10 +37,17 @@ class TensorRtRtxTarget(EmittedTarget):
     )
     leading: ClassVar[str | None] = "gpu"
 
+    def __post_init__(self) -> None:
+        if self.gpu not in RTX_CARDS:
+            raise UsageError(
+                f"target option {self.name}:gpu is {self.gpu!r}", hint=did_you_mean(self.gpu, RTX_CARDS)
+            )
+        super().__post_init__()
+
     @property
     def card(self) -> Gpu:
-        """What the preset stands for."""
-        return GPUS[self.gpu.value]
+        """What `gpu` stands for."""
+        return GPUS[self.gpu]
 
     @property
     def machine(self) -> TensorRtMachine:
@@ -54,8 +61,9 @@ class TensorRtRtxTarget(EmittedTarget):
         """The graphics card."""
         return self.card.title
 
-    def estimated_on(self) -> str:
-        """The profile of the graphics card."""
+    @property
+    def profile_name(self) -> str:
+        """That of the graphics card."""
         return self.card.profile
 
     def ship(self, artifact: Path, shipment: Shipment) -> None:
@@ -96,7 +104,7 @@ class TensorRtRtxTarget(EmittedTarget):
         return (*super()._checks(artifact), found)
 
     def _facts(self) -> dict[str, str]:
-        return {"preset": self.gpu.value}
+        return {"preset": self.gpu}
 
     def _again(self) -> dict[str, str]:
         return {}

@@ -41,6 +41,7 @@ def check_passes(options: CompileOptions) -> None:
 
 
 def check_plan(options: CompileOptions, target: Target) -> None:
-    """Refuse power modes of another device before anything is built."""
-    if options.plans and (estimator := Estimator.of(target)) is not None:
+    """Refuse a device that nothing can be estimated of, and power modes of another, before anything is built."""
+    estimator = Estimator.of(target)
+    if options.plans and estimator is not None:
         modes_of_profile(estimator.profile, options.limits)

@@ -23,9 +23,9 @@ from greencc.devices.target import DeviceTarget
 from greencc.targets import CpuTarget, TensorRtTarget, make_target
 from greencc.targets._cpu_capabilities import cpu_capabilities
 from greencc.targets._ort_facts import runtime_facts
-from greencc.targets._tensorrt.gpus import GPUS, Gpu, GpuPreset
+from greencc.targets._tensorrt.gpus import Gpu, gpu_named
 from greencc.targets._tensorrt.machine import architecture
-from greencc.targets._tensorrt.presets import MODULES
+from greencc.targets._tensorrt.presets import releases_by_preset
 from greencc.targets.tensorrt import FoundTensorRtTarget
 
 
@@ -74,7 +74,7 @@ def opened_target(
 
 def _is_gpu_here(target: Target) -> bool:
     """TensorRT on the GPU of this computer: its engines are in the agent's processes, as on any device."""
-    return isinstance(target, TensorRtTarget) and target.gpu is GpuPreset.HERE
+    return isinstance(target, TensorRtTarget) and target.here
 
 
 def opened_engine(bundle: Bundle, device: str, progress: Progress, opened: ExitStack) -> Engine:
@@ -105,7 +105,7 @@ def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool 
         InputError: The device is another one than the target is for.
     """
     facts = client.facts()
-    fit = matching(facts, _releases())
+    fit = matching(facts, releases_by_preset())
     base = _with_gpu(make_target(spec), facts) if spec else _fitting(facts, fit, client.name)
     if not base.builder:
         raise UsageError(
@@ -123,10 +123,6 @@ def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool 
     if missing := target.missing():
         raise UnavailableError(missing, hint=f"see 'greencc devices probe {client.name}'")
     return target
-
-
-def _releases() -> dict[str, list[str]]:
-    return {preset.value: [each.release for each in module.releases] for preset, module in MODULES.items()}
 
 
 def _fitting(facts: DeviceFacts, fit: Fit, name: str) -> Target:
@@ -155,7 +151,7 @@ def _with_gpu(base: Target, facts: DeviceFacts) -> Target:
     Raises:
         UnavailableError: It has none, or one of a kind that is not known.
     """
-    if not isinstance(base, TensorRtTarget) or base.gpu is not GpuPreset.HERE:
+    if not isinstance(base, TensorRtTarget) or not base.here:
         return base
     gpu = facts.gpu
     if gpu is None or gpu.sm is None:
@@ -169,18 +165,13 @@ def _with_gpu(base: Target, facts: DeviceFacts) -> Target:
         raise UnavailableError(
             f"the device's {gpu.name} is not known: {error.message}", hint=error.hint
         ) from error
-    # One of the same kind gives the same graph, and a bundle that names it can be checked where there is no GPU.
-    preset = next(
-        (each for each in GpuPreset if each.value in GPUS and GPUS[each.value].sm == gpu.sm), base.gpu
-    )
-    profile = GPUS[preset.value].profile if preset is not GpuPreset.HERE else ""
     return FoundTensorRtTarget(
         batch=base.batch,
         max_batch=base.max_batch,
         sparse=base.sparse,
         version=base.version or ".".join((facts.tensorrt or "").split(".")[:2]),
-        gpu=preset,
-        found=Gpu(gpu.name, gpu.sm, gpu.memory_bytes, profile),
+        gpu=gpu_named(gpu.name, gpu.sm),
+        found=Gpu(gpu.name, gpu.sm, gpu.memory_bytes),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ _BOARDS = (
 )
 _ARM_BOARDS = (("raspberry pi 5", "rpi5"), ("raspberry pi 4", "rpi4"))
 _ARM_CORES = (("A78AE", "cortex-a78ae"), ("A76", "cortex-a76"), ("A72", "cortex-a72"), ("A53", "cortex-a53"))
+Releases = Mapping[str, Mapping[str, str]]
 _SPARE_BYTES = 256 << 20
 """Of memory, for the operating system and the builder's own code."""
 
@@ -50,12 +52,12 @@ class Fit:
     remedy: str = ""
 
 
-def matching(facts: DeviceFacts, releases: Mapping[str, Sequence[str]]) -> Fit:
+def matching(facts: DeviceFacts, releases: Releases) -> Fit:
     """The target that a device is.
 
     Args:
         facts: The device's.
-        releases: The JetPack releases that are known, by the name of the Jetson preset.
+        releases: The JetPack releases that are known, each with its TensorRT, by the name of the Jetson preset.
     """
     if facts.is_jetson:
         return _jetson(facts, releases)
@@ -73,7 +75,7 @@ def matching(facts: DeviceFacts, releases: Mapping[str, Sequence[str]]) -> Fit:
     )
 
 
-def _jetson(facts: DeviceFacts, releases: Mapping[str, Sequence[str]]) -> Fit:
+def _jetson(facts: DeviceFacts, releases: Releases) -> Fit:
     preset = jetson_preset(facts)
     if preset is None or preset not in releases:
         return Fit(
@@ -86,17 +88,27 @@ def _jetson(facts: DeviceFacts, releases: Mapping[str, Sequence[str]]) -> Fit:
             None,
             f"its JetPack is not known (L4T {facts.l4t or 'not found'})",
             "install JetPack's packages there (sudo apt install nvidia-jetpack), or name a release: "
-            f"--target jetson:preset={preset},jetpack={releases[preset][0]}",
+            f"--target jetson:preset={preset},jetpack={next(iter(releases[preset]))}",
         )
-    release = known_release(facts.jetpack, releases[preset])
-    if release is None:
+    there = None if facts.tensorrt is None else ".".join(facts.tensorrt.split(".")[:2])
+    release = known_release(facts.jetpack, list(releases[preset]))
+    if release is not None and there in (None, releases[preset][release]):
+        return Fit(f"jetson:preset={preset},jetpack={release}")
+    known = f"known: {', '.join(releases[preset])}"
+    if there is None or _numbers(there) < min(_numbers(each) for each in releases[preset].values()):
         return Fit(
             None,
-            f"JetPack {facts.jetpack} is not known for {preset}",
-            f"known: {', '.join(releases[preset])}; name the one whose TensorRT is closest with --target "
-            f"jetson:preset={preset},jetpack=RELEASE",
+            f"JetPack {facts.jetpack} is not known for {preset}"
+            + (f", nor TensorRT {there}" if there else ""),
+            f"{known}; install one of these there, or name the one whose TensorRT is closest with --target "
+            f"jetson:preset={preset},jetpack={next(iter(releases[preset]))}",
         )
-    return Fit(f"jetson:preset={preset},jetpack={release}")
+    # Its TensorRT tells all that a graph depends on.
+    return Fit(
+        f"tensorrt:version={there},gpu={preset}",
+        f"JetPack {facts.jetpack} with TensorRT {there} is not known for {preset}",
+        known,
+    )
 
 
 def _arm(facts: DeviceFacts) -> Fit:
@@ -121,10 +133,19 @@ def jetson_preset(facts: DeviceFacts) -> str | None:
 
 
 def known_release(jetpack: str, releases: Sequence[str]) -> str | None:
-    """The known release that a JetPack belongs to: ``6.2`` for ``6.2.1``; the most exact one."""
-    steps = jetpack.split(".")
-    fitting = [release for release in releases if release.split(".") == steps[: len(release.split("."))]]
-    return max(fitting, key=len, default=None)
+    """The known release that a JetPack is, or that it only fixes: ``6.2`` for ``6.2.1``, ``4.6.1`` for ``4.6.3``.
+
+    Of several the newest that is not newer than it.
+    """
+    if re.fullmatch(r"\d+(\.\d+)*", jetpack) is None:
+        return None
+    wanted = _numbers(jetpack)
+    fitting = [each for each in releases if _numbers(each)[:2] == wanted[:2] and _numbers(each) <= wanted]
+    return max(fitting, key=_numbers, default=None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in version.split("."))
 
 
 @dataclass(frozen=True)

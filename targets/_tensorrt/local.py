@@ -167,7 +167,7 @@ def machine_here() -> TensorRtMachine:
     """What graphs for this computer are emitted for.
 
     Raises:
-        UnavailableError: It has no GPU that works, one of a generation that is not known, or no TensorRT.
+        UnavailableError: It has no GPU that works, one of a generation that is not known, or no TensorRT for it.
     """
     gpu = gpu_here()
     try:
@@ -176,7 +176,13 @@ def machine_here() -> TensorRtMachine:
         raise UnavailableError(
             f"the {gpu.name} here is not known: {error.message}", hint=error.hint
         ) from error
-    return TensorRtMachine(version_here(), generation, memory_bytes=gpu.memory_bytes)
+    version = version_here()
+    if (reason := generation.refusal(version)) is not None:
+        raise UnavailableError(
+            f"{reason}: the {gpu.name} here",
+            hint=f"install another: {generation.span}",
+        )
+    return TensorRtMachine(version, generation, memory_bytes=gpu.memory_bytes)
 
 
 def missing_here() -> str | None:

@@ -2,6 +2,12 @@
 
 Sources: NVIDIA TensorRT documentation, "Support Matrix" (precisions by compute capability), release notes of 10.12 and
 11 (weak typing deprecated, then gone), "Working with Quantized Types"; NVIDIA JetPack release notes (versions).
+
+Releases by compute capability: release notes of 10.5 (7.0 removed) and 10.8 (Blackwell: GeForce 50, B200);
+NVIDIA/TensorRT issues 2727 (8.9: not with 8.4, with 8.5.1), 4317 (12.0: not with 10.7) and 3027 (a Jetson stays with
+the TensorRT of its JetPack: Nano and TX2 end with JetPack 4.6 and 8.2, Xavier with JetPack 5.1 and 8.5); "DGX GB300
+release notes" (10.3: since 10.13). 9.0 came with 8.5, 8.7 with JetPack 5 (8.4), 11.0 with JetPack 7 (10.13). 12.1
+is taken to have come with CUDA 13, whose first TensorRT is 10.13; so is 8.8, which is in no table of TensorRT's.
 """
 
 from __future__ import annotations
@@ -56,6 +62,10 @@ class TensorRtVersion:
 
 
 OLDEST, BEYOND = TensorRtVersion(8, 2), TensorRtVersion(12, 0)
+NEWEST = TensorRtVersion(11, 4)
+"""Taken where a spec names no version."""
+RTX_LIKE = TensorRtVersion(10, 15)
+"""The TensorRT that TensorRT-RTX 1.x is like."""
 _STRONG = TensorRtVersion(10, 12)
 _ONLY_STRONG = TensorRtVersion(11, 0)
 _INTEGER_WEIGHTS = TensorRtVersion(10, 0)
@@ -80,6 +90,8 @@ class Architecture:
         bfloat16: Likewise.
         float8: Likewise FP8 (E4M3).
         sparsity: 2:4 structured sparsity.
+        since: The first TensorRT that builds for it, as far as older ones are known.
+        last: The last release that does, such as 10.4 for any 10.4.x; None: the newest does.
     """
 
     sm: int
@@ -89,22 +101,63 @@ class Architecture:
     bfloat16: bool = False
     float8: bool = False
     sparsity: bool = False
+    since: TensorRtVersion = OLDEST
+    last: TensorRtVersion | None = None
+
+    @property
+    def capability(self) -> str:
+        """With its point, such as ``8.7``."""
+        return f"{self.sm // 10}.{self.sm % 10}"
+
+    @property
+    def newest(self) -> TensorRtVersion:
+        """The newest TensorRT that builds for it."""
+        return NEWEST if self.last is None else self.last
+
+    @property
+    def span(self) -> str:
+        """The releases that build for it, for messages."""
+        if self.since.release == self.newest.release:
+            return f"TensorRT {self.since} does"
+        return f"TensorRT {self.since} to {self.newest} do"
+
+    def refusal(self, version: TensorRtVersion) -> str | None:
+        """Why a TensorRT builds nothing for it; None: it does."""
+        named = f"compute capability {self.capability} ({self.name})"
+        if version < self.since:
+            return f"TensorRT {version} does not build for {named}, which came with {self.since}"
+        if self.last is not None and (version.major, version.minor) > (self.last.major, self.last.minor):
+            return f"TensorRT {version} does not build for {named}, which ended with {self.last}"
+        return None
+
+
+_HOPPER_RELEASE, _ORIN_RELEASE = TensorRtVersion(8, 5), TensorRtVersion(8, 4)
+_BLACKWELL_RELEASE, _CUDA_13_RELEASE = TensorRtVersion(10, 8), TensorRtVersion(10, 13)
+
+
+def _ampere(sm: int, name: str, since: TensorRtVersion = OLDEST, *, float8: bool = False) -> Architecture:
+    return Architecture(
+        sm, name, int8=True, float16=True, bfloat16=True, float8=float8, sparsity=True, since=since
+    )
 
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(53, "Maxwell (Tegra X1)", int8=False, float16=True),
-    Architecture(62, "Pascal (Tegra X2)", int8=False, float16=True),
-    Architecture(70, "Volta", int8=True, float16=True),
-    Architecture(72, "Volta (Xavier)", int8=True, float16=True),
+    Architecture(53, "Maxwell (Tegra X1)", int8=False, float16=True, last=TensorRtVersion(8, 2)),
+    Architecture(62, "Pascal (Tegra X2)", int8=False, float16=True, last=TensorRtVersion(8, 2)),
+    Architecture(70, "Volta", int8=True, float16=True, last=TensorRtVersion(10, 4)),
+    Architecture(72, "Volta (Xavier)", int8=True, float16=True, last=TensorRtVersion(8, 5)),
     Architecture(75, "Turing", int8=True, float16=True),
-    Architecture(80, "Ampere", int8=True, float16=True, bfloat16=True, sparsity=True),
-    Architecture(86, "Ampere", int8=True, float16=True, bfloat16=True, sparsity=True),
-    Architecture(87, "Ampere (Orin)", int8=True, float16=True, bfloat16=True, sparsity=True),
-    Architecture(89, "Ada", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
-    Architecture(90, "Hopper", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
-    Architecture(100, "Blackwell", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
-    Architecture(110, "Blackwell (Thor)", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
-    Architecture(120, "Blackwell", int8=True, float16=True, bfloat16=True, float8=True, sparsity=True),
+    _ampere(80, "Ampere"),
+    _ampere(86, "Ampere"),
+    _ampere(87, "Ampere (Orin)", _ORIN_RELEASE),
+    _ampere(88, "Ampere", _CUDA_13_RELEASE),
+    _ampere(89, "Ada", _HOPPER_RELEASE, float8=True),
+    _ampere(90, "Hopper", _HOPPER_RELEASE, float8=True),
+    _ampere(100, "Blackwell", _BLACKWELL_RELEASE, float8=True),
+    _ampere(103, "Blackwell (B300)", _CUDA_13_RELEASE, float8=True),
+    _ampere(110, "Blackwell (Thor)", _CUDA_13_RELEASE, float8=True),
+    _ampere(120, "Blackwell", _BLACKWELL_RELEASE, float8=True),
+    _ampere(121, "Blackwell (GB10)", _CUDA_13_RELEASE, float8=True),
 )
 
 

@@ -5,8 +5,8 @@ Sources: NVIDIA Jetson module data sheets; JetPack release notes (TensorRT by Je
 none (TensorRT documentation, "Working with DLA"; 11.4.1 on AGX Orin and Thor: "Migrating TensorRT from 10.x to 11.x on
 Jetson/JetPack").
 
-A release stands for those that only fix it: 4.6 for 4.6.1 and later, with TensorRT 8.2.1. The first 4.6 has 8.0.1,
-older than is compiled for: such a device is refused for its TensorRT (`greencc.devices.fitting`).
+A release stands for later ones that only fix it: 4.6.1, the first with TensorRT 8.2, for all up to 4.6.6. JetPack 4.6
+itself has TensorRT 8.0, older than is compiled for (NVIDIA, JetPack release notes; NVIDIA/TensorRT issue 1825).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from greencc.core.errors import UsageError, did_you_mean
+from greencc.devices.fitting import known_release
 from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion, architecture
 
 _GIB = 2**30
@@ -65,17 +66,22 @@ class JetsonModule:
     def release(self, name: str) -> JetPack:
         """A JetPack release, the default one for an empty name.
 
+        One that only fixes another stands for that (``6.2.1`` for 6.2), and one without its last number for the only
+        one that begins with it (``4.6`` for 4.6.1).
+
         Raises:
             UsageError: It is not known for this module.
         """
         if not name:
             return self.releases[0]
         by_name = {each.release: each for each in self.releases}
-        if name not in by_name:
+        begun = [each for each in by_name if each.startswith(f"{name}.") and "." in name]
+        found = known_release(name, list(by_name)) or (begun[0] if len(begun) == 1 else None)
+        if found is None:
             raise UsageError(
                 f"JetPack {name} is not known for the {self.title}", hint=did_you_mean(name, by_name)
             )
-        return by_name[name]
+        return by_name[found]
 
     def machine(self, jetpack: str = "") -> TensorRtMachine:
         """What a release on this module can do.
@@ -102,14 +108,14 @@ _ORIN = (
 _AGX_ORIN = (*_ORIN, _jetpack("7.2.2", "11.4.1", dla=True))
 MODULES: Mapping[JetsonPreset, JetsonModule] = {
     JetsonPreset.NANO: JetsonModule(
-        "Jetson Nano", 53, 4 * _GIB, 0, (_jetpack("4.6", "8.2.1"),), "jetson-nano"
+        "Jetson Nano", 53, 4 * _GIB, 0, (_jetpack("4.6.1", "8.2.1"),), "jetson-nano"
     ),
     JetsonPreset.XAVIER_NX: JetsonModule(
         "Jetson Xavier NX",
         72,
         8 * _GIB,
         2,
-        (_jetpack("5.1", "8.5.2", dla=True), _jetpack("4.6", "8.2.1", dla=True)),
+        (_jetpack("5.1", "8.5.2", dla=True), _jetpack("4.6.1", "8.2.1", dla=True)),
         "jetson-xavier-nx",
     ),
     JetsonPreset.ORIN_NANO: JetsonModule("Jetson Orin Nano", 87, 8 * _GIB, 0, _ORIN, "jetson-orin-nano"),
@@ -132,3 +138,25 @@ MODULES: Mapping[JetsonPreset, JetsonModule] = {
         "jetson-thor-t5000",
     ),
 }
+
+
+def releases_by_preset() -> dict[str, dict[str, str]]:
+    """TensorRT (``10.3``) by JetPack release, the default one first, by the name of the preset."""
+    return {
+        preset.value: {each.release: each.tensorrt.release for each in module.releases}
+        for preset, module in MODULES.items()
+    }
+
+
+def with_dla() -> str:
+    """Targets that build for a DLA, for messages: of each module the default release, and the newest that does."""
+    found = []
+    for preset, module in MODULES.items():
+        able = [each for each in module.releases if each.dla] if module.dla else []
+        if not able:
+            continue
+        newest = max(able, key=lambda each: each.tensorrt)
+        for each in dict.fromkeys((able[0], newest)):
+            release = "" if each is module.releases[0] else f"jetpack={each.release},"
+            found.append(f"{preset.value}:{release}dla=true")
+    return ", ".join(found)

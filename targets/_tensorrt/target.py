@@ -20,6 +20,7 @@ from greencc.core.data import Feeds
 from greencc.core.engine import BuildOrder, Device, Engine, NodeTime, Shipment, Target
 from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.targets._ort_facts import runtime_versions
+from greencc.targets._tensorrt.gpus import GPUS
 from greencc.targets._tensorrt.machine import TensorRtMachine
 from greencc.targets.cpu import CpuTarget
 
@@ -75,9 +76,24 @@ class EmittedTarget(Target):
     def title(self) -> str:
         """The device, for people."""
 
+    @property
     @abstractmethod
+    def profile_name(self) -> str:
+        """The profile that estimates come from; empty: there is none."""
+
     def estimated_on(self) -> str:
-        """The profile of the device."""
+        """The profile of the device.
+
+        Raises:
+            UnavailableError: There is none, so nothing can be said of its times and energy from here.
+        """
+        if not self.profile_name:
+            raise UnavailableError(
+                f"there is no device profile of the {self.title}, so times and energy cannot be estimated",
+                hint="compile on it, where they are measured: --device ssh://user@host; or name a GPU that has a "
+                f"profile: {', '.join(name for name, gpu in GPUS.items() if gpu.profile)}",
+            )
+        return self.profile_name
 
     @abstractmethod
     def _facts(self) -> dict[str, str]:
@@ -86,8 +102,8 @@ class EmittedTarget(Target):
     def _figures(self) -> str:
         """Where times and energy come from."""
         return (
-            f"{self.title}: results are checked by ONNX Runtime; times and energy are estimated "
-            f"({self.estimated_on()}), never measured here"
+            f"{self.title}: results are checked by ONNX Runtime; times and energy are "
+            f"{f'estimated ({self.profile_name})' if self.profile_name else 'not known'}, never measured here"
         )
 
     def emulated(self) -> bool:
@@ -117,7 +133,7 @@ class EmittedTarget(Target):
             "memory_gib": "unknown"
             if machine.memory_bytes is None
             else f"{machine.memory_bytes / 2**30:.0f}",
-            "device_profile": self.estimated_on(),
+            "device_profile": self.profile_name or "none",
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return Device(self.title, facts | {"checked_by": "ONNX Runtime, on another machine"}, digest)
@@ -352,7 +368,9 @@ class EmittedTarget(Target):
         """Raise `UnavailableError`: nothing that runs here tells how fast the device is."""
         raise UnavailableError(
             f"{self.name} cannot be profiled here: it does not run on its device",
-            hint=f"'greencc estimate MODEL --device {self.estimated_on()}' estimates layer by layer",
+            hint=f"'greencc estimate MODEL --device {self.estimated_on()}' estimates layer by layer"
+            if self.profile_name
+            else "profile it on the device: --device",
         )
 
     def _require(self) -> None:

@@ -24,7 +24,7 @@ SOURCES = sorted(Path(greencc.agent.__file__).parent.rglob("*.py"))
 @pytest.mark.parametrize(
     ("module", "release", "l4t", "tensorrt", "cuda", "sm", "name"),
     [
-        ("nano", "4.6", "32.6.1", "8.2.1", "10.2.300", 53, "Nano"),
+        ("nano", "4.6.1", "32.7.1", "8.2.1", "10.2.300", 53, "Nano"),
         ("xavier-nx", "5.1", "35.2.1", "8.5.2", "11.4.19", 72, "Xavier NX"),
         ("orin-nano", "6.2", "36.4.3", "10.3.0.30", "12.6.68", 87, "Orin NX or Orin Nano"),
         ("orin-nx", "6.1", "36.4.0", "10.3.0.30", "12.6.68", 87, "Orin NX or Orin Nano"),

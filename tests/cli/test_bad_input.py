@@ -318,7 +318,7 @@ CASES = (
     case("JetPack unknown", (*INT8, "-t", "jetson:jetpack=3"), USAGE, "JetPack 3 is not known for the Jetson Orin Nano",
          "known: 5.1"),
     case("DLA where none is", (*INT8, "-t", "jetson:dla=true"), USAGE, "builds for no DLA of the Jetson Orin Nano",
-         "preset=jetson-agx-orin,jetpack=7.2.2"),
+         "jetson-agx-orin:jetpack=7.2.2,dla=true"),
     case("sparse kernels where none are", (*INT8, "-t", "jetson-nano:sparse=true"), USAGE, "has no sparse kernels",
          "Ampere"),
     case("TensorRT unknown", (*INT8, "-t", "tensorrt:6"), USAGE, "TensorRT 6.0 is not known", "from 8.2"),

@@ -75,6 +75,19 @@ def test_a_bundle_and_external_data(bundle: Path, digits: Path, greencc: Callabl
     assert greencc("lint", "far.onnx").code == ExitCode.BAD_INPUT
 
 
+def test_a_bundle_is_checked_against_its_own_target(bundle: Path, greencc: Callable[..., Outcome]) -> None:
+    manifest = bundle / "manifest.json"
+    data = json.loads(manifest.read_text(encoding="utf-8"))
+    assert data["target"].startswith("cpu")
+    assert "Jetson Orin Nano" in json.loads(greencc("lint", bundle, "--json").out)["checked_against"]
+    manifest.write_text(json.dumps({**data, "target": "jetson:preset=jetson-thor,batch=2"}), encoding="utf-8")
+    told = json.loads(greencc("lint", bundle, "--json").out)
+    assert told["target"] == "jetson:preset=jetson-thor,batch=2"
+    assert told["checked_against"].startswith("Jetson AGX Thor, JetPack 7.1")
+    # What is asked for counts before it.
+    assert "TensorRT 8.6" in greencc("lint", bundle, "-t", "tensorrt:8.6").out
+
+
 def test_inputs_with_defaults_are_seen_in_the_file(digits: Path, greencc: Callable[..., Outcome]) -> None:
     model = onnx.load("model.onnx")
     model.graph.input.append(helper.make_tensor_value_info("w0", TensorProto.FLOAT, [64, 48]))

@@ -143,7 +143,7 @@ MODULES: Mapping[str, Module] = {
 }
 # L4T, TensorRT's package and version, CUDA.
 JETPACKS: Mapping[str, tuple[str, str, str, str]] = {
-    "4.6": ("R32 (release), REVISION: 6.1", "libnvinfer8", "8.2.1-1+cuda10.2", "10.2.300"),
+    "4.6.1": ("R32 (release), REVISION: 7.1", "libnvinfer8", "8.2.1-1+cuda10.2", "10.2.300"),
     "5.1": ("R35 (release), REVISION: 2.1", "libnvinfer8", "8.5.2-1+cuda11.4", "11.4.19"),
     "6.0": ("R36 (release), REVISION: 3.0", "libnvinfer8", "8.6.2.3-1+cuda12.2", "12.2.140"),
     "6.1": ("R36 (release), REVISION: 4.0", "libnvinfer10", "10.3.0.30-1+cuda12.5", "12.6.68"),

@@ -15,11 +15,12 @@ from greencc.devices.advice import warnings
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.fitting import Fit, Needs, check, known_release, matching
 from greencc.devices.protocol import ProtocolError
-from greencc.targets._tensorrt.presets import MODULES
+from greencc.targets import TensorRtTarget, make_target
+from greencc.targets._tensorrt.presets import MODULES, releases_by_preset
 
 from .fake_jetpack import FakeJetPack, make_jetpack
 
-RELEASES = {preset.value: [each.release for each in module.releases] for preset, module in MODULES.items()}
+RELEASES = releases_by_preset()
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def _probed(fake: FakeJetPack) -> DeviceFacts:
 @pytest.mark.parametrize(
     ("module", "jetpack", "target"),
     [
-        ("nano", "4.6", "jetson:preset=jetson-nano,jetpack=4.6"),
-        ("xavier-nx", "4.6", "jetson:preset=jetson-xavier-nx,jetpack=4.6"),
+        ("nano", "4.6.1", "jetson:preset=jetson-nano,jetpack=4.6.1"),
+        ("xavier-nx", "4.6.1", "jetson:preset=jetson-xavier-nx,jetpack=4.6.1"),
         ("xavier-nx", "5.1", "jetson:preset=jetson-xavier-nx,jetpack=5.1"),
         ("orin-nano", "6.2", "jetson:preset=jetson-orin-nano,jetpack=6.2"),
         ("orin-nx", "6.1", "jetson:preset=jetson-orin-nx,jetpack=6.1"),
@@ -92,20 +93,33 @@ def _facts(**changes: Any) -> DeviceFacts:
         ("6.2.1", "6.2"),
         ("6.0", "6.0"),
         ("7.2.2", "7.2.2"),
-        ("7.2.5", "7.2"),
+        ("7.2.1", "7.2"),
+        ("7.2.5", "7.2.2"),
+        ("4.6.3", "4.6.1"),
+        ("4.6", None),
+        ("6.2 beta", None),
         ("6", None),
         ("6.20", None),
     ],
 )
 def test_releases_that_belong_together(jetpack: str, release: str | None) -> None:
-    assert known_release(jetpack, ("6.2", "6.1", "6.0", "7.2", "7.2.2")) == release
+    assert known_release(jetpack, ("6.2", "6.1", "6.0", "7.2", "7.2.2", "4.6.1")) == release
 
 
 @pytest.mark.parametrize(
     ("changes", "reason", "remedy"),
     [
         ({"jetpack": None}, "its JetPack is not known (L4T 36.4.3)", "nvidia-jetpack"),
-        ({"jetpack": "9.1"}, "JetPack 9.1 is not known", "known: 6.2"),
+        ({"jetpack": "9.1", "tensorrt": None}, "JetPack 9.1 is not known", "known: 6.2"),
+        (
+            {
+                "compatible": ["nvidia,p3448-0000"],
+                "jetpack": "4.6",
+                "tensorrt": {"version": "8.0.1"},
+            },
+            "nor TensorRT 8.0",
+            "known: 4.6.1; install",
+        ),
         (
             {"compatible": [], "board": "?", "module": "AGX Xavier", "chip": "tegra194"},
             "no preset",
@@ -118,6 +132,16 @@ def test_jetsons_without_a_target(changes: dict[str, Any], reason: str, remedy: 
     assert fit.target is None
     assert reason in fit.reason
     assert remedy in fit.remedy
+
+
+@pytest.mark.parametrize(("jetpack", "version"), [("7.2.2", "11.4"), ("9.1", "11.6")])
+def test_a_jetson_with_another_tensorrt_is_its_gpu_with_that(jetpack: str, version: str) -> None:
+    fit = matching(_facts(jetpack=jetpack, tensorrt={"version": f"{version}.1"}), RELEASES)
+    assert fit.target == f"tensorrt:version={version},gpu=jetson-orin-nano"
+    target = make_target(fit.target)
+    assert isinstance(target, TensorRtTarget)
+    assert (target.machine.gpu.sm, target.machine.version.release) == (87, version)
+    assert f"JetPack {jetpack} with TensorRT {version}" in fit.reason
 
 
 _OTHER: dict[str, Any] = {

@@ -124,6 +124,7 @@ def probe(device: str, identity: Path | None, as_json: bool) -> None:
     from greencc.devices.client import AgentClient
     from greencc.devices.fitting import matching
     from greencc.devices.opening import find_device, open_transport
+    from greencc.targets._tensorrt.presets import releases_by_preset
 
     known = find_device(device)
     with (
@@ -132,18 +133,12 @@ def probe(device: str, identity: Path | None, as_json: bool) -> None:
     ):
         facts = client.facts()
         address = client.name
-    fit = matching(facts, _releases())
+    fit = matching(facts, releases_by_preset())
     told = warnings(facts)
     if as_json:
         click.echo(json.dumps(_as_json(address, facts, fit, told, known), indent=2))
         return
     _print_facts(address, facts, fit, told, known)
-
-
-def _releases() -> dict[str, list[str]]:
-    from greencc.targets._tensorrt.presets import MODULES
-
-    return {preset.value: [each.release for each in module.releases] for preset, module in MODULES.items()}
 
 
 def _as_json(

@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from greencc.targets._tensorrt.lint import Fault
     from greencc.targets._tensorrt.spec import Subject
 
+_DEFAULT = "jetson"
+
 
 @click.command("lint")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--target",
     "-t",
-    default="jetson",
-    show_default=True,
-    help="Such as tensorrt:10.3, tensorrt:version=10.3,gpu=sm87, jetson:jetson-nano, jetson:dla=true, tensorrt-rtx.",
+    default=None,
+    help="Such as tensorrt:10.3, tensorrt:version=10.3,gpu=sm87, jetson:jetson-nano, tensorrt-rtx. "
+    "[default: that of the bundle, else jetson]",
 )
 @click.option("--strict", is_flag=True, help="Warnings count as errors, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, target: str, strict: bool, as_json: bool) -> int:
+def command(path: Path, target: str | None, strict: bool, as_json: bool) -> int:
     """Check PATH, an ONNX model or a bundle, against what TensorRT reads and computes.
 
     It needs neither TensorRT nor a GPU. Errors are what TensorRT refuses or silently computes
@@ -45,13 +47,17 @@ def command(path: Path, target: str, strict: bool, as_json: bool) -> int:
     from greencc.core.loading import input_defaults
     from greencc.core.model import load_model
     from greencc.targets._tensorrt.lint import Severity, lint
-    from greencc.targets._tensorrt.spec import machine_of
+    from greencc.targets._tensorrt.spec import is_tensorrt, machine_of
 
-    subject = machine_of(target)
-    file = path
+    # A mistyped target should be found out before a bundle is read.
+    subject = None if target is None else machine_of(target)
+    file, target = path, target or _DEFAULT
     if path.is_dir():
         with load(path) as bundle:
             file = bundle.graph
+            if subject is None and is_tensorrt(bundle.manifest.target):
+                target = bundle.manifest.target
+    subject = subject or machine_of(target)
     model = load_model(file)
     ensure_names(model)
     faults = lint(model, subject.machine, dla=subject.dla, gpu=subject.gpu, defaults=input_defaults(file))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from greencc.core.graph import attribute_int, attribute_ints, input_at
 from greencc.targets._tensorrt.faults import Fault, Rule, error, warning
 from greencc.targets._tensorrt.machine import Typing
+from greencc.targets._tensorrt.presets import with_dla
 from greencc.targets._tensorrt.rules._context import (
     Context,
     dtype_of,
@@ -46,7 +47,7 @@ def check(context: Context) -> Iterator[Fault]:
             "",
             f"a DLA was asked for, and TensorRT {context.machine.version} builds for none here "
             f"({context.machine.gpu.name})",
-            "leave dla out; of the modules that are known, the AGX Orin has one, with JetPack 7.2.2",
+            f"leave dla out, or compile for one of: {with_dla()}",
         )
         return
     yield from _inputs(context)

@@ -192,7 +192,7 @@ def test_older_trtexec_is_told_in_its_own_words(tmp_path: Path) -> None:
     ("version", "found", "hint"),
     [
         ("8502", "TensorRT 8.5", "jetson:preset=jetson-orin-nano,jetpack=5.1"),
-        ("100900", "TensorRT 10.9", "jetpack=RELEASE (that of TensorRT 10.9)"),
+        ("100900", "TensorRT 10.9", "tensorrt:version=10.9,gpu=jetson-orin-nano"),
     ],
 )
 def test_another_tensorrt_is_refused_with_the_remedy(

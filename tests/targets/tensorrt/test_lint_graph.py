@@ -357,11 +357,13 @@ def half(*shape: int) -> np.ndarray:
 
 
 def test_a_dla_that_is_not_there() -> None:
-    for spec in ("jetson:dla=true", "jetson:preset=jetson-agx-orin,jetpack=7.2,dla=true"):
-        subject = machine_of(spec)
-        faults = found(float_net(), subject.machine, dla=subject.dla)
-        assert rules(faults) == [(Rule.DLA_MISSING, "")]
-        assert faults[0].severity is Severity.ERROR
+    faults = found(float_net(), machine("10.16"), dla=True)
+    assert rules(faults) == [(Rule.DLA_MISSING, "")]
+    assert faults[0].severity is Severity.ERROR
+    # Every target of the remedy has one.
+    named = faults[0].hint.split("compile for one of: ")[1].split(", ")
+    assert len(named) == 6
+    assert all(machine_of(spec).dla and machine_of(spec).machine.dla for spec in named)
 
 
 def test_layers_of_the_dla() -> None:
@@ -412,6 +414,9 @@ def test_the_graph_is_left_as_it_was() -> None:
     [
         ("tensorrt:10.3", "10.3", None, False),
         ("tensorrt:version=8.6,gpu=sm87", "8.6", 87, False),
+        ("tensorrt:version=10.3,batch=4,gpu=t4", "10.3", 75, False),
+        ("tensorrt:gpu=v100", "10.4", 70, False),
+        ("jetson:sparse=true,batch=4", "10.3", 87, False),
         ("tensorrt:10.3,gpu=8.9", "10.3", 89, False),
         ("tensorrt:10.3,gpu=rtx-4090", "10.3", 89, False),
         ("tensorrt:8.5,gpu=jetson-xavier-nx", "8.5", 72, False),
@@ -441,8 +446,10 @@ def test_specs(spec: str, version: str, sm: int | None, dla: bool) -> None:
         ("tensorrt:10.3,gpu=voodoo", "'voodoo' is not known"),
         ("tensorrt:10.3,color=red", "no option 'color'"),
         ("tensorrt:10.3,gpu", "has no value"),
+        ("tensorrt:8.5,gpu=rtx-5090", "came with 10.8"),
+        ("jetson:dla=true", "builds for no DLA"),
         ("tensorrt:10.3,version=10.4", "given twice"),
-        ("jetson:preset=jetson-tk1", "no Jetson module"),
+        ("jetson:preset=jetson-tk1", "jetson:preset is 'jetson-tk1'"),
         ("jetson:jetpack=3.1", "JetPack 3.1 is not known"),
         ("jetson:dla=maybe", "jetson:dla is 'maybe'"),
     ],

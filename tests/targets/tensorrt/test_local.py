@@ -14,14 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from greencc.compiler.on_device import _with_gpu, opened_target
+from greencc.compiler.untimed import Estimator
 from greencc.core.elsewhere import DistantEngine, Stretch
-from greencc.core.errors import UnavailableError
+from greencc.core.errors import UnavailableError, UsageError
 from greencc.core.model import load_model
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.target import DeviceTarget
 from greencc.targets import TensorRtTarget, format_spec, make_target
 from greencc.targets._tensorrt import local
-from greencc.targets._tensorrt.gpus import GpuPreset
 from greencc.targets._tensorrt.machine import TensorRtVersion
 
 HERE = Path(__file__).parent
@@ -72,6 +72,19 @@ def test_what_is_here(gpu: None) -> None:
     assert target.title == "NVIDIA Test"
     # A version that is asked for counts before that of this computer.
     assert TensorRtTarget(version="8.6").machine.version == TensorRtVersion(8, 6)
+    with pytest.raises(
+        UsageError, match=r"TensorRT 8\.4 does not build for compute capability 8\.9.*NVIDIA Test"
+    ):
+        TensorRtTarget(version="8.4").machine  # noqa: B018 - it raises
+
+
+def test_another_cards_profile_is_not_taken(gpu: None) -> None:
+    """It has the chip of an RTX 4090, and is none."""
+    target = TensorRtTarget()
+    assert target.profile_name == ""
+    assert target.device().facts["device_profile"] == "none"
+    with pytest.raises(UnavailableError, match=r"no device profile of the NVIDIA Test.*--device"):
+        Estimator.of(target)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +95,7 @@ def test_what_is_here(gpu: None) -> None:
         ("FAKE_CUDA_STATUS", "999", "error 999"),
         ("FAKE_CUDA_CRASH", "1", r"crashes when it is asked \(signal 11\)"),
         ("FAKE_CUDA_SM", "35", "compute capability 35 is not known"),
+        ("FAKE_CUDA_SM", "121", r"TensorRT 10\.7 does not build for compute capability 12\.1"),
         ("FAKE_TRT_VERSION", "7.1.3", "TensorRT 7.1.3 is not known"),
         ("PYTHONPATH", "", "TensorRT cannot be used here: .*cannot be imported"),
         ("FAKE_CUDA_DEVICES", "0", "TensorRT cannot be used here: .*no CUDA-capable device"),
@@ -125,21 +139,29 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         local.gpu_here()
 
 
-@pytest.mark.parametrize(("sm", "preset"), [(89, "rtx-4090"), (75, "here"), (70, "here")])
-def test_any_gpu_of_a_known_kind_will_do(sm: int, preset: str) -> None:
-    """A preset is needed for emitting without the GPU alone."""
+@pytest.mark.parametrize(
+    ("name", "sm", "named"),
+    [
+        ("Tesla T4", 75, "t4"),
+        ("NVIDIA H200", 90, "h200"),
+        ("NVIDIA H100 80GB HBM3", 90, "sm90"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 89, "sm89"),
+    ],
+)
+def test_any_gpu_of_a_device(name: str, sm: int, named: str) -> None:
+    """It goes by its own name: another card with its chip has other memory and speed."""
     told = {
-        "gpu": {"name": "Tesla T4", "sm": sm, "memory_bytes": 16 << 30},
+        "gpu": {"name": name, "sm": sm, "memory_bytes": 16 << 30},
         "tensorrt": {"version": "10.7.0.23"},
     }
     target = _with_gpu(TensorRtTarget(batch=4), DeviceFacts.parse(told, "it"))
     assert isinstance(target, TensorRtTarget)
     assert target.missing() is None
     assert (target.machine.gpu.sm, target.machine.version) == (sm, TensorRtVersion(10, 7))
-    assert (target.machine.memory_bytes, target.title) == (16 << 30, "Tesla T4")
+    assert (target.machine.memory_bytes, target.title) == (16 << 30, name)
     # What a bundle says of it can be read again.
     again = make_target(format_spec(target))
-    assert again == TensorRtTarget(batch=4, version="10.7", gpu=GpuPreset(preset))
+    assert again == TensorRtTarget(batch=4, version="10.7", gpu=named)
 
 
 @pytest.mark.parametrize(("gpu", "text"), [(None, "no NVIDIA GPU"), (("K80", 37), "K80 is not known: .* 37")])
@@ -186,6 +208,6 @@ def test_gpus_of_others_need_nothing_here(monkeypatch: pytest.MonkeyPatch) -> No
         raise AssertionError("the driver is not asked for another machine")
 
     monkeypatch.setattr(local, "_ask_driver", asked)
-    target = TensorRtTarget(gpu=GpuPreset.RTX_4090)
+    target = TensorRtTarget(gpu="rtx-4090")
     assert target.missing() is None
     assert target.machine.gpu.sm == 89

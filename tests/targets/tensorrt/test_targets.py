@@ -12,14 +12,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from greencc.compiler import CompileOptions, compile_model
 from greencc.core.engine import Shipment
 from greencc.core.errors import InputError, UnavailableError, UsageError
 from greencc.core.graph import add_initializer
+from greencc.core.model import save_model
 from greencc.core.shapes import infer_shapes
 from greencc.meters.device_store import find_profile
 from greencc.targets import JetsonTarget, TensorRtRtxTarget, TensorRtTarget, format_spec, make_target
 from greencc.targets._tensorrt import rtx
-from greencc.targets._tensorrt.gpus import GPUS, GpuPreset, RtxPreset
+from greencc.targets._tensorrt.gpus import GPUS, RTX_CARDS, find_gpu, gpu_named
+from greencc.targets._tensorrt.machine import TensorRtVersion, architecture
 from greencc.targets._tensorrt.presets import MODULES, JetsonPreset
 from greencc.targets._tensorrt.target import EmittedTarget
 
@@ -56,13 +59,28 @@ def test_specs_go_both_ways(spec: str, same: str) -> None:
         ("jetson-nano:preset=jetson-thor", "given twice"),
         ("jetson:dla", "'dla' has no value"),
         ("jetson:jetpack=9.9", "JetPack 9.9 is not known for the Jetson Orin Nano.*6.2"),
-        ("jetson:dla=true", "builds for no DLA of the Jetson Orin Nano.*jetson-agx-orin,jetpack=7.2.2"),
+        (
+            "jetson:dla=true",
+            "builds for no DLA of the Jetson Orin Nano.*jetson-xavier-nx:dla=true.*jetson-agx-orin:jetpack=7.2.2",
+        ),
         ("jetson-agx-orin:jetpack=7.2,dla=true", "TensorRT 10.16.2 of JetPack 7.2 builds for no DLA"),
         ("jetson-nano:sparse=true", r"Jetson Nano \(Maxwell.*has no sparse kernels"),
         ("jetson:batch=9", "batch is 9 and max_batch 8"),
         ("jetson:max_batch=100000", "max_batch <= 4096"),
         ("tensorrt:7.1", "TensorRT 7.1 is not known"),
-        ("tensorrt:gpu=gtx", "tensorrt:gpu is 'gtx'"),
+        ("tensorrt:gpu=gtx", "GPU 'gtx' is not known.*sm89.*rtx-4090"),
+        ("tensorrt:gpu=sm35", "compute capability 35 is not known"),
+        (
+            "tensorrt:version=8.5,gpu=rtx-5090",
+            r"12\.0 \(Blackwell\), which came with 10\.8.*11\.4,gpu=rtx-5090",
+        ),
+        ("tensorrt:10.5,gpu=v100", r"7\.0 \(Volta\), which ended with 10\.4.*version=10\.4,gpu=v100"),
+        (
+            "tensorrt:8.6,gpu=jetson-nano",
+            r"ended with 8\.2.*TensorRT 8\.2 does: tensorrt:version=8\.2,gpu=jetson-nano",
+        ),
+        ("tensorrt:8.4,gpu=sm90", "came with 8.5"),
+        ("tensorrt:10.12,gpu=sm103", "came with 10.13"),
         ("tensorrt-rtx:gpu=a100", "tensorrt-rtx:gpu is 'a100'"),
     ],
 )
@@ -73,8 +91,8 @@ def test_wrong_specs(spec: str, message: str) -> None:
 
 def test_every_device_has_a_profile_and_facts_of_its_own() -> None:
     targets: list[EmittedTarget] = [JetsonTarget(preset=preset) for preset in JetsonPreset]
-    targets += [TensorRtTarget(gpu=gpu) for gpu in GpuPreset if gpu is not GpuPreset.HERE]
-    targets += [TensorRtRtxTarget(gpu=gpu) for gpu in RtxPreset]
+    targets += [TensorRtTarget(gpu=name) for name, gpu in GPUS.items() if gpu.profile]
+    targets += [TensorRtRtxTarget(gpu=gpu) for gpu in RTX_CARDS]
     for target in targets:
         profile = find_profile(target.estimated_on())
         assert profile.processor == target.processor == "gpu"
@@ -84,7 +102,56 @@ def test_every_device_has_a_profile_and_facts_of_its_own() -> None:
         assert target.beside() == target.with_threads(1) == target
         assert target.memory_command(Path(), Path(), 1) is None
     assert len({target.device().fingerprint for target in targets}) == len(targets)
-    assert set(GPUS) == {gpu.value for gpu in GpuPreset} - {"here"}
+
+
+def test_releases_suit_the_gpus() -> None:
+    for module in MODULES.values():
+        assert [
+            release for release in module.releases if architecture(module.sm).refusal(release.tensorrt)
+        ] == []
+    for name in GPUS:
+        machine = TensorRtTarget(gpu=name).machine
+        assert machine.gpu.refusal(machine.version) is None
+    assert str(TensorRtTarget(gpu="v100").machine.version) == "10.4"
+    assert architecture(70).refusal(TensorRtVersion(10, 4, 2)) is None
+
+
+def test_a_gpu_is_named_by_its_own_name_or_its_compute_capability() -> None:
+    assert gpu_named("NVIDIA H200", 90) == "h200"
+    assert gpu_named("NVIDIA H100 80GB HBM3", 90) == "sm90"
+    assert gpu_named("NVIDIA GeForce RTX 4090 Laptop GPU", 89) == "sm89"
+    for sm in (75, 88, 103, 121):
+        name = gpu_named("some card", sm)
+        assert TensorRtTarget(gpu=name).machine.gpu.sm == find_gpu(name).sm == sm
+        assert find_gpu(name).profile == ""
+
+
+def test_without_a_profile_nothing_is_compiled_from_afar(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    save_model(network(), path)
+    with pytest.raises(UnavailableError, match=r"no device profile of the NVIDIA T4.*--device ssh"):
+        compile_model(path, CompileOptions(target="tensorrt:gpu=t4"), output=tmp_path / "out.greencc")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["4.6", "4.6.1", "4.6.3"])
+def test_jetpack_with_its_first_tensorrt_that_is_compiled_for(name: str) -> None:
+    target = JetsonTarget(preset=JetsonPreset.NANO, jetpack=name)
+    assert (target.release.release, str(target.machine.version)) == ("4.6.1", "8.2.1")
+    with pytest.raises(UsageError, match="JetPack 4 is not known"):
+        JetsonTarget(preset=JetsonPreset.NANO, jetpack="4")
+
+
+@pytest.mark.parametrize("preset", JetsonPreset)
+def test_another_tensorrt_is_compiled_for_with_the_target_that_is_named(preset: JetsonPreset) -> None:
+    target = JetsonTarget(preset=preset)
+    again = target.settings(network()).again
+    for release in target.module.releases:
+        found = emitted(again[release.tensorrt.release])
+        assert found.machine.version.release == release.tensorrt.release
+    newest = target.machine.gpu.newest.release
+    other = emitted(again["*"].replace("$1", newest))
+    assert (other.machine.gpu, other.machine.version.release) == (target.machine.gpu, newest)
 
 
 def test_without_a_gpu_tensorrt_says_what_to_do(no_gpu: None) -> None:
@@ -93,7 +160,7 @@ def test_without_a_gpu_tensorrt_says_what_to_do(no_gpu: None) -> None:
     assert "tensorrt:gpu=NAME" in str(target.missing())
     with pytest.raises(UnavailableError, match="no NVIDIA GPU"):
         target.capabilities()
-    assert TensorRtTarget(gpu=GpuPreset.L4).missing() is None
+    assert TensorRtTarget(gpu="l4").missing() is None
 
 
 def test_nothing_is_profiled() -> None:
