@@ -156,9 +156,7 @@ def format_least(kind: Kind, value: float) -> str:
         value: In its base unit, above 0.
     """
     least = Decimal(repr(round_up(value)))
-    factors = {
-        unit: factor for unit, (of, factor) in UNITS.items() if of is kind and not unit.endswith("iB")
-    }
+    factors = {unit: factor for unit, (of, factor) in UNITS.items() if of is kind and not unit.endswith("iB")}
     fitting = [unit for unit, factor in factors.items() if least >= factor]
     unit = max(fitting, key=factors.__getitem__) if fitting else min(factors, key=factors.__getitem__)
     return f"{_plain(least / factors[unit])}{unit}"
