@@ -17,6 +17,7 @@ from greencc.verify.certificate import fixed_sequence
 
 # Plans that are tested after the preferred one failed.
 _OTHERS = 3
+ANOTHER = "the best plan that held on the certification split"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def certify(
     if problem is not None and not held:
         if others is None:
             return [_safer(session, choice, baseline, splits, problem)]
-        held = _another(session, others(None), baseline, splits)
+        held = another(session, others(None), baseline, splits)
         if not held:
             raise problem
         return held
@@ -66,18 +67,23 @@ def certify(
         session.warn(f"{choice.ranked[0].form.name} was not kept: {problem.message}")
         held[-1].contender.place = "the best form that held on the certification split"
     held = _sequential(held)
-    if problem is not None and others is not None and not session.options.require_certified:
-        held += _another(session, others(held[-1].contender), baseline, splits)
+    if problem is not None and others is not None:
+        held += another(session, others(held[-1].contender), baseline, splits)
     return held
 
 
-def _another(session: Session, others: Iterator[Contender], baseline: Engine, splits: Splits) -> list[Held]:
-    """The first of some contenders that holds."""
+def another(session: Session, others: Iterator[Contender], baseline: Engine, splits: Splits) -> list[Held]:
+    """The first of some contenders that holds, without a certificate; none where only a certified one may be shipped.
+
+    The fixed sequence has ended with what was refused before: these were chosen by the same samples.
+    """
+    if session.options.require_certified:
+        return []
     for item in islice(others, _OTHERS):
         accuracy = _judge(session, item, baseline, splits)
         refused = refuse(accuracy, session.options, item.form, synthetic=splits.certification.synthetic)
         if refused is None:
-            item.place = "the best plan that held on the certification split"
+            item.place = ANOTHER
             return [Held(item, _withdrawn(accuracy, "another plan was tested before it"))]
         item.place = f"refused on the certification split: {refused.message}"
     return []

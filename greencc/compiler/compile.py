@@ -186,15 +186,16 @@ def _compile(session: Session, path: Path, work: Path) -> Manifest:
             choice = choose(session, builder, baseline, original, splits, feeds)
             tried = try_run_times(session, builder, choice, baseline, splits, feeds)
         held = _certify(session, choice, plan, baseline, splits)
-        if plan is not None:
-            choice.all = [*plan.ranked, *plan.left()]
-        final = measure_final(session, path, source, baseline, held, feeds, plan)
+        final = measure_final(session, path, source, baseline, splits, held, feeds, plan)
         if plan is not None:
             choice.layers = plan.layers_of(final.contender)
         layers = layers_of(session, path, source, final, splits, feeds[0])
     finally:
         baseline.close()
         if choice is not None:
+            if plan is not None:
+                # With those that were only tried where the preferred ones failed.
+                choice.all = [*plan.ranked, *plan.left()]
             choice.close()
     if session.cache.problem is not None:
         session.warn(f"nothing was kept for the next compile: {session.cache.problem}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from greencc.compiler.certify import Held
+from greencc.compiler.certify import ANOTHER, Held, another
 from greencc.compiler.contender import Contender
+from greencc.compiler.data import Splits
 from greencc.compiler.forms import Form
 from greencc.compiler.measurement import Measurement, measure_variants, unchanged
 from greencc.compiler.memo import MemoEngine
@@ -20,6 +21,9 @@ from greencc.core.data import Feeds
 from greencc.core.engine import Device
 from greencc.core.report import Accuracy
 from greencc.report.figures import change_text
+
+# Other points that are measured in the end.
+_OTHERS = 3
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,15 @@ def measure_final(
     path: Path,
     source: ir.Model,
     baseline: MemoEngine,
+    splits: Splits,
     held: list[Held],
     feeds: list[Feeds],
     plan: Plan | None,
 ) -> Final:
     """Measure the preferred form beside the baseline; one that turns out slower gives way to the next safer one.
+
+    One that does not keep the budget gives way to the best of the plan's other points that kept it so far, where that
+    is better than the next safer one or nothing else is left; after `_OTHERS` of these only to safer ones.
 
     Raises:
         LimitError: What was planned does not keep the budget in the end.
@@ -54,6 +62,7 @@ def measure_final(
     size = model_size(path, source)
     # The safest of what was worse than the original, but keeps what was asked for.
     kept: Final | None = None
+    others = 0
     while True:
         contender, accuracy = held[-1].contender, held[-1].accuracy
         form = contender.form
@@ -88,13 +97,17 @@ def measure_final(
         if plan is None or plan.keeps(measured):
             kept = final
         held.pop()
+        if plan is not None and not plan.keeps(measured) and others < _OTHERS:
+            others += 1
+            held += another(session, plan.others(held[-1].contender if held else None), baseline, splits)
         if not held:
             if kept is not None and (plan is None or plan.keeps(kept.measured)):
                 return kept
             assert plan is not None
             raise plan.out_of_reach(f"{form.name}: {problem}")
         contender.place = f"not kept: {problem}"
-        held[-1].contender.place = "the best form that was not worse in the end"
+        if held[-1].contender.place != ANOTHER:
+            held[-1].contender.place = "the best form that was not worse in the end"
         session.warn(f"{form.name} was not kept: {problem}")
 
 

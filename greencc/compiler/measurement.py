@@ -28,7 +28,7 @@ from greencc.measure.profiles import FULL, QUICK, STANDARD, Profile
 from greencc.measure.protocols import DEFAULT as DEFAULT_PROTOCOL
 from greencc.measure.protocols import QUICK as QUICK_PROTOCOL
 from greencc.meters.device import PowerMode
-from greencc.meters.side_by_side import latency_of
+from greencc.meters.side_by_side import APART, latency_of
 from greencc.report.figures import partial
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ def _estimated_variants(
         f"latency and energy are estimated, not measured: nothing ran on the device ({estimator.title}); "
         "measure there before you rely on them"
     )
+    if not found.told_apart:
+        session.warn(
+            f"the two differ by less than {APART - 1.0:.0%} by estimate, which is less than an estimate can tell: "
+            "no gain is claimed"
+        )
     for note in dict.fromkeys(note for each in found.each for note in each.notes):
         session.warn(f"the estimate: {note}")
     figures = [

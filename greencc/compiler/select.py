@@ -20,7 +20,7 @@ from greencc.compiler.untimed import BY_ESTIMATE
 from greencc.core.data import Feeds
 from greencc.core.engine import Engine
 from greencc.core.errors import InputError, LimitError, UnavailableError
-from greencc.core.report import Accuracy, Candidate, Interval, LayerChoice
+from greencc.core.report import NOTHING_CONVERTED, Accuracy, Candidate, Interval, LayerChoice
 from greencc.measure.latency import quick_compare
 
 # A smaller gain than this is not worth leaving a safer form for, whatever the interval says.
@@ -62,7 +62,13 @@ class Choice:
     def candidates(self, chosen: Contender) -> tuple[Candidate, ...]:
         """What the report says of every form."""
         return tuple(
-            Candidate(item.form.name, item.latency_ms, item.loss, item is chosen, item.explanation)
+            Candidate(
+                item.form.name,
+                item.latency_ms,
+                item.loss if item.form.applied or item is chosen else None,
+                item is chosen,
+                item.explanation,
+            )
             for item in self.all
         )
 
@@ -280,7 +286,7 @@ def dynamic_may_pay(model: ir.Model) -> bool:
 
 def _eligible(item: Contender, options: CompileOptions) -> bool:
     if not item.form.applied:
-        item.reason = "nothing could be converted"
+        item.reason = NOTHING_CONVERTED
         return False
     loss = item.loss
     if loss is not None and loss > options.max_drop:

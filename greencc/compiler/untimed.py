@@ -74,7 +74,7 @@ class Estimator:
         Raises:
             InputError: Nothing is known of the work of a model.
         """
-        graphs = [_kernels(model, feeds) for model in models]
+        graphs = [self._kernels(model, feeds) for model in models]
         return side_by_side(graphs, self.profile, mode or self.profile.mode(None), self.threads)
 
     def in_modes(
@@ -85,7 +85,7 @@ class Estimator:
         Raises:
             InputError: Nothing is known of the work of the model.
         """
-        kernels = _kernels(model, feeds)
+        kernels = self._kernels(model, feeds)
         return tuple(estimate(kernels, self.profile, mode, threads=self.threads, rate=rate) for mode in modes)
 
     def layers(self, model: ir.Model, feeds: Feeds) -> tuple[LayerEstimate, ...]:
@@ -95,7 +95,7 @@ class Estimator:
             InputError: Nothing is known of the work of the model.
         """
         return estimate(
-            _kernels(model, feeds), self.profile, self.profile.mode(None), threads=self.threads
+            self._kernels(model, feeds), self.profile, self.profile.mode(None), threads=self.threads
         ).layers
 
     def group_costs(
@@ -115,6 +115,13 @@ class Estimator:
         after = _charged(self.layers(int8_form, feeds), origins, home, conversions(int8_form, home))
         return {group.name: self._cost(before[group.name], after[group.name]) for group in groups}
 
+    def _kernels(self, model: ir.Model, feeds: Feeds) -> Kernels:
+        bound = bind_dims(model, {name: array.shape for name, array in feeds.items()})
+        kernels = kernels_of(bound, fused_conversions=self.profile.fuses_conversions)
+        if not kernels.items:
+            raise InputError("the graph has no node whose work is known, so its latency cannot be estimated")
+        return kernels
+
     def _cost(self, old: list[LayerEstimate], new: list[LayerEstimate]) -> GroupCost:
         us = [sum(row.microseconds for row in rows) for rows in (old, new)]
         values, lows, highs = (
@@ -123,13 +130,6 @@ class Estimator:
         )
         saved = Interval(values[0] - values[1], lows[0] - highs[1], highs[0] - lows[1])
         return GroupCost(us[0], us[1], values[0], values[1], saved, self.profile.boundary, estimated=True)
-
-
-def _kernels(model: ir.Model, feeds: Feeds) -> Kernels:
-    kernels = kernels_of(bind_dims(model, {name: array.shape for name, array in feeds.items()}))
-    if not kernels.items:
-        raise InputError("the graph has no node whose work is known, so its latency cannot be estimated")
-    return kernels
 
 
 def _charged(

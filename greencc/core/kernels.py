@@ -8,12 +8,18 @@ Every runtime fuses; which nodes exactly is its own affair. What all of them hav
 * An element-wise operator (activation, Add, BatchNormalization, ...) that is the only reader of a kernel's result joins
   that kernel: the value between them never reaches memory.
 * A lookup or a slice reads no more than it writes.
+
+Some builders compute every conversion within the kernels beside it (`kernels_of`, `fused_conversions`): quantizers and
+casts of what a kernel writes are part of that kernel, dequantizers and casts of what it reads of the one that reads.
+
+Whether an element-wise operator joins is the least certain of this, so every kernel also has the fewest and the most
+launches that it may be (`Kernel.launches`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -53,6 +59,9 @@ _JOINING = frozenset(
         "BatchNormalization", "Cast", "Softplus", "Min", "Max",
     }
 )  # fmt: skip
+# What every runtime computes along with the product or convolution before it.
+_SURELY_JOINING = frozenset({"Relu", "Clip", "BatchNormalization", "Cast"})
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _SELECTING = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split"})
 # What has integer kernels everywhere, when a float graph is looked at as if it were quantized.
 INTEGER_OPERATORS = frozenset(
@@ -76,6 +85,8 @@ class Kernel:
         operations: By kind of work; empty for what only moves data.
         weight_bytes: Constants it reads.
         activation_bytes: Other values it reads and writes.
+        launches: The fewest and the most that it may be: an element-wise operator that stands alone may join another
+            kernel, and one that has joined this may be a kernel of its own.
     """
 
     name: str
@@ -84,6 +95,7 @@ class Kernel:
     operations: Mapping[Work, float]
     weight_bytes: float
     activation_bytes: float
+    launches: tuple[int, int] = (1, 1)
 
     @property
     def multiplications(self) -> float:
@@ -125,16 +137,22 @@ class _Open:
     result: ir.Value | None
     written: float
     """Bytes of `result`, part of `moved`."""
+    launches: tuple[int, int] = (1, 1)
 
 
 @dataclass
 class _Builder:
+    fused_conversions: bool
     kernels: list[_Open] = field(default_factory=list)
     unknown: list[NodeCost] = field(default_factory=list)
     fixed: set[int] = field(default_factory=set)
     """Values known when the model is loaded, by identity."""
     source: dict[int, _Open] = field(default_factory=dict)
     """The kernel that wrote a value, through views and quantizers."""
+    held: dict[int, float] = field(default_factory=dict)
+    """Bytes of values that lie in memory as what they are converted from or to."""
+    loose: Counter[int] = field(default_factory=Counter)
+    """Conversions that the kernel reading a value may launch for itself."""
 
     def add(self, node: ir.Node, cost: NodeCost) -> None:
         data = [value for value in node.inputs if value is not None]
@@ -142,12 +160,18 @@ class _Builder:
             self.fixed.update(id(value) for value in node.outputs)
             return
         kernel = self._writer(data)
-        quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear") and not cost.activation_bytes
+        if self.fused_conversions and _converts(node):
+            self._convert(node, kernel)
+            return
+        quantizer = node.op_type in _QUANTIZERS and not cost.activation_bytes
         if node.op_type in _VIEWS or quantizer:
+            self._pass_on(node)
             if kernel is not None and kernel.result is not None and _read_once(kernel.result):
                 kernel.result = node.outputs[0]
                 self.source[id(node.outputs[0])] = kernel
             return
+        if self.fused_conversions:
+            cost = self._as_held(node, cost)
         if cost.macs is None or cost.activation_bytes is None:
             self.unknown.append(cost)
             return
@@ -164,6 +188,62 @@ class _Builder:
         writers = [self.source[id(value)] for value in data if id(value) in self.source]
         return max(writers, key=self.kernels.index, default=None)
 
+    def _bytes(self, value: ir.Value) -> float | None:
+        return self.held.get(id(value), bytes_of(value))
+
+    def _pass_on(self, node: ir.Node) -> None:
+        """What was converted stays so behind a view."""
+        source, result = node.inputs[0], node.outputs[0]
+        if source is not None and id(source) in self.held:
+            self.held[id(result)] = self.held[id(source)]
+            self.loose[id(result)] += self.loose.pop(id(source), 0)
+
+    def _convert(self, node: ir.Node, kernel: _Open | None) -> None:
+        """A conversion within the kernel that writes its input, or that reads its output."""
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        before, after = self._bytes(source), bytes_of(result)
+        if kernel is None:
+            # Nothing wrote it: whoever reads it converts, or a small kernel in front of that does.
+            if before is not None:
+                self.held[id(result)] = before
+            # Of several in a row only one: a dequantizer is always part of its reader.
+            self.loose.pop(id(source), None)
+            self.loose[id(result)] = 1
+            return
+        if before is not None and after is not None:
+            self.held[id(result)] = min(before, after)
+        self.source[id(result)] = kernel
+        if kernel.result is not source or source.is_graph_output() or after is None:
+            return
+        readers = [usage.node for usage in source.uses()]
+        if all(_converts(reader) for reader in readers):
+            # The kernel writes what it is converted to. Several readers want the same: the first one counts.
+            written = float(min(kernel.written, after))
+            kernel.moved += written - kernel.written
+            kernel.result, kernel.written = result if len(readers) == 1 else None, written
+        elif node.op_type != "DequantizeLinear":
+            kernel.moved += after
+
+    def _as_held(self, node: ir.Node, cost: NodeCost) -> NodeCost:
+        """The traffic of a node with every value as it lies in memory."""
+        weights, moved = 0, 0.0
+        for value in node.inputs:
+            if value is None or constant_tensor(value) is not None:
+                continue
+            if self._is_fixed(value):
+                weights += _stored_as_float(value)
+                continue
+            size = self._bytes(value)
+            if size is None:
+                return cost
+            moved += size
+        written = [bytes_of(value) for value in node.outputs if value.name]
+        if cost.activation_bytes is None or any(size is None for size in written):
+            return cost
+        moved += sum(size or 0 for size in written)
+        return replace(cost, weight_bytes=cost.weight_bytes + weights, activation_bytes=round(moved))
+
     def _joins(self, node: ir.Node, kernel: _Open) -> bool:
         if node.op_type not in _JOINING or kernel.result is None or not node.outputs:
             return False
@@ -174,6 +254,8 @@ class _Builder:
         kernel.operators.append(cost.op_type.rpartition("::")[2])
         kernel.operations += _work(node, cost)
         kernel.weights += cost.weight_bytes
+        more = self._loose(node) + (node.op_type not in _SURELY_JOINING)
+        kernel.launches = (kernel.launches[0], kernel.launches[1] + more)
         # What was written before stays in registers: neither written there nor read here.
         reads = (
             (cost.activation_bytes or 0)
@@ -189,8 +271,17 @@ class _Builder:
         weights, moved = float(cost.weight_bytes), float(cost.activation_bytes or 0)
         if node.op_type in _SELECTING:
             weights, moved = min(weights, written), min(moved, 2.0 * written)
+        # A product takes in what is element-wise beside it, on either side.
+        alone = node.op_type not in (*_JOINING, *_QUANTIZERS)
         kernel = _Open(
-            cost, [cost.op_type.rpartition("::")[2]], _work(node, cost), weights, moved, None, written
+            cost,
+            [cost.op_type.rpartition("::")[2]],
+            _work(node, cost),
+            weights,
+            moved,
+            None,
+            written,
+            (int(alone), 1 + self._loose(node)),
         )
         if len(node.outputs) >= 1 and node.op_type not in ("If", "Loop", "Scan"):
             kernel.result = node.outputs[0]
@@ -201,19 +292,30 @@ class _Builder:
         for value in node.outputs:
             self.source[id(value)] = kernel
 
+    def _loose(self, node: ir.Node) -> int:
+        return sum(self.loose.pop(id(value), 0) for value in _given(node))
 
-def kernels_of(model: ir.Model, bindings: Mapping[str, int] | None = None, batch: int = 1) -> Kernels:
+
+def kernels_of(
+    model: ir.Model,
+    bindings: Mapping[str, int] | None = None,
+    batch: int = 1,
+    *,
+    fused_conversions: bool = False,
+) -> Kernels:
     """Group the nodes of the main graph; control flow is one kernel.
 
     Args:
         model: With inferred shapes; left unchanged.
         bindings: Sizes of named dynamic dimensions.
         batch: Size of the inputs' first axes, where they are dynamic and not in `bindings`.
+        fused_conversions: Quantizers, dequantizers and casts between float types are computed within the kernels
+            beside them, as TensorRT does; else only those beside an integer operator.
 
     Raises:
         InputError: The sizes contradict the graph.
     """
-    builder = _Builder()
+    builder = _Builder(fused_conversions)
     for node, cost in costed_nodes(model, bindings, batch):
         builder.add(node, cost)
     return Kernels(tuple(_closed(kernel) for kernel in builder.kernels), tuple(builder.unknown))
@@ -253,7 +355,30 @@ def _closed(kernel: _Open) -> Kernel:
         operations=dict(kernel.operations),
         weight_bytes=kernel.weights,
         activation_bytes=kernel.moved,
+        launches=kernel.launches,
     )
+
+
+def _given(node: ir.Node) -> Iterator[ir.Value]:
+    return (value for value in node.inputs if value is not None)
+
+
+def _converts(node: ir.Node) -> bool:
+    """A quantizer, a dequantizer, or a cast from one float type to another."""
+    if node.op_type in _QUANTIZERS:
+        return True
+    if node.op_type != "Cast" or node.inputs[0] is None:
+        return False
+    types = [value.dtype for value in (node.inputs[0], node.outputs[0])]
+    return all(dtype is not None and dtype.is_floating_point() for dtype in types)
+
+
+def _stored_as_float(value: ir.Value) -> int:
+    """Bytes of a weight that the file has as floats behind a Q/DQ pair; 0 for others, which count as stored."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or constant_tensor(node.inputs[0]) is not None:
+        return 0
+    return bytes_of(node.inputs[0]) or 0
 
 
 def _read_once(value: ir.Value) -> bool:

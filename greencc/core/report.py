@@ -220,9 +220,16 @@ class PassRecord:
     chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+NOTHING_CONVERTED = "nothing could be converted"
+"""What the reason of a candidate begins with that came out as the model it was made from."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A form the compile considered: its planning-split accuracy drop and quick latency, and why it was (not) kept."""
+    """A form the compile considered: its planning-split accuracy drop and quick latency, and why it was (not) kept.
+
+    One in which `NOTHING_CONVERTED` has neither.
+    """
 
     name: str
     latency_ms: float | None

@@ -60,7 +60,8 @@ class PlanPoint:
         place: Why it was chosen, or was not.
         predicted_drop: Of one that was not verified, where the tables tell it.
         mode: The power mode that it is for, by its name on the device; empty: the one that the device is in.
-        watts: Average power at the plan's rate, or flat out, where it was estimated.
+        watts: Average power at the plan's rate, or flat out, where it was estimated; None also where the device does
+            not keep up with the rate.
     """
 
     name: str

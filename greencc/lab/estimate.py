@@ -88,7 +88,7 @@ def estimate_model(path: Path, options: EstimateOptions) -> ModelEstimate:
     mode = device.mode(options.mode)
     model = _model(path)
     _check_sizes(model, options)
-    kernels = kernels_of(model, options.sizes, options.batch)
+    kernels = kernels_of(model, options.sizes, options.batch, fused_conversions=device.fuses_conversions)
     open_sizes = [
         name for name in _dynamic(model) if name not in options.sizes and name not in _batches(model)
     ]

@@ -129,6 +129,15 @@ class DeviceProfile:
     modes: tuple[PowerMode, ...] = ()
     calibration: Calibration | None = None
 
+    @property
+    def fuses_conversions(self) -> bool:
+        """Whether quantizers and casts cost no launch of their own.
+
+        The figures of a GPU are of TensorRT's engines, whose builder moves Q/DQ into the kernels beside them and
+        chooses the types of its inputs ("Q/DQ Layer-Placement Recommendations" in NVIDIA's documentation).
+        """
+        return self.processor == "gpu"
+
     def costed(self, dtype: str) -> str:
         """The type of this profile whose figures an ONNX type takes: its own, or the nearest wider one."""
         wanted = _COSTED.get(dtype, "float32")

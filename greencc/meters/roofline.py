@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.core.errors import InputError, UsageError
 from greencc.core.kernels import Kernel, Kernels, Work
@@ -36,10 +36,12 @@ class Demand:
     Attributes:
         operations: By type of the profile and kind of work.
         bytes: By index of the memory level.
+        launches: The fewest and the most that it may be.
     """
 
     operations: Mapping[tuple[str, Work], float]
     bytes: Mapping[int, float]
+    launches: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _demand(kernel: Kernel, profile: DeviceProfile, held: int) -> Demand:
     level = profile.level_for(kernel.weight_bytes + kernel.activation_bytes)
     moved = {level: kernel.activation_bytes}
     moved[held] = moved.get(held, 0.0) + kernel.weight_bytes
-    return Demand(operations, moved)
+    return Demand(operations, moved, kernel.launches)
 
 
 def estimate(
@@ -237,6 +239,19 @@ def _kernel_seconds(device: DeviceProfile, demand: Demand, rate: Pick, overhead:
     return max(compute, memory) + launch
 
 
+def seconds_launching(device: DeviceProfile, asked: Sequence[Demand], *, most: bool) -> float:
+    """Seconds at the central rates, if the graph took the most launches that it may, or the fewest.
+
+    What is part of another kernel moves nothing of its own either.
+    """
+    launch = device.kernel_seconds.central
+    if most:
+        return central_seconds(device, asked) + launch * sum(demand.launches[1] - 1 for demand in asked)
+    joined = [replace(demand, bytes={}) if demand.launches[0] == 0 else demand for demand in asked]
+    launches = max(1, sum(demand.launches[0] for demand in asked))
+    return central_seconds(device, joined) + launch * (launches - len(asked))
+
+
 def _seconds(device: DeviceProfile, asked: Sequence[Demand], *, fast: bool, slow: bool) -> float:
     rate, overhead = (_high, _low) if fast else (_low, _high) if slow else (_central, _central)
     return overhead(device.run_seconds) + sum(
@@ -249,9 +264,9 @@ def central_seconds(device: DeviceProfile, asked: Sequence[Demand]) -> float:
     return _seconds(device, asked, fast=False, slow=False)
 
 
-def point_of(device: DeviceProfile, asked: Sequence[Demand], seconds: float) -> Point:
-    """One inference that takes so long, with the central coefficients of energy."""
-    return _point(device, asked, seconds, _central)
+def central_joules(device: DeviceProfile, asked: Sequence[Demand]) -> float:
+    """Joules of one inference that do not flow with time, at the central coefficients."""
+    return sum(dynamic_joules(device, demand, _central) for demand in asked)
 
 
 def dynamic_joules(device: DeviceProfile, demand: Demand, pick: Pick) -> float:

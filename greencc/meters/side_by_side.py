@@ -2,9 +2,10 @@
 
 Errors that the graphs share cancel in a ratio, others do not. What a float kernel reaches of its peak says little of
 what an integer kernel reaches of its own, so rates of different types vary independently, as do memory, overheads and
-the coefficients of energy; every ratio is taken with both graphs at the same corner of these ranges, and its interval
-has the smallest and the largest. A calibrated profile has no ranges: there the errors of the fit count, which two
-graphs do not share (as in `greencc.meters.calibrated`).
+the coefficients of energy. So does how many kernels a runtime makes of the same nodes: one that a graph has and the
+other has not may have cost a launch, or nothing. Every ratio is taken with both graphs at the same corner of these
+ranges, and its interval has the smallest and the largest. A calibrated profile has no ranges: there the errors of the
+fit count, which two graphs do not share (as in `greencc.meters.calibrated`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from greencc.core.kernels import Kernels
 from greencc.core.report import Interval, Latency
 from greencc.meters.device import DeviceProfile, PowerMode
 from greencc.meters.model import Range
-from greencc.meters.roofline import Demand, Estimate, Point, central_seconds, demands, estimate, point_of
+from greencc.meters.roofline import (
+    Demand,
+    Estimate,
+    Point,
+    central_joules,
+    central_seconds,
+    demands,
+    estimate,
+    seconds_launching,
+)
+
+APART = 1.1
+"""Graphs whose figures differ by a smaller factor are not told apart by a profile that was not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,13 @@ class SideBySide:
     each: tuple[Estimate, ...]
     latency: tuple[Interval, ...]
     energy: tuple[Interval, ...]
+
+    @property
+    def told_apart(self) -> bool:
+        """False where something differs, but all by less than `APART`, and no interval is on one side of 1."""
+        ratios = (*self.latency, *self.energy)
+        near = all(1.0 / APART < ratio.value < APART and ratio.low <= 1.0 <= ratio.high for ratio in ratios)
+        return not near or all(ratio.value == 1.0 for ratio in ratios)
 
 
 def side_by_side(
@@ -51,11 +71,11 @@ def side_by_side(
     each = tuple(estimate(kernels, profile, mode, threads=threads) for kernels in graphs)
     device = profile.at(mode, threads)
     asked = [demands(kernels, device) for kernels in graphs]
-    central = _points(device, asked, mode)
+    central = _points([central_seconds(device, demand) for demand in asked], _Costs.of(device, asked), mode)
     types = sorted({key[0] for demand in itertools.chain(*asked) for key in demand.operations})
-    corners = [_points_at(time, asked, energies, mode) for time, energies in _corners(device, types, asked)]
+    corners = [_points(times, costs, mode) for times, costs in _corners(device, types, asked)]
     calibration = profile.calibration
-    slack = 1.0 if calibration is None else calibration.latency_factor ** math.sqrt(2.0)
+    slack = None if calibration is None else calibration.latency_factor ** math.sqrt(2.0)
     energy_slack = slack
     if calibration is not None and calibration.energy_factor is not None:
         energy_slack = calibration.energy_factor ** math.sqrt(2.0)
@@ -83,27 +103,39 @@ def latency_of(found: Estimate) -> Latency:
     )
 
 
-def _interval(values: Sequence[float], slack: float) -> Interval:
-    return Interval(values[0], min(values) / slack, max(values) * slack)
+def _interval(values: Sequence[float], slack: float | None) -> Interval:
+    """Of the central ratio, which comes first, and the others; `slack`: the errors of a fit, None: there is none."""
+    low, high = min(values) / (slack or 1.0), max(values) * (slack or 1.0)
+    if slack is None and 1.0 / APART < values[0] < APART:
+        low, high = min(low, 1.0), max(high, 1.0)
+    return Interval(values[0], low, high)
 
 
-def _points(device: DeviceProfile, asked: Sequence[Sequence[Demand]], mode: PowerMode) -> list[Point]:
-    return [point_of(device, demand, central_seconds(device, demand)).capped(mode.watts) for demand in asked]
+@dataclass(frozen=True)
+class _Costs:
+    """At one choice of the coefficients: joules of each graph that do not flow with time, and watts that do."""
+
+    dynamic: tuple[float, ...]
+    busy: float
+    idle: float
+
+    @classmethod
+    def of(cls, device: DeviceProfile, asked: Sequence[Sequence[Demand]]) -> _Costs:
+        dynamic = tuple(central_joules(device, demand) for demand in asked)
+        return cls(dynamic, device.busy_watts.central, device.idle_watts.central)
 
 
-def _points_at(
-    times: Sequence[float], asked: Sequence[Sequence[Demand]], device: DeviceProfile, mode: PowerMode
-) -> list[Point]:
+def _points(times: Sequence[float], costs: _Costs, mode: PowerMode) -> list[Point]:
     return [
-        point_of(device, demand, seconds).capped(mode.watts)
-        for demand, seconds in zip(asked, times, strict=True)
+        Point(seconds, dynamic, costs.busy, costs.idle).capped(mode.watts)
+        for seconds, dynamic in zip(times, costs.dynamic, strict=True)
     ]
 
 
 def _corners(
     device: DeviceProfile, types: Sequence[str], asked: Sequence[Sequence[Demand]]
-) -> Iterator[tuple[list[float], DeviceProfile]]:
-    """Seconds of each graph at every corner of the ranges of time, with the device at each corner of those of energy.
+) -> Iterator[tuple[list[float], _Costs]]:
+    """Seconds of each graph at every corner of the ranges of time, with the costs at each corner of those of energy.
 
     The two kinds of range have nothing to do with each other, but there are few enough corners for all pairs.
     """
@@ -127,23 +159,23 @@ def _corners(
             run_seconds=_end(device.run_seconds, slow[-1]),
         )
         times.append([central_seconds(held, demand) for demand in asked])
+        times += [[seconds_launching(held, demand, most=most) for demand in asked] for most in (False, True)]
     costs = []
     for dear in itertools.product((False, True), repeat=len(types) + 2):
         by_type = dict(zip(types, dear, strict=False))
-        costs.append(
-            replace(
-                device,
-                joules_per_operation={
-                    dtype: _end(joules, by_type.get(dtype, by_type.get("float32", False)))
-                    for dtype, joules in device.joules_per_operation.items()
-                },
-                levels=tuple(
-                    replace(level, joules_per_byte=_end(level.joules_per_byte, dear[-2]))
-                    for level in device.levels
-                ),
-                busy_watts=_end(device.busy_watts, dear[-1]),
-            )
+        held = replace(
+            device,
+            joules_per_operation={
+                dtype: _end(joules, by_type.get(dtype, by_type.get("float32", False)))
+                for dtype, joules in device.joules_per_operation.items()
+            },
+            levels=tuple(
+                replace(level, joules_per_byte=_end(level.joules_per_byte, dear[-2]))
+                for level in device.levels
+            ),
+            busy_watts=_end(device.busy_watts, dear[-1]),
         )
+        costs.append(_Costs.of(held, asked))
     return itertools.product(times, costs)
 
 

@@ -148,6 +148,20 @@ def round_up(value: float, digits: int = 4) -> float:
     return float(exact.quantize(step, rounding="ROUND_CEILING"))
 
 
+def format_least(kind: Kind, value: float) -> str:
+    """What is at least needed, rounded up, in the largest unit of which there is one: ``25.87kB``, not ``25870B``.
+
+    Args:
+        kind: What it is.
+        value: In its base unit, above 0.
+    """
+    least = Decimal(repr(round_up(value)))
+    factors = {unit: factor for unit, (of, factor) in UNITS.items() if of is kind and not unit.endswith("iB")}
+    fitting = [unit for unit, factor in factors.items() if least >= factor]
+    unit = max(fitting, key=factors.__getitem__) if fitting else min(factors, key=factors.__getitem__)
+    return f"{_plain(least / factors[unit])}{unit}"
+
+
 def _plain(number: Decimal) -> str:
     number = number.normalize()
     return f"{number:f}" if -6 <= number.adjusted() <= 16 else str(number).lower()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from greencc.core.errors import LimitError, UsageError
-from greencc.planner._units import format_figure, round_up
+from greencc.planner._units import format_figure, format_least
 from greencc.planner.budget import BudgetLimit, Kind, Objective, check_together
 from greencc.planner.problem import Amounts, Limit, Problem, Quantity
 
@@ -215,7 +215,7 @@ def unreachable(
     paced = rate is not None and any(limit.kind is Kind.POWER for limit in budget)
     lines: list[str] = []
     for floor in floors:
-        least = f"{floor.why} {format_figure(floor.kind, round_up(floor.least))}" if floor.least > 0.0 else ""
+        least = f"{floor.why} {format_least(floor.kind, floor.least)}" if floor.least > 0.0 else ""
         for limit in budget:
             about = limit.kind is floor.kind and floor.percentile in (None, limit.percentile)
             if about and floor.least > limit.value * (1.0 + _SLACK):

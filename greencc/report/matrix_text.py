@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from greencc.core.report import Accuracy, Candidate
+from greencc.core.report import NOTHING_CONVERTED, Accuracy, Candidate
 from greencc.core.report_matrix import ArithmeticResult, CrossRow, MatrixReport, TargetResult, TargetRow
 from greencc.report import figures as show
 
@@ -34,6 +34,7 @@ _FAMILIES = (
     "int8",
 )
 _OTHERS = "other"
+_NOT_BUILT = "nothing to convert"
 _MOST_FORMS = 4
 
 
@@ -147,7 +148,7 @@ def _latency(found: TargetResult) -> tuple[str, ...]:
     if found.latency_doubt:
         change = f"{show.NOT_CLAIMED}: {found.latency_doubt}"
     else:
-        change = show.change_text(found.ratio.latency, "faster", "slower", show.NO_SPEED_UP)
+        change = show.latency_change(found.ratio.latency, estimated=latency.estimated)
     return f"{show.time_ms(latency.median)} {how}", change
 
 
@@ -164,7 +165,7 @@ def _energy(found: TargetResult) -> tuple[str, ...]:
     if found.energy_doubt:
         parts.append(f"{show.NOT_CLAIMED}: {found.energy_doubt}")
     elif ratio is not None:
-        parts.append(show.energy_change(ratio, "measured"))
+        parts.append(show.energy_change(ratio, word))
     return tuple(parts)
 
 
@@ -215,6 +216,8 @@ def _form_cell(form: Candidate, result: TargetResult, named: bool) -> FormCell:
         if shipped is None and accuracy.agreement is not None:
             shipped = 1.0 - accuracy.agreement
         drop = drop if shipped is None else shipped
+    if drop is None and form.latency_ms is None and form.reason.startswith(NOTHING_CONVERTED):
+        return FormCell(form.name, f"{form.name}: {_NOT_BUILT}" if named else _NOT_BUILT, "", form.reason)
     parts.append(show.MISSING if drop is None else _signed(drop))
     if form.chosen:
         parts.append(_time(result.artifact.latency_ms.median, result))

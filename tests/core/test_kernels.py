@@ -11,7 +11,7 @@ from greencc.core.model import infer_shapes
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "custom" : 1]> g '
 
 
-def kernels(text: str, **weights: tuple[int, ...] | np.ndarray) -> Kernels:
+def kernels(text: str, *, fused: bool = False, **weights: tuple[int, ...] | np.ndarray) -> Kernels:
     model = ir.from_onnx_text(HEAD + text)
     for name, given in weights.items():
         array = given if isinstance(given, np.ndarray) else np.ones(given, np.float32)
@@ -24,7 +24,7 @@ def kernels(text: str, **weights: tuple[int, ...] | np.ndarray) -> Kernels:
             other.replace_all_uses_with(first)
         model.graph.register_initializer(first)
     infer_shapes(model)
-    return kernels_of(model)
+    return kernels_of(model, fused_conversions=fused)
 
 
 def test_an_activation_joins_its_convolution_and_moves_nothing() -> None:
@@ -109,3 +109,70 @@ def test_counted_as_integers() -> None:
     assert (half.dtype, half.activation_bytes) == ("FLOAT16", 32.0)
     # A wider type than there is changes nothing.
     assert in_precision(in_precision(found, "FLOAT16"), "FLOAT").items[0].dtype == "FLOAT16"
+
+
+# Two convolutions and a skip, quantized as TensorRT wants it: at inputs, and the skip, never between Conv and Relu.
+RESIDUAL = """
+(float[1,4,8,8] x) => (float[1,4,8,8] y) <float s = {0.1}, int8 z = {0}> {
+  xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) v = DequantizeLinear(a, s, z)
+  c = Conv <pads=[1,1,1,1]> (xd, v) r = Relu(c)
+  q = QuantizeLinear(r, s, z) d = DequantizeLinear(q, s, z) w = DequantizeLinear(b, s, z)
+  e = Conv <pads=[1,1,1,1]> (d, w)
+  p = QuantizeLinear(r, s, z) t = DequantizeLinear(p, s, z)
+  f = Add(e, t) y = Relu(f)
+}"""
+
+
+def test_conversions_are_launches_unless_the_builder_fuses_them() -> None:
+    weight = np.ones((4, 4, 3, 3), np.int8)
+    apart = kernels(RESIDUAL, a=weight, b=weight)
+    assert [kernel.op_type for kernel in apart.items if kernel.operator == "QuantizeLinear"]
+    first, second = kernels(RESIDUAL, fused=True, a=weight, b=weight).items
+    assert (first.op_type, first.dtype, second.op_type, second.dtype) == (
+        "Conv+Relu", "INT8", "Conv+Add+Relu", "INT8"
+    )  # fmt: skip
+    # Reads the float input, which nothing could write in integers, and writes integers.
+    assert first.activation_bytes == 4 * 256 + 256
+    # Reads integers twice, as input and as skip, and writes the float output.
+    assert second.activation_bytes == 2 * 256 + 4 * 256
+    # The input's quantizer may be a kernel of its own, and so may the sum.
+    assert [kernel.launches for kernel in (first, second)] == [(1, 2), (1, 2)]
+
+
+def test_a_value_that_is_read_as_it_is_and_quantized_is_written_twice() -> None:
+    text = (
+        "(float[1,8] x) => (float[1,8] y, float[1,8] n) <float s = {0.1}, int8 z = {0}> { m = MatMul(x, v) "
+        "q = QuantizeLinear(m, s, z) d = DequantizeLinear(q, s, z) w = DequantizeLinear(b, s, z) "
+        "y = MatMul(d, w) n = Softmax(m) }"
+    )
+    found = kernels(text, fused=True, v=(8, 8), b=np.ones((8, 8), np.int8)).items
+    assert [(kernel.op_type, kernel.activation_bytes) for kernel in found] == [
+        ("MatMul", 4 * 8 + 4 * 8 + 8), ("MatMul", 8 + 4 * 8), ("Softmax", 4 * 16)
+    ]  # fmt: skip
+
+
+def test_casts_at_the_border_of_a_half_precision_form_are_part_of_its_kernels() -> None:
+    text = "(float[1,8] x) => (float[1,8] y) { h = Cast <to=10> (x) a = MatMul(h, w) y = Cast <to=1> (a) }"
+    weight = np.ones((8, 8), np.float16)
+    assert [kernel.op_type for kernel in kernels(text, w=weight).items] == ["Cast", "MatMul+Cast"]
+    [product] = kernels(text, fused=True, w=weight).items
+    assert (product.op_type, product.dtype, product.launches) == ("MatMul", "FLOAT16", (1, 2))
+    assert (product.weight_bytes, product.activation_bytes) == (2 * 64, 4 * 8 + 2 * 8)
+
+
+def test_weights_stored_as_floats_behind_a_pair_count_as_integers() -> None:
+    text = (
+        "(float[1,8] x) => (float[1,8] y) <float s = {0.1}, int8 z = {0}> { q = QuantizeLinear(x, s, z) "
+        "d = DequantizeLinear(q, s, z) p = QuantizeLinear(w, s, z) v = DequantizeLinear(p, s, z) y = MatMul(d, v) }"
+    )
+    [product] = kernels(text, fused=True, w=(8, 8)).items
+    assert (product.dtype, product.weight_bytes, product.activation_bytes) == ("INT8", 64, 4 * 16)
+
+
+def test_how_often_a_runtime_launches_is_a_range() -> None:
+    text = "(float[1,8] x) => (float[1,8] y) { m = Sub(x, s) a = MatMul(m, w) r = Relu(a) y = Tanh(r) }"
+    found = kernels(text, w=(8, 8), s=(8,)).items
+    # The subtraction may be part of the product, and Tanh a kernel of its own; Relu never is.
+    assert [(kernel.op_type, kernel.launches) for kernel in found] == [
+        ("Sub", (0, 1)), ("MatMul+Relu+Tanh", (1, 2))
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greencc.cli.types import BUDGET, OBJECTIVES
 from greencc.core.errors import ExitCode, UsageError
-from greencc.planner._units import UNITS, format_figure, round_up
+from greencc.planner._units import UNITS, format_figure, format_least, round_up
 from greencc.planner.budget import (
     PERCENTILES,
     BudgetLimit,
@@ -224,3 +224,18 @@ def test_the_option_of_the_command_line() -> None:
     refused = CliRunner().invoke(command, ["--budget", "20MJ"])
     assert refused.exit_code == ExitCode.USAGE
     assert "did you mean 20mJ?" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        (Kind.SIZE, 25866.0, "25.87KB"),
+        (Kind.LATENCY, 0.028311, "28.32us"),
+        (Kind.POWER, 4.5, "4.5W"),
+        (Kind.SIZE, 3.0, "3B"),
+        (Kind.POWER, 1e-5, "0.01mW"),
+        (Kind.SIZE, 1.0e6, "1MB"),
+    ],
+)
+def test_the_least_is_told_in_the_unit_that_people_read(kind: Kind, value: float, text: str) -> None:
+    assert format_least(kind, value) == text

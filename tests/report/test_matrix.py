@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from greencc.core.report import BuildInfo, Candidate, Report
+from greencc.core.report import NOTHING_CONVERTED, BuildInfo, Candidate, Interval, Report
 from greencc.core.report_matrix import (
     ArithmeticResult,
     CrossRow,
@@ -160,6 +160,39 @@ def test_many_forms_of_a_kind_are_cut(matrix: MatrixReport) -> None:
     cells = matrix_text.form_cells(replace(row, result=replace(row.result, forms=many)), "int8")
     assert [cell.name for cell in cells] == ["int8-7", "int8-0", "int8-1", "int8-2", ""]
     assert cells[-1].text == "and 5 more"
+
+
+def test_a_form_in_which_nothing_was_converted_is_not_shown_as_one_that_loses_nothing(
+    matrix: MatrixReport,
+) -> None:
+    row = matrix.rows[0]
+    assert row.result is not None
+    none = Candidate("int8", None, None, False, NOTHING_CONVERTED)
+    with_none = replace(row, result=replace(row.result, forms=(none,)))
+    (cell,) = matrix_text.form_cells(with_none, "int8")
+    assert (cell.text, cell.kind) == ("nothing to convert", "")
+    named = replace(row, result=replace(row.result, forms=(none, *FORMS)))
+    assert "int8: nothing to convert" in [cell.text for cell in matrix_text.form_cells(named, "int8")]
+
+
+def test_every_line_of_an_estimate_calls_itself_one(matrix: MatrixReport) -> None:
+    row = matrix.rows[0]
+    assert row.result is not None
+    found = row.result
+    assert found.artifact.energy_mj is not None
+    guessed = replace(
+        found.artifact,
+        latency_ms=replace(found.artifact.latency_ms, method="estimated: a model"),
+        energy_mj=replace(found.artifact.energy_mj, grade="D"),
+    )
+    one = Interval(1.5, 1.2, 1.8)
+    ratio = replace(found.ratio, latency=one, energy=one)
+    (line,) = matrix_text.target_lines(
+        replace(matrix, rows=(replace(row, result=replace(found, artifact=guessed, ratio=ratio)),))
+    )
+    assert line.cells[2][-1] == "1.50× faster [1.20, 1.80], estimated"
+    assert line.cells[3][-1].startswith("saves 33 %")
+    assert line.cells[3][-1].endswith("estimated")
 
 
 def test_nothing_is_claimed_of_a_busy_machine(matrix: MatrixReport) -> None:

@@ -128,12 +128,15 @@ def _least(ask: Ask, points: Sequence[ModePoint]) -> str:
 
 def _line(ask: Ask, point: ModePoint) -> str:
     found = point.estimate
-    load = "flat out" if ask.rate is None else f"at {ask.rate:g}/s"
+    if point.watts is None:
+        power = f"{found.watts.value:.3g} W flat out, which does not keep up with {ask.rate:g}/s"
+    else:
+        power = f"{point.watts:.3g} W " + ("flat out" if ask.rate is None else f"at {ask.rate:g}/s")
     loss = "" if point.contender.loss is None else f", loses {point.contender.loss:.2%}"
     loss += f" (more than {ask.max_drop:.2%})" if point.lost > ask.max_drop else ""
     missed = ask.missed(point)
     return (
-        f"  {ask.named(point)}: {found.latency_ms.value:.3g} ms, {found.energy.value:.3g} mJ, {point.watts:.3g} W "
-        f"{load}, all estimated (grade {found.energy.grade}), {point.size_bytes / 1e6:.4g} MB{loss}: "
+        f"  {ask.named(point)}: {found.latency_ms.value:.3g} ms, {found.energy.value:.3g} mJ, {power}, "
+        f"all estimated (grade {found.energy.grade}), {point.size_bytes / 1e6:.4g} MB{loss}: "
         f"{f'misses {missed}' if missed else 'may keep the budget'}"
     )

@@ -44,10 +44,12 @@ class ModePoint:
         return self.contender.loss or 0.0
 
     @property
-    def watts(self) -> float:
-        """At the rate that was asked, where the device keeps up with it; else flat out."""
+    def watts(self) -> float | None:
+        """At the rate that was asked, or flat out where none was; None: the device does not keep up with the rate."""
         paced = self.estimate.at_rate
-        return (self.estimate.watts if paced is None or paced.watts is None else paced.watts).value
+        if paced is None:
+            return self.estimate.watts.value
+        return None if paced.watts is None else paced.watts.value
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,13 @@ def test_a_budget_that_even_the_best_end_breaks_names_the_nearest_points(
     assert not (tmp_path / "no.greencc").exists()
 
 
+def test_a_rate_that_is_out_of_reach_is_never_shown_as_reached(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(LimitError) as caught:
+        compiled(folder, tmp_path / "no.greencc", budget="5W", rate=100000.0)
+    assert "W at 100000/s" not in caught.value.message
+    assert "W flat out, which does not keep up with 100000/s, all estimated" in caught.value.message
+
+
 def test_without_watts_the_objective_chooses_the_mode(folder: Path, tmp_path: Path) -> None:
     with compiled(folder, tmp_path / "fast.greencc", minimize=Objective.LATENCY) as fast:
         (chosen,) = (point for point in plan_of(fast).points if point.chosen)
