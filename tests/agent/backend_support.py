@@ -22,20 +22,20 @@ REPOSITORY = HERE.parents[1]
 SHAPE = (1, 3, 8, 8)
 
 
-def net(path: Path, *, batch: int | str = 1, op_type: str = "Relu") -> Path:
-    """conv, an activation, a mean over the pixels: x [batch, 3, 8, 8] -> y [batch, 4]."""
+def net(path: Path, *, batch: int | str = 1, op_type: str = "Relu", name: str = "x") -> Path:
+    """conv, an activation, a mean over the pixels: x [batch, 3, 8, 8] -> y [batch, 4]; `name` is that of the input."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(rng.normal(size=(4, 3, 3, 3)).astype(np.float32), "w"),
         numpy_helper.from_array(rng.normal(size=4).astype(np.float32), "b"),
     ]
     nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", [name, "w", "b"], ["c"], name="conv", pads=[1, 1, 1, 1]),
         helper.make_node(op_type, ["c"], ["r"], name="relu"),
         helper.make_node("GlobalAveragePool", ["r"], ["p"], name="mean"),
         helper.make_node("Flatten", ["p"], ["y"], name="flat"),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, *SHAPE[1:]])
+    x = helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *SHAPE[1:]])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4])
     return _save(path, nodes, [x], [y], weights)
 

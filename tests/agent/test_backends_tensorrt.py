@@ -72,7 +72,9 @@ def test_every_generation_builds_runs_drives_and_profiles(
     assert result["facts"]["compute_capability"] == "8.7"
     flags = header(tmp_path / "engine")["flags"]
     assert flags == (
-        [] if TYPING[version]["typing"] == "strong" else ["BuilderFlag.INT8", "BuilderFlag.FP16"]
+        ["BuilderFlag.TF32"]
+        if TYPING[version]["typing"] == "strong"
+        else ["BuilderFlag.TF32", "BuilderFlag.INT8", "BuilderFlag.FP16"]
     )
     engine = support.start(found, tmp_path / "engine")
     started.append(engine)
@@ -186,6 +188,14 @@ def test_options_of_the_builder(version: str, libraries: Path, tmp_path: Path) -
     assert told["device"] == "DeviceType.DLA"
     assert told["workspace"] == (1 << 28 if version == "8.2.1" else {"MemoryPoolType.WORKSPACE": 1 << 28})
     assert told["strong"] is (version == "10.3.0")
+
+
+@pytest.mark.parametrize("version", ["8.2.1", pytest.param("11.0.0", marks=pytest.mark.full)])
+def test_tf32_is_off_where_it_is_asked_for(version: str, libraries: Path, tmp_path: Path) -> None:
+    model = support.net(tmp_path / "model" / "net.onnx")
+    options = {**TYPING[version], "tf32": False}
+    support.build(backend(libraries, tmp_path, version), model, tmp_path / "engine", options)
+    assert "BuilderFlag.TF32" not in header(tmp_path / "engine")["flags"]
 
 
 def test_nodes_that_must_stay_float32(libraries: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from greencc.agent.backends import find
 from greencc.agent.backends.resident import Resident
 from greencc.agent.backends.trtexec_tool import named, read_json, read_profile, read_times, version_text
 from greencc.agent.problem import Problem
+from tests.devices import trtexec_options
 
 from . import backend_support as support
 
@@ -100,11 +101,11 @@ def test_every_release_builds_runs_drives_and_profiles(
 @pytest.mark.parametrize(
     ("version", "held", "text"),
     [
-        ("8.2.1", [], "0 of 3 nodes are held to float32; trtexec 8.2.1 has no --layerPrecisions"),
+        ("8.2.1", [], "0 of 4 nodes are held to float32; trtexec 8.2.1 has no --layerPrecisions"),
         (
             "8.6.2",
-            ["conv", "mean"],
-            "2 of 3 nodes are held to float32; trtexec 8.6.2 cannot read their names",
+            ["conv", "scope:mean", "places"],
+            "3 of 4 nodes are held to float32; trtexec 8.6.2 cannot read their names",
         ),
     ],
 )
@@ -112,11 +113,21 @@ def test_nodes_that_must_stay_float32(
     version: str, held: list[str], text: str, root: Path, tmp_path: Path
 ) -> None:
     model = support.net(tmp_path / "model" / "net.onnx")
-    asked = {"typing": "weak", "precisions": ["fp16"], "float32_nodes": ["conv", "mean", "scope:relu,1"]}
+    asked = {
+        "typing": "weak",
+        "precisions": ["fp16"],
+        "float32_nodes": ["conv", "scope:mean", "places", "scope:relu,1"],
+        "float32_outputs": ["conv", "scope:mean", "scope:relu,1"],
+        "tf32": False,
+    }
     result, _ = support.build(backend(root, version), model, tmp_path / "engine", asked)
-    assert header(tmp_path / "engine")["held"] == held
+    told = header(tmp_path / "engine")
+    assert told["held"] == held
+    assert told["held_outputs"] == [name for name in held if name != "places"]
+    assert not told["tf32"]
     assert result["facts"]["float32_layers"].startswith(text)
-    assert ("--layerPrecisions=(2 layers):fp32" in result["facts"]["builder"]) is bool(held)
+    assert ("--layerPrecisions=(3 layers):fp32" in result["facts"]["builder"]) is bool(held)
+    assert ("--layerOutputTypes=(2 layers):fp32" in result["facts"]["builder"]) is bool(held)
 
 
 @pytest.mark.full
@@ -269,8 +280,36 @@ def test_versions(number: int, text: str) -> None:
     assert version_text(number) == text
 
 
-def test_names_with_colons_are_quoted() -> None:
-    assert named([("x", "1x3"), ("in:0", "a.bin")]) == "x:1x3,'in:0':a.bin"
+def test_names_of_inputs() -> None:
+    """Colons need no quotes, which 8.2 would take for a part of the name; commas cannot be told."""
+    assert named([("x", "1x3"), ("in:0", "a.bin")]) == "x:1x3,in:0:a.bin"
+    with pytest.raises(Problem, match="cannot read the name of the input 'a,b'"):
+        named([("a,b", "1x3")])
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "8.6.2"])
+def test_a_name_with_a_colon_is_loaded(
+    version: str, root: Path, tmp_path: Path, started: list[Resident]
+) -> None:
+    model = support.net(tmp_path / "model" / "net.onnx", name="scope/x:0")
+    found = backend(root, version)
+    support.build(found, model, tmp_path / "engine", options(version))
+    engine = support.start(found, tmp_path / "engine", warm_up=False)
+    started.append(engine)
+    feed = {"scope/x:0": support.images()[0]["x"]}
+    (output,) = support.run(engine, feed)
+    np.testing.assert_allclose(output, support.expected(model, feed)[0], rtol=2e-5, atol=2e-6)
+
+
+def test_options_that_are_unknown_or_given_twice_are_refused() -> None:
+    """As trtexec does: what is left over when each is taken once is unknown."""
+    known = trtexec_options.trtexec((8, 5, 2))
+    assert (
+        trtexec_options.parse(known, ["--fp16", "--noTF32", "--timingCacheFile=t"])["timingCacheFile"] == "t"
+    )
+    for wrong in (["--fp16", "--fp16"], ["--skipInference"], ["--timingCacheFile=a", "--timingCacheFile=a"]):
+        with pytest.raises(trtexec_options.Refused, match="Unknown option"):
+            trtexec_options.parse(known, wrong)
 
 
 def test_files_of_other_releases(tmp_path: Path) -> None:

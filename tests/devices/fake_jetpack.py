@@ -444,7 +444,8 @@ def _programs(found: FakeJetPack, jetpack: str, python: str, trtexec: bool) -> N
         return
     folder = found.root / "usr/src/tensorrt/bin"
     folder.mkdir(parents=True)
-    shutil.copy(DOUBLE, folder / "trtexec_double.py")
+    for file in (DOUBLE, DOUBLE.with_name("trtexec_options.py")):
+        shutil.copy(file, folder / file.name)
     version = ".".join(JETPACKS[jetpack][2].split("-")[0].split(".")[:3])
     (folder / "trtexec.json").write_text(
         json.dumps({"version": version, "sm": found.module.sm, "gpu": found.module.model.split()[2]})

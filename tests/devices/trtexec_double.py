@@ -30,48 +30,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import trtexec_options
+
 MAGIC = b"TRTDOUBLE\n"
-# Option -> whether it takes a value, and the first and the last version that has it.
-OPTIONS: dict[str, tuple[bool, tuple[int, ...], tuple[int, ...]]] = {
-    "onnx": (True, (0,), (99,)),
-    "saveEngine": (True, (0,), (99,)),
-    "loadEngine": (True, (0,), (99,)),
-    "loadInputs": (True, (0,), (99,)),
-    "exportOutput": (True, (0,), (99,)),
-    "exportTimes": (True, (0,), (99,)),
-    "exportProfile": (True, (0,), (99,)),
-    "dumpProfile": (False, (0,), (99,)),
-    "duration": (True, (0,), (99,)),
-    "iterations": (True, (0,), (99,)),
-    "warmUp": (True, (0,), (99,)),
-    "idleTime": (True, (8, 2), (99,)),
-    "exposeDMA": (False, (0,), (99,)),
-    "noDataTransfers": (False, (0,), (99,)),
-    "useSpinWait": (False, (0,), (99,)),
-    "avgRuns": (True, (0,), (99,)),
-    "int8": (False, (0,), (10, 99)),
-    "fp16": (False, (0,), (10, 99)),
-    "bf16": (False, (9,), (10, 99)),
-    "fp8": (False, (8, 6), (10, 99)),
-    "stronglyTyped": (False, (9,), (99,)),
-    "precisionConstraints": (True, (8, 4), (10, 99)),
-    "layerPrecisions": (True, (8, 4), (10, 99)),
-    "sparsity": (True, (8,), (99,)),
-    "useDLACore": (True, (0,), (99,)),
-    "allowGPUFallback": (False, (0,), (99,)),
-    "minShapes": (True, (0,), (99,)),
-    "optShapes": (True, (0,), (99,)),
-    "maxShapes": (True, (0,), (99,)),
-    "shapes": (True, (0,), (99,)),
-    "timingCacheFile": (True, (8,), (99,)),
-    "memPoolSize": (True, (8, 4), (99,)),
-    "workspace": (True, (0,), (8, 99)),
-    "builderOptimizationLevel": (True, (8, 6), (99,)),
-    "buildOnly": (False, (8, 0), (8, 5)),
-    "skipInference": (False, (8, 6), (99,)),
-    "verbose": (False, (0,), (99,)),
-    "help": (False, (0,), (99,)),
-}
 DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
 }  # fmt: skip
@@ -110,11 +71,9 @@ class Machine:
             return f"[TensorRT v{major * 10000 + minor * 100 + patch}] [b30]"
         return f"[TensorRT v{major * 1000 + minor * 100 + patch}]"
 
-    def knows(self, option: str) -> bool:
-        if option not in OPTIONS:
-            return False
-        _, since, until = OPTIONS[option]
-        return since <= self.numbers[:2] and self.numbers[:2] <= (*until, 99)
+    @property
+    def options(self) -> dict[str, bool]:
+        return trtexec_options.trtexec(self.numbers)
 
 
 def machine() -> Machine:
@@ -166,20 +125,11 @@ def main() -> int:
 
 
 def parse(here: Machine, arguments: list[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
-    unknown = []
-    for argument in arguments:
-        name, sign, value = argument.partition("=")
-        name = name.lstrip("-")
-        if not argument.startswith("--") or not here.knows(name):
-            unknown.append(f"Unknown option: --{name} {value}")
-        elif OPTIONS[name][0] != bool(sign):
-            raise Failed(f"Option {argument} has no value" if OPTIONS[name][0] else f"Invalid: {argument}")
-        else:
-            options[name] = value
-    if unknown:
+    try:
+        options = trtexec_options.parse(here.options, arguments)
+    except trtexec_options.Refused as refused:
         usage(here)
-        raise Failed(*unknown)
+        raise Failed(*refused.lines) from refused
     if not options.keys() & {"onnx", "loadEngine", "help"}:
         raise Failed("Model missing or format not recognized")
     if "stronglyTyped" in options and options.keys() & {"int8", "fp16", "bf16", "fp8"}:
@@ -189,9 +139,8 @@ def parse(here: Machine, arguments: list[str]) -> dict[str, str]:
 
 def usage(here: Machine) -> None:
     sys.stdout.write("=== Model Options ===\n")
-    for name, (valued, _, _) in OPTIONS.items():
-        if here.knows(name):
-            sys.stdout.write(f"  --{name + ('=<spec>' if valued else ''):<28}\n")
+    for name, valued in here.options.items():
+        sys.stdout.write(f"  --{name + ('=<spec>' if valued else ''):<28}\n")
     sys.stdout.flush()
 
 
@@ -207,18 +156,11 @@ def shapes_of(text: str) -> dict[str, list[int]]:
     return {name: [int(size) for size in value.split("x")] for name, value in pairs(text)}
 
 
-def pairs(text: str) -> list[tuple[str, str]]:
-    """``name:value,'na:me':value``."""
-    found = []
-    while text:
-        if text.startswith("'"):
-            name, _, text = text[1:].partition("'")
-            text = text.removeprefix(":")
-        else:
-            name, _, text = text.partition(":")
-        value, _, text = text.partition(",")
-        found.append((name, value))
-    return found
+def pairs(text: str, *, quotes: bool = True) -> list[tuple[str, str]]:
+    try:
+        return trtexec_options.pairs(text, quotes=quotes)
+    except trtexec_options.Refused as refused:
+        raise Failed(*refused.lines) from refused
 
 
 class Engine:
@@ -303,7 +245,16 @@ class Engine:
         if held and options.get("precisionConstraints") not in ("obey", "prefer"):
             say("W", "--layerPrecisions flag has no effect when --precisionConstraints is not set.")
             held = []
-        header = {"version": here.version, "sm": here.sm, "flags": flags, "profiles": profiles, "held": held}
+        given = [name for name, kind in pairs(options.get("layerOutputTypes", "")) if kind == "fp32" and held]
+        header = {
+            "version": here.version,
+            "sm": here.sm,
+            "flags": flags,
+            "profiles": profiles,
+            "held": held,
+            "held_outputs": given,
+            "tf32": "noTF32" not in options,
+        }
         say("I", "Engine built in 0.5 sec.")
         engine = cls(header, data)
         if "saveEngine" in options:
@@ -424,7 +375,9 @@ def infer(here: Machine, engine: Engine, options: dict[str, str]) -> None:
 
     model = onnx.load_from_string(engine.model)
     feeds = {}
-    files, asked = dict(pairs(options.get("loadInputs", ""))), shapes_of(options.get("shapes", ""))
+    # Before 8.4 names of files keep their quotes.
+    files = dict(pairs(options.get("loadInputs", ""), quotes=here.numbers >= (8, 4)))
+    asked = shapes_of(options.get("shapes", ""))
     names = {value.name for value in inputs_of(model)}
     for name in [*files, *asked]:
         if name not in names:

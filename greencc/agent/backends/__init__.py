@@ -28,6 +28,8 @@ Options of builds, all of which may be missing:
 
     tensorrt  {"typing": "weak" | "strong", "precisions": ["fp16", "int8", "bf16", "fp8"] (weak typing only),
                "float32_nodes": [names of nodes that are computed in float32 all the same] (weak typing only),
+               "float32_outputs": [those of them that give nothing but float32] (for trtexec, which must be told),
+               "tf32": bool (default true: products of float32 may be computed in TF32, as TensorRT does by itself),
                "sparsity": bool, "dla": core number, "shapes": {INPUT: {"min": [...], "opt": [...], "max": [...]}},
                "workspace_bytes": N, "level": builder optimization level, "timing_cache": bool (default true)}
     ort       {"threads": N, "settings": {session configuration}, "fusions": bool (default true)}

@@ -155,6 +155,8 @@ def _configure(trt: Any, builder: Any, config: Any, options: Dict[str, Any]) -> 
             if not hasattr(flags, name):
                 raise Problem("unavailable", "TensorRT %s does not know %s" % (trt.__version__, precision))
             config.set_flag(getattr(flags, name))
+    if not options.get("tf32", True):
+        config.clear_flag(flags.TF32)
     if options.get("sparsity"):
         config.set_flag(flags.SPARSE_WEIGHTS)
     if options.get("workspace_bytes"):

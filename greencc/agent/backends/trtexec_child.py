@@ -27,6 +27,7 @@ from greencc.agent.backends.trtexec_tool import (
     read_json,
     read_profile,
     read_times,
+    readable,
 )
 from greencc.agent.backends.worker import Loaded, Setup
 from greencc.agent.problem import Problem
@@ -38,8 +39,6 @@ _TIMED = (
     "trtexec's latency: host to device, compute, device to host, one query after the other (--exposeDMA), "
     "by CUDA's events"
 )
-# What trtexec reads as the end of a name, or of all names.
-_SEPARATORS = frozenset(",:\"' \t\n")
 _FLAGS = {"fp16": "fp16", "int8": "int8", "bf16": "bf16", "fp8": "fp8"}
 
 
@@ -72,7 +71,7 @@ def build(setup: Setup, main: str, folder: str, options: Dict[str, Any]) -> Dict
     facts = read_facts(main)
     tool = _tool(setup)
     path = os.path.join(folder, ENGINE)
-    precise, told = _float32(tool, options.get("float32_nodes") or [])
+    precise, told = _float32(tool, options)
     flags = ["--onnx=" + main, "--saveEngine=" + path, *precise, *_build_flags(tool, options)]
     shapes = options.get("shapes") or {}
     free = [(spec, profile_of(spec, shapes)) for spec in facts.inputs if spec.free]
@@ -110,7 +109,7 @@ def load(setup: Setup, folder: str, options: Dict[str, Any]) -> Loaded:
 def _short(flag: str) -> str:
     """A flag without the folders of its files, and without a long list of layers."""
     name, sign, value = flag.partition("=")
-    if name == "--layerPrecisions":
+    if name in ("--layerPrecisions", "--layerOutputTypes"):
         return "%s=(%d layers):fp32" % (name, len(value.split(",")))
     return name + sign + (os.path.basename(value) if "/" in value else value)
 
@@ -125,12 +124,18 @@ def _device(lines: Sequence[str]) -> Dict[str, str]:
     return found
 
 
-def _float32(tool: Trtexec, nodes: Sequence[str]) -> Tuple[List[str], Dict[str, str]]:
+def _float32(tool: Trtexec, options: Dict[str, Any]) -> Tuple[List[str], Dict[str, str]]:
     """Flags that hold nodes to float32 whatever else is allowed, and what is to be told of it."""
-    named = []
-    if tool.knows("layerPrecisions"):
-        named = [name for name in nodes if not _SEPARATORS & set(name)]
-    told = {}
+    nodes, flags, told = options.get("float32_nodes") or [], [], {}
+    if not options.get("tf32", True):
+        if tool.knows("noTF32"):
+            flags.append("--noTF32")
+        else:
+            told["tf32"] = (
+                "trtexec %s has no --noTF32: float32 may be computed in TF32; TensorRT's Python bindings "
+                "(python3-libnvinfer) hold it" % tool.version
+            )
+    named = [name for name in nodes if tool.knows("layerPrecisions") and readable(name)]
     if nodes:
         told["float32_layers"] = "%d of %d nodes are held to float32" % (len(named), len(nodes))
     if len(named) < len(nodes):
@@ -139,12 +144,16 @@ def _float32(tool: Trtexec, nodes: Sequence[str]) -> Tuple[List[str], Dict[str, 
             "; trtexec %s %s, and the others may become FP16: TensorRT's Python bindings (python3-libnvinfer) "
             "hold them" % (tool.version, why)
         )
-    if not named:
-        return [], told
-    return [
-        "--precisionConstraints=obey",
-        "--layerPrecisions=" + ",".join("%s:fp32" % name for name in named),
-    ], told
+    if named:
+        flags += ["--precisionConstraints=obey", "--layerPrecisions=" + _all_float32(named)]
+        given = [name for name in options.get("float32_outputs") or [] if readable(name)]
+        if given:
+            flags.append("--layerOutputTypes=" + _all_float32(given))
+    return flags, told
+
+
+def _all_float32(names: Sequence[str]) -> str:
+    return ",".join("%s:fp32" % name for name in names)
 
 
 def _build_flags(tool: Trtexec, options: Dict[str, Any]) -> List[str]:

@@ -140,9 +140,25 @@ def dims(shape: Sequence[int]) -> str:
     return "x".join(str(size) for size in shape) if shape else "1"
 
 
+def readable(name: str) -> bool:
+    """It reads the name of a layer or a tensor: one ends at the last colon of what lies between commas."""
+    return not set(name) & set(",'")
+
+
 def named(values: Sequence[Tuple[str, str]]) -> str:
-    """``name:value`` pairs as its options take them; names with a colon are quoted."""
-    return ",".join("%s:%s" % ("'%s'" % name if ":" in name else name, value) for name, value in values)
+    """``name:value`` pairs as its options take them.
+
+    Raises:
+        Problem: ``unavailable``: it cannot read a name.
+    """
+    for name, _ in values:
+        if not readable(name):
+            raise Problem(
+                "unavailable",
+                "trtexec cannot read the name of the input %r" % name,
+                "install TensorRT's Python bindings (python3-libnvinfer), or rename the input in the model",
+            )
+    return ",".join("%s:%s" % pair for pair in values)
 
 
 _BARE = re.compile(r"(?<=[\s\[,:])(-?)(nan|inf|infinity)\b", re.IGNORECASE)

@@ -75,7 +75,7 @@ if _NUMBERS >= (9,):
 DataType = _enum("DataType", *_types)
 DeviceType = _enum("DeviceType", "GPU", "DLA")
 float32 = DataType.FLOAT
-_flags = ["SPARSE_WEIGHTS", "GPU_FALLBACK"]
+_flags = ["TF32", "SPARSE_WEIGHTS", "GPU_FALLBACK"]
 if _NUMBERS < (11,):
     _flags += (
         ["FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"]
@@ -233,7 +233,8 @@ class _Profile:
 
 class _Config:
     def __init__(self):
-        self.flags, self.profiles, self.cache = [], [], None
+        # The one that is set by itself.
+        self.flags, self.profiles, self.cache = [BuilderFlag.TF32.name], [], None
         self.default_device_type, self.DLA_core, self.pools = DeviceType.GPU, -1, {}
         if _NUMBERS >= (8, 6):
             self.builder_optimization_level = 3
@@ -247,6 +248,9 @@ class _Config:
 
     def set_flag(self, flag):
         self.flags.append(flag.name)
+
+    def clear_flag(self, flag):
+        self.flags.remove(flag.name)
 
     def add_optimization_profile(self, profile):
         self.profiles.append(profile)
