@@ -61,13 +61,16 @@ class TensorRtRtxTarget(EmittedTarget):
     def ship(self, artifact: Path, shipment: Shipment) -> None:
         """Add scripts and samples, and the engine where it can be built here: ahead of time, without the GPU."""
         from greencc.core.model import load_model
+        from greencc.targets._tensorrt.files import write_readme
         from greencc.targets._tensorrt.rtx import BUILDS_FOR, build_rtx, missing_rtx
 
         super().ship(artifact, shipment)
         if missing_rtx() is None and self.card.sm in BUILDS_FOR:
-            shapes = self.settings(load_model(artifact)).shapes
-            answer = build_rtx(artifact, self.card.sm, shapes, artifact.with_name(ENGINE))
-            if not answer.good:
+            settings = self.settings(load_model(artifact))
+            answer = build_rtx(artifact, self.card.sm, settings.shapes, artifact.with_name(ENGINE))
+            if answer.good:
+                write_readme(artifact.parent, settings, shipment, built_by=answer.version)
+            else:
                 path = artifact.with_name(LOG)
                 with translated_os_errors(path):
                     path.write_text(answer.reason + "\n", encoding="utf-8")

@@ -50,6 +50,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if faults or "engine" not in request:
         return answer
     config = builder.create_builder_config()
+    # Float32 is computed as it was certified.
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{request['sm']}"), 0)
     if request["shapes"]:

@@ -1,44 +1,44 @@
 """A weakly typed graph as the engine of it computes: the file says float32, the builder's flags say less.
 
-Emission writes such a file in float32 and notes in its metadata what the builder is allowed, and which nodes are not
-(`emit.PRECISION`, `emit.FLOAT32_NODES`). What is certified must not be better than what the device computes, so the
-graph that runs here rounds the values where an engine has them in half precision: weights and inputs of the nodes that
-may be half, and what they give. Sums within a kernel stay float32, as in NVIDIA's kernels; an activation is part of the
-kernel before it; and so is the quantization behind an integer kernel. The builder may also leave a node in float32
-where that is faster, which is more exact.
+Emission writes such a file in float32; the settings beside it (``device.json``) hold what the builder is told: what is
+allowed, and which nodes are not. For a deep-learning accelerator FP16 is allowed to all. What is certified must not be
+better than what the device computes, so the graph that runs here rounds the values where an engine has them in half
+precision: weights and inputs of the nodes that may be half, and what they give. Sums within a kernel stay float32, as
+in NVIDIA's kernels; an activation is part of the kernel before it; and so is the quantization behind an integer kernel.
+The builder may also leave a node in float32 where that is faster, which is more exact.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from greencc.core.graph import Names, add_initializer, is_op
-from greencc.targets._tensorrt.emit import FLOAT32_NODES, PRECISION
 
 _HALVES = {
-    "fp16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
-    "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+    "FP16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
+    "BF16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
 _EXACT = frozenset({"Cast", "Constant", "DequantizeLinear", "QuantizeLinear", "Shape"})
 _JOINING = frozenset({"BatchNormalization", "Clip", "LeakyRelu", "Relu"})
 
 
-def as_computed(model: ir.Model) -> ir.Model | None:
+def as_computed(model: ir.Model, settings: Mapping[str, Any]) -> ir.Model | None:
     """A clone that rounds; None where the file computes as it is written.
 
     Args:
         model: As emitted.
+        settings: What the builder is told of it, as in ``device.json``: ``builder_flags`` and ``float32_nodes``.
     """
-    half = _HALVES.get(model.metadata_props.get(PRECISION, ""))
-    if half is None:
+    allowed = [half for flag, half in _HALVES.items() if flag in settings["builder_flags"]]
+    if not allowed:
         return None
-    wide = frozenset(json.loads(model.metadata_props.get(FLOAT32_NODES, "[]")))
     clone = model.clone()
-    _Rounding(clone, *half).run(wide)
+    _Rounding(clone, *allowed[0]).run(frozenset(settings["float32_nodes"]))
     return clone
 
 

@@ -17,13 +17,20 @@ from greencc.core.engine import Shipment
 from greencc.core.errors import InputError
 from greencc.core.files import translated_os_errors
 from greencc.targets._tensorrt.flags import BuilderFlags
-from greencc.targets._tensorrt.machine import TensorRtVersion
 
-SCHEMA = "greencc.tensorrt/1"
+SCHEMA = "greencc.tensorrt/2"
 SETTINGS = "device.json"
 SAMPLES = "samples"
 _SHIPPED = "greencc.targets._tensorrt.shipped"
-_POOLS = TensorRtVersion(8, 4)
+_INSTALL = "on a Jetson: sudo apt install libnvinfer-bin; or use build.py; or give --trtexec FILE"
+_INSTALL_RTX = "it comes with the SDK of TensorRT for RTX, not with its Python package; or use build.py"
+# Options that a builder may lack, by the sign of them in its help, and what follows from that.
+_ASKED = {
+    "--noTF32": "float32 may be computed in TF32, which is coarser than what was certified; build.py holds it"
+}
+# What another version may call it: builders that the graph was not made for can be tried.
+_ELSEWHERE = {"--skipInference": "--buildOnly", "--buildOnly": "--skipInference"}
+_ASKED_RTX = _ASKED | {"--sparsity": "weights of which two in four are zero are computed like all others"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ class Settings:
             "typing": self.typing,
             "network_flags": list(self.flags.network_flags),
             "builder_flags": list(self.flags.api_flags),
+            "cleared_flags": list(self.flags.cleared_flags),
             "float32_nodes": list(self.flags.float32_nodes),
+            "float32_outputs": list(self.flags.float32_outputs),
             "dla": self.flags.dla_core is not None,
             "shapes": self.shapes,
             "workspace_mib": self.workspace_mib,
@@ -133,17 +142,31 @@ def write_files(
     _write(folder / "build.sh", build_script(settings, artifact.name), executable=True)
     for name in ("build.py", "check.py"):
         _write(folder / name, _shipped(name), executable=True)
-    readme = _shipped("README.txt")
+    write_readme(folder, settings, shipment)
+    _write_samples(folder / SAMPLES, shipment, free, tolerance)
+
+
+def write_readme(folder: Path, settings: Settings, shipment: Shipment, *, built_by: str = "") -> None:
+    """Write the instructions.
+
+    Args:
+        folder: Of the graph.
+        settings: How it is built; the power mode is the shipment's.
+        shipment: What goes out with it.
+        built_by: The release that has built the engine, ahead of time; empty: there is no engine yet.
+    """
+    readme = _shipped("README-built.txt" if built_by else "README.txt")
     for mark, text in (
         ("@TITLE@", f"{shipment.name} for {settings.title}"),
+        ("@PRODUCT@", "TensorRT for RTX" if settings.rtx else "TensorRT"),
+        ("@RELEASE@", built_by),
         ("@TOOL@", settings.tool),
         ("@NAME@", _plain(shipment.name)),
-        ("@MODE@", settings.power_mode or "the mode that the device is in"),
+        ("@MODE@", shipment.power_mode or "the mode that the device is in"),
         ("@COUNT@", str(len(shipment.feeds))),
     ):
         readme = readme.replace(mark, text)
     _write(folder / "README.txt", readme)
-    _write_samples(folder / SAMPLES, shipment, free, tolerance)
 
 
 def build_script(settings: Settings, model: str) -> str:
@@ -153,6 +176,7 @@ def build_script(settings: Settings, model: str) -> str:
         "DEVICE_TITLE": settings.title,
         "TENSORRT": settings.release,
         "TOOL": settings.tool,
+        "INSTALL": _INSTALL_RTX if settings.rtx else _INSTALL,
         "DLA": "yes" if settings.flags.dla_core is not None else "no",
         "POWER_MODE": settings.power_mode or "",
         "WORKSPACE_MIB": str(settings.workspace_mib),
@@ -160,13 +184,43 @@ def build_script(settings: Settings, model: str) -> str:
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
     cases = [f'        {pattern}) echo "{spec}" ;;' for pattern, spec in settings.again.items()]
     lines += ["again() {", "    case $1 in", *cases, "    esac", "}"]
+    flags = [
+        "fail "
+        + shlex.quote(f"{settings.tool} cannot read the name of the input {name!r}")
+        + " 'build with TensorRT'\\''s Python API: python3 build.py'"
+        for name in settings.flags.unreadable
+    ]
+    asked = _ASKED_RTX if settings.rtx else _ASKED
     # Files and workspace are the script's own.
-    arguments = settings.flags.trtexec("", "")[2:]
-    flags = [f'set -- "$@" {shlex.quote(argument)}' for argument in arguments]
-    pools = settings.rtx or settings.flags.version >= _POOLS
-    flags.append(f'set -- "$@" "--{"memPoolSize=workspace:" if pools else "workspace="}$WORKSPACE_MIB"')
+    for argument in settings.flags.trtexec("", "")[2:]:
+        flags.append(_pass(shlex.quote(argument), argument.partition("=")[0], asked))
+    pool, size = '"--memPoolSize=workspace:$WORKSPACE_MIB"', '"--workspace=$WORKSPACE_MIB"'
+    if settings.rtx:
+        # It builds without trying kernels; where it takes a limit, it is told.
+        flags.append(f'! knows --memPoolSize || set -- "$@" {pool}')
+    elif settings.flags.pools:
+        flags.append(_either("--memPoolSize", pool, size))
+    else:
+        flags.append(_either("--workspace", size, pool))
     script = _shipped("build.sh")
     return script.replace("#@SETTINGS@", "\n".join(lines)).replace("#@FLAGS@", "\n".join(flags))
+
+
+def _pass(argument: str, name: str, asked: Mapping[str, str]) -> str:
+    """A line of the script that hands an argument to the builder, where it has it."""
+    if name in _ELSEWHERE:
+        return _either(name, argument, _ELSEWHERE[name])
+    if name not in asked:
+        return f'set -- "$@" {argument}'
+    lacking = f"lacks {name} {shlex.quote(asked[name])}"
+    return f'if knows {name}; then set -- "$@" {argument}; else {lacking}; fi'
+
+
+def _either(name: str, argument: str, other: str) -> str:
+    """A line that hands over the one argument, or the other where another version does not have the one."""
+    return (
+        f'if [ $any_version = no ] || knows {name}; then set -- "$@" {argument}; else set -- "$@" {other}; fi'
+    )
 
 
 def _write_samples(folder: Path, shipment: Shipment, free: frozenset[str], tolerance: float) -> None:

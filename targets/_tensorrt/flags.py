@@ -1,12 +1,17 @@
 """What to tell TensorRT's builder about an emitted graph: the same facts for trtexec and for its Python API.
 
 Weak typing: `--int8` where the graph has pairs, `--fp16` (or `--bf16`) where its form or the pairs' float rest allows
-it, and nodes that must stay float32 by `--layerPrecisions` under `--precisionConstraints=obey`. Strong typing has no
-such flags: 10.12 to 10.x are told `--stronglyTyped`, 11 is strongly typed always.
+it, and nodes that must stay float32 by `--layerPrecisions` and `--layerOutputTypes` under
+`--precisionConstraints=obey`. Strong typing has no such flags: 10.12 to 10.x are told `--stronglyTyped`, 11 is strongly
+typed always. GPUs with TF32 are told not to use it (`--noTF32`): float32 is computed as it was certified.
 
 Sources: NVIDIA TensorRT documentation, "trtexec", "Migrating trtexec Usage from TensorRT 8.x to 10.x" and "10.x to
-11.x"; TensorRT OSS changelog, 8.4.1 GA (`--memPoolSize`, `--layerPrecisions`). `--skipInference` for `--buildOnly`:
-8.6 (trtexec of 8.5 takes the former name, that of 8.6.1 the latter); `--builderOptimizationLevel`: 8.6, as in the API.
+11.x"; NVIDIA/TensorRT, samples/common/sampleOptions.cpp and sampleEngines.cpp of 8.2, 8.4, 8.6 and 10: `--memPoolSize`,
+`--layerPrecisions` and `--layerOutputTypes` came with 8.4, `--skipInference` (before: `--buildOnly`) and
+`--builderOptimizationLevel` with 8.6; `--noTF32` and `--timingCacheFile` are in all. An option that is given twice is
+refused. Names end at the last colon of what lies between commas, so that no name may have a comma or a quote.
+TensorRT for RTX documentation, "Performance Benchmarking" and "Optimizing TensorRT-RTX Performance": the tool
+`tensorrt_rtx` has `--minShapes`, `--optShapes`, `--maxShapes` and `--skipInference`; it keeps no timing cache.
 """
 
 from __future__ import annotations
@@ -29,8 +34,9 @@ _MIB = 2**20
 _KEEPS = 2
 _GROUP = 4
 _LEAST = 1024
-# What trtexec reads as the end of a name, or of all names.
-_SEPARATORS = frozenset(",:\"' \t\n")
+# What trtexec reads as the end of a pair of name and value, or takes away.
+_SEPARATORS = frozenset(",'")
+_TF32_SINCE = 80
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,15 @@ class BuilderFlags:
         strongly_typed: The network is created strongly typed, which must be said.
         sparsity: Kernels for 2:4 sparse weights are tried.
         float32_nodes: Nodes that are computed in float32 whatever is allowed.
+        float32_outputs: Those of them that give nothing but float32, and give it as such.
+        tf32: Products of float32 may be computed in TF32, where the GPU has it.
         profile: Shapes of dynamic inputs.
         workspace_bytes: Largest scratch memory of a layer; None: all there is.
         dla_core: The deep-learning accelerator that is built for, the GPU for what it has not; None: the GPU.
         optimization_level: 0 to 5, of the builder; None: its default.
         timing_cache: File that kernel timings are kept in; None: nowhere.
         skip_inference: Build alone.
+        rtx: It is TensorRT-RTX that is told.
     """
 
     version: TensorRtVersion
@@ -106,15 +115,18 @@ class BuilderFlags:
     strongly_typed: bool = False
     sparsity: bool = False
     float32_nodes: tuple[str, ...] = ()
+    float32_outputs: tuple[str, ...] = ()
+    tf32: bool = True
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     dla_core: int | None = None
     optimization_level: int | None = None
     timing_cache: str | None = None
     skip_inference: bool = False
+    rtx: bool = False
 
     def trtexec(self, onnx: str, engine: str) -> tuple[str, ...]:
-        """Arguments of trtexec, without its own name.
+        """Arguments of trtexec or tensorrt_rtx, without its own name; of `unreadable` inputs they say nothing.
 
         Args:
             onnx: The file that is read.
@@ -126,21 +138,22 @@ class BuilderFlags:
                 arguments.append(f"--{flag}")
         if self.strongly_typed:
             arguments.append("--stronglyTyped")
-        named = self._named()
-        if named:
-            arguments.append("--precisionConstraints=obey")
-            arguments.append("--layerPrecisions=" + ",".join(f"{name}:fp32" for name in named))
+        if not self.tf32:
+            arguments.append("--noTF32")
+        if named := self._named(self.float32_nodes):
+            arguments += ["--precisionConstraints=obey", f"--layerPrecisions={_all_float32(named)}"]
+            if given := self._named(self.float32_outputs):
+                arguments.append(f"--layerOutputTypes={_all_float32(given)}")
         if self.sparsity:
             arguments.append("--sparsity=enable")
         if self.dla_core is not None:
             arguments += [f"--useDLACore={self.dla_core}", "--allowGPUFallback"]
         for which in ("min", "opt", "max"):
-            if self.profile.inputs:
-                arguments.append(f"--{which}Shapes={self._shapes(which)}")
+            if shapes := self._shapes(which):
+                arguments.append(f"--{which}Shapes={shapes}")
         if self.workspace_bytes is not None:
             size = max(1, self.workspace_bytes // _MIB)
-            pools = self.version >= _POOLS
-            arguments.append(f"--memPoolSize=workspace:{size}" if pools else f"--workspace={size}")
+            arguments.append(f"--memPoolSize=workspace:{size}" if self.pools else f"--workspace={size}")
         if self.optimization_level is not None and self.version >= _LEVELS:
             arguments.append(f"--builderOptimizationLevel={self.optimization_level}")
         if self.timing_cache is not None:
@@ -163,6 +176,21 @@ class BuilderFlags:
         return tuple(name for name, each in wanted if each)
 
     @property
+    def cleared_flags(self) -> tuple[str, ...]:
+        """Members of `tensorrt.BuilderFlag` that are set where nobody clears them, and are to be cleared."""
+        return () if self.tf32 else ("TF32",)
+
+    @property
+    def pools(self) -> bool:
+        """Memory is told by `--memPoolSize`, not by `--workspace`."""
+        return self.rtx or self.version >= _POOLS
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Inputs with free sizes that no trtexec can be told, by their names."""
+        return tuple(name for name in self.profile.inputs if _SEPARATORS & set(name))
+
+    @property
     def network_flags(self) -> tuple[str, ...]:
         """Members of `tensorrt.NetworkDefinitionCreationFlag` to create the network with."""
         if self.strongly_typed:
@@ -173,27 +201,35 @@ class BuilderFlags:
     @property
     def notes(self) -> tuple[str, ...]:
         """What trtexec cannot be told, one sentence each; the Python API can."""
-        unsaid = len(self.float32_nodes) - len(self._named())
-        if not unsaid:
-            return ()
-        why = "before 8.4 has no --layerPrecisions" if self.version < _POOLS else "cannot read their names"
-        return (
-            f"trtexec {why}: {unsaid} layers that should stay FP32 may become FP16; build with the Python API to "
-            "hold them",
-        )
+        found = []
+        if unsaid := len(self.float32_nodes) - len(self._named(self.float32_nodes)):
+            why = "cannot read their names" if self.pools else "before 8.4 has no --layerPrecisions"
+            found.append(
+                f"trtexec {why}: {unsaid} layers that should stay FP32 may become FP16; build with the Python API to "
+                "hold them"
+            )
+        found += [
+            f"trtexec cannot read the name of the input {name!r}: build with the Python API (build.py)"
+            for name in self.unreadable
+        ]
+        return tuple(found)
 
-    def _named(self) -> tuple[str, ...]:
-        """The float32 nodes that trtexec can be told."""
-        if self.version < _POOLS:
-            return ()
-        return tuple(name for name in self.float32_nodes if not _SEPARATORS & set(name))
+    def _named(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Those nodes that trtexec can be told."""
+        return tuple(name for name in nodes if not _SEPARATORS & set(name)) if self.pools else ()
 
     def _shapes(self, which: str) -> str:
         parts = []
         for name, sizes in self.profile.inputs.items():
+            if name in self.unreadable:
+                continue
             shape = {"min": sizes.least, "opt": sizes.best, "max": sizes.most}[which]
             parts.append(f"{name}:{'x'.join(map(str, shape)) or 'scalar'}")
         return ",".join(parts)
+
+
+def _all_float32(names: Sequence[str]) -> str:
+    return ",".join(f"{name}:fp32" for name in names)
 
 
 def dynamic_inputs(model: ir.Model) -> tuple[str, ...]:
@@ -251,8 +287,23 @@ def flags_for(
         strongly_typed=not weak and not machine.only_strong,
         sparsity=machine.gpu.sparsity and has_sparse_weights(model),
         float32_nodes=tuple(nodes),
+        float32_outputs=_giving_float32(model, frozenset(nodes)),
+        tf32=machine.gpu.sm < _TF32_SINCE,
         profile=given,
         dla_core=0 if dla else None,
+        rtx=machine.rtx,
+    )
+
+
+def _giving_float32(model: ir.Model, names: frozenset[str]) -> tuple[str, ...]:
+    """Nodes of those names that give nothing but float32.
+
+    trtexec sets one type for all that a layer gives, and what gives integers (the places of TopK) must keep theirs.
+    """
+    return tuple(
+        str(node.name)
+        for node in model.graph
+        if node.name in names and all(value.dtype is ir.DataType.FLOAT for value in node.outputs)
     )
 
 

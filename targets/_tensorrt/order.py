@@ -10,7 +10,7 @@ from greencc.core.graph import external_files
 from greencc.core.model import load_model
 from greencc.targets._tensorrt.files import SETTINGS, read_settings
 
-_PRECISIONS, _SPARSE = ("FP16", "BF16", "INT8"), "SPARSE_WEIGHTS"
+_PRECISIONS, _SPARSE, _TF32 = ("FP16", "BF16", "INT8"), "SPARSE_WEIGHTS", "TF32"
 
 
 def is_emitted(path: Path) -> bool:
@@ -42,9 +42,11 @@ def tensorrt_order(artifact: Path, tolerance: float) -> BuildOrder:
         "sparsity": _SPARSE in flags,
         "shapes": settings["shapes"],
         "workspace_bytes": int(settings["workspace_mib"]) << 20,
+        "tf32": _TF32 not in settings["cleared_flags"],
     }
-    if settings["float32_nodes"]:
-        options["float32_nodes"] = settings["float32_nodes"]
+    for name in ("float32_nodes", "float32_outputs"):
+        if settings[name]:
+            options[name] = settings[name]
     if settings["dla"]:
         options["dla"] = 0
     files = (artifact, *(artifact.parent / name for name in external_files(load_model(artifact))))

@@ -182,7 +182,7 @@ class EmittedTarget(Target):
         )
         return Settings(
             title=self.title,
-            flags=replace(flags, timing_cache="timing.cache", skip_inference=True),
+            flags=replace(flags, timing_cache=None if machine.rtx else "timing.cache", skip_inference=True),
             workspace_mib=min(memory // 4, _MOST_WORKSPACE) >> 20,
             facts=self._facts() | {"sm": str(machine.gpu.sm)},
             again=self._again(),
@@ -327,12 +327,13 @@ class EmittedTarget(Target):
         from greencc.core.model import load_model
         from greencc.targets._ort import Optimization, OrtEngine, SessionConfig
         from greencc.targets._tensorrt.computed import as_computed
-        from greencc.targets._tensorrt.files import SETTINGS
+        from greencc.targets._tensorrt.files import read_settings
+        from greencc.targets._tensorrt.order import is_emitted
 
         self._require()
         runtime = CpuTarget()
-        if artifact.is_file() and artifact.with_name(SETTINGS).is_file():
-            computed = as_computed(load_model(artifact))
+        if artifact.is_file() and is_emitted(artifact):
+            computed = as_computed(load_model(artifact), read_settings(artifact.parent))
             if computed is not None:
                 return runtime.in_memory(computed, None, Optimization.ALL, qdq_fusions=False)
         config = SessionConfig(runtime.used_threads(), Optimization.ALL, qdq_fusions=False)

@@ -61,7 +61,7 @@ def read_settings(path: Path) -> Dict[str, Any]:
         raise BuildError(
             "cannot read device.json: %s" % error, "copy the whole folder to the device"
         ) from error
-    if settings.get("schema") != "greencc.tensorrt/1":
+    if settings.get("schema") != "greencc.tensorrt/2":
         raise BuildError("device.json is not of this version", "copy the whole folder to the device")
     return settings  # type: ignore[no-any-return]
 
@@ -91,31 +91,49 @@ def check_version(trt: Any, settings: Dict[str, Any], any_version: bool) -> None
 
 def build(trt: Any, settings: Dict[str, Any], workspace: int, verbose: bool) -> None:
     logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    if not builder:
-        raise BuildError("TensorRT found no GPU", "run this on the device; its log is above")
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        # Some operators are plugins of TensorRT's own.
+        trt.init_libnvinfer_plugins(logger, "")
+    builder = make_builder(trt, logger)
     network = builder.create_network(network_flags(trt, settings["network_flags"]))
     parse(trt, network, logger, HERE / settings["model"])
     config = builder.create_builder_config()
     set_workspace(trt, config, workspace)
     for name in settings["builder_flags"]:
-        set_flag(trt, config, name)
+        config.set_flag(flag(trt, name))
+    for name in settings["cleared_flags"]:
+        config.clear_flag(flag(trt, name))
     keep_float32(trt, network, set(settings["float32_nodes"]))
     if settings["dla"]:
         use_dla(trt, builder, config)
     add_profile(builder, config, settings["shapes"])
     cache_file = HERE / "timing.cache"
-    cache = open_cache(config, cache_file)
+    # TensorRT for RTX keeps none: it compiles kernels where they run.
+    cache = open_cache(config, cache_file) if settings["module"] == "tensorrt" else None
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(
             "TensorRT gave no engine; its log is above",
-            "where memory ran out: close other programs, add swap, or give --workspace %d"
-            % max(workspace // 2, 1),
+            "where memory ran out: close other programs, add swap"
+            + (", or give --workspace %d" % (workspace // 2) if workspace > 1 else ""),
         )
     if cache is not None:
         write(cache_file, bytes(config.get_timing_cache().serialize()))
     write(HERE / "engine.plan", bytes(plan))
+
+
+def make_builder(trt: Any, logger: Any) -> Any:
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        # What its constructor raises without a GPU or a driver: "factory function returned nullptr".
+        raise BuildError(
+            "TensorRT does not start here: %s" % error,
+            "run this on the device; where it has a GPU, its driver may be too old (its log is above)",
+        ) from error
+    if not builder:
+        raise BuildError("TensorRT found no GPU", "run this on the device; its log is above")
+    return builder
 
 
 def network_flags(trt: Any, names: List[str]) -> int:
@@ -145,11 +163,11 @@ def set_workspace(trt: Any, config: Any, mib: int) -> None:
         config.max_workspace_size = mib << 20
 
 
-def set_flag(trt: Any, config: Any, name: str) -> None:
-    flag = getattr(trt.BuilderFlag, name, None)
-    if flag is None:
+def flag(trt: Any, name: str) -> Any:
+    found = getattr(trt.BuilderFlag, name, None)
+    if found is None:
         raise BuildError("this TensorRT has no builder flag %s" % name, "compile again for its version")
-    config.set_flag(flag)
+    return found
 
 
 def keep_float32(trt: Any, network: Any, names: Set[str]) -> None:
@@ -183,9 +201,12 @@ def add_profile(builder: Any, config: Any, shapes: Dict[str, Dict[str, List[int]
 def open_cache(config: Any, path: Path) -> Any:
     if not hasattr(config, "create_timing_cache"):
         return None
-    content = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(content)
-    return cache if config.set_timing_cache(cache, False) else None
+    # One of another TensorRT or GPU is given as nothing, or refused: then an empty one.
+    for content in (path.read_bytes() if path.is_file() else b"", b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def write(path: Path, content: bytes) -> None:

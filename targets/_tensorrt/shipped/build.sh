@@ -31,6 +31,18 @@ fail() {
     exit 1
 }
 
+# Whether the builder's help names an option.
+knows() {
+    case $options in
+        *"$1"*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+lacks() {
+    echo "build.sh: warning: $builder has no option $1: $2" >&2
+}
+
 any_version=no any_mode=no verbose=no builder=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -48,7 +60,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $WORKSPACE_MIB in
-    '' | *[!0-9]*) fail "--workspace is '$WORKSPACE_MIB'" "give a number of MiB" ;;
+    '' | 0* | *[!0-9]*) fail "--workspace is '$WORKSPACE_MIB'" "give a number of MiB" ;;
 esac
 
 if [ -n "$builder" ]; then
@@ -65,15 +77,15 @@ elif command -v "$TOOL" >/dev/null 2>&1; then
 elif [ -x "/usr/src/tensorrt/bin/$TOOL" ]; then
     builder=/usr/src/tensorrt/bin/$TOOL
 else
-    fail "$TOOL is neither in PATH nor in /usr/src/tensorrt/bin" \
-        "on a Jetson: sudo apt install libnvinfer-bin; or use build.py; or give --trtexec FILE"
+    fail "$TOOL is neither in PATH nor in /usr/src/tensorrt/bin" "$INSTALL"
 fi
 
 cd "$(dirname "$0")"
 [ -f "$MODEL" ] || fail "$MODEL is not here" "copy the whole folder to the device"
 
 # The first line of its output is "&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # ..."; from 10 on "v100300".
-found=$("$builder" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9][0-9]*\)\].*/\1/p' | head -n 1) || found=
+options=$("$builder" --help 2>&1) || true
+found=$(printf '%s\n' "$options" | sed -n 's/.*\[TensorRT v\([0-9][0-9]*\)\].*/\1/p' | head -n 1)
 if [ -z "$found" ]; then
     [ -z "$TENSORRT" ] ||
         echo "build.sh: warning: $builder does not say which TensorRT it is; the graph is for $TENSORRT" >&2
@@ -117,7 +129,8 @@ temporary=engine.plan.$$.tmp
 trap 'rm -f "$temporary"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-set -- "--onnx=$MODEL" "--saveEngine=$temporary" --timingCacheFile=timing.cache
+# Each option once: one that is given twice is refused.
+set -- "--onnx=$MODEL" "--saveEngine=$temporary"
 #@FLAGS@
 
 echo "building engine.plan (some minutes; the log is build.log)"
@@ -134,9 +147,11 @@ else
 fi
 if [ "$status" -ne 0 ] || [ ! -s "$temporary" ]; then
     [ $verbose = yes ] || grep -E '\[[EF]\]|[Ee]rror|FAILED' build.log | tail -n 12 >&2 || true
+    less=$((WORKSPACE_MIB / 2))
+    [ $less -gt 0 ] || less=
     if grep -qiE 'out ?of ?memory|insufficient memory|cudaMalloc|Killed' build.log || [ "$status" -eq 137 ]; then
         fail "the builder ran out of memory (exit status $status)" \
-            "close other programs, add swap, or give it less to try kernels with: --workspace $((WORKSPACE_MIB / 2))"
+            "close other programs, add swap${less:+, or give it less to try kernels with: --workspace $less}"
     fi
     fail "the builder gave no engine (exit status $status)" "its log is build.log"
 fi

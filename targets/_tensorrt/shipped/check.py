@@ -8,12 +8,13 @@ import argparse
 import array
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Match, Optional, Sequence, Tuple
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE / "samples"
@@ -31,6 +32,10 @@ CODES = {
     "uint64": ("Q", 8),
     "bool": ("B", 1),
 }
+# Whole numbers of these are quantities (pixels), which may be rounded the other way; of all others they are decisions.
+NARROW = ("int8", "uint8", "int16", "uint16")
+# What C++ writes of numbers that JSON has not.
+BARE = re.compile(r"(?<=[\s\[,:])(-?)(nan|inf|infinity)\b", re.IGNORECASE)
 
 
 class CheckError(Exception):
@@ -70,8 +75,11 @@ def check(engine: Path, trtexec: Optional[str]) -> int:
     if not engine.is_file():
         raise CheckError("%s is not there" % engine, "build it first: sh build.sh")
     program = find_program(settings["tool"], trtexec)
+    if settings["module"] == "tensorrt_rtx":
+        check_options(program)
     narrow = int(settings["tensorrt"].split(".")[0]) < 10
     failures = 0
+    decided = {}  # type: Dict[str, List[int]]
     for number, sample in enumerate(listing["samples"]):
         found = run(program, engine, sample, narrow)
         for value in sample["outputs"]:
@@ -80,20 +88,58 @@ def check(engine: Path, trtexec: Optional[str]) -> int:
                 raise CheckError(
                     "the engine has no output %r" % value["name"], "build it again from this folder"
                 )
-            failures += not compare(
-                number, value["name"], expected, found[value["name"]], listing["tolerance"]
-            )
-    return failures
+            given = found[value["name"]]
+            if len(given) != len(expected):
+                sys.stdout.write(
+                    "sample %d, %s: %d values instead of %d\n"
+                    % (number, value["name"], len(given), len(expected))
+                )
+                failures += 1
+            elif value["dtype"].startswith("float"):
+                failures += not compare(number, value["name"], expected, given, listing["tolerance"])
+            else:
+                seen = decided.setdefault(value["name"], [0, 0])
+                slack = 1 if value["dtype"] in NARROW else 0
+                seen[0] += sum(not abs(one - other) <= slack for one, other in zip(expected, given))
+                seen[1] += len(expected)
+    return failures + sum(
+        not judge(name, different, total, listing["tolerance"])
+        for name, (different, total) in decided.items()
+    )
+
+
+def check_options(program: str) -> None:
+    """The options that this needs are not among those that are documented of every tool."""
+    try:
+        done = subprocess.run(
+            [program, "--help"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CheckError("%s cannot be started: %s" % (program, error)) from error
+    missing = [name for name in ("--loadInputs", "--exportOutput") if name not in done.stdout]
+    if missing:
+        raise CheckError(
+            "%s has no %s" % (Path(program).name, " and no ".join(missing)),
+            "run the samples by TensorRT for RTX's Python API, and compare with samples/samples.json",
+        )
 
 
 def read_json(path: Path) -> Any:
     try:
-        with path.open(encoding="utf-8") as stream:
-            return json.load(stream)
+        return json.loads(BARE.sub(spelled, path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckError(
             "cannot read %s: %s" % (path.name, error), "copy the whole folder to the device"
         ) from error
+
+
+def spelled(match: Match[str]) -> str:
+    """A number as Python's JSON has it."""
+    return "NaN" if match.group(2).lower() == "nan" else match.group(1) + "Infinity"
 
 
 def find_program(tool: str, given: Optional[str]) -> str:
@@ -103,7 +149,9 @@ def find_program(tool: str, given: Optional[str]) -> str:
             return str(Path(found).absolute())
     raise CheckError(
         "%s is not there" % (given or tool + " is neither in PATH nor in /usr/src/tensorrt/bin, so it"),
-        "on a Jetson: sudo apt install libnvinfer-bin; or give --trtexec FILE",
+        "on a Jetson: sudo apt install libnvinfer-bin; or give --trtexec FILE"
+        if tool == "trtexec"
+        else "it comes with the SDK of TensorRT for RTX, not with its Python package; or give --trtexec FILE",
     )
 
 
@@ -146,7 +194,7 @@ def run(program: str, engine: Path, sample: Dict[str, Any], narrow: bool) -> Dic
                 # Before TensorRT 10 such inputs are INT32.
                 path = Path(folder) / ("input%d.bin" % index)
                 path.write_bytes(array.array("i", [int(item) for item in numbers(value)]).tobytes())
-            loads.append("%s:%s" % (quoted(value["name"]), path))
+            loads.append("%s:%s" % (readable(value["name"]), path))
         written = Path(folder) / "output.json"
         command = [
             program,
@@ -156,9 +204,7 @@ def run(program: str, engine: Path, sample: Dict[str, Any], narrow: bool) -> Dic
         ]
         command += ["--iterations=1", "--warmUp=0", "--duration=0"]
         shapes = [
-            "%s:%s" % (quoted(v["name"]), "x".join(map(str, v["shape"])))
-            for v in sample["inputs"]
-            if v["free"]
+            "%s:%s" % (v["name"], "x".join(map(str, v["shape"]))) for v in sample["inputs"] if v["free"]
         ]
         if shapes:
             command.append("--shapes=" + ",".join(shapes))
@@ -184,19 +230,36 @@ def run(program: str, engine: Path, sample: Dict[str, Any], narrow: bool) -> Dic
         return {item["name"]: [float(number) for number in item["values"]] for item in read_json(written)}
 
 
-def quoted(name: str) -> str:
-    """A name as trtexec wants it: those with its separators between quotes."""
-    return "'%s'" % name if set(name) & set(":,") else name
+def readable(name: str) -> str:
+    """A name as trtexec takes it: it ends at the last colon of what lies between commas."""
+    if set(name) & set(",'"):
+        raise CheckError(
+            "trtexec cannot read the name of the input %r" % name,
+            "give the input a name without commas and quotes, and compile again",
+        )
+    return name
 
 
 def compare(
     number: int, name: str, expected: Sequence[float], found: Sequence[float], tolerance: float
 ) -> bool:
-    if len(expected) != len(found):
-        sys.stdout.write(
-            "sample %d, %s: %d values instead of %d\n" % (number, name, len(found), len(expected))
-        )
+    """Whether numbers are near: their largest difference, as a share of the largest that is expected."""
+    broken = sum(math.isfinite(one) and not math.isfinite(other) for one, other in zip(expected, found))
+    if broken:
+        what = "NaN" if any(math.isnan(other) for other in found) else "infinity"
+        text = "sample %d, %s: the engine gave %s, %d of %d values are no numbers: TOO MUCH\n"
+        sys.stdout.write(text % (number, name, what, broken, len(found)))
         return False
+    scale, worst = extent(expected, found)
+    share = worst / scale if scale else worst
+    passed = share <= tolerance
+    text = "sample %d, %s: largest difference %.2g of the largest value, %s (tolerance %g)\n"
+    sys.stdout.write(text % (number, name, share, "good" if passed else "TOO MUCH", tolerance))
+    return passed
+
+
+def extent(expected: Sequence[float], found: Sequence[float]) -> Tuple[float, float]:
+    """The largest number that is expected, and the largest difference; those that are no numbers must be alike."""
     scale = max([abs(value) for value in expected if math.isfinite(value)] or [0.0])
     worst = 0.0
     for one, other in zip(expected, found):
@@ -204,10 +267,17 @@ def compare(
             worst = max(worst, abs(one - other))
         elif not (one == other or (math.isnan(one) and math.isnan(other))):
             worst = math.inf
-    share = worst / scale if scale else worst
-    passed = share <= tolerance
-    text = "sample %d, %s: largest difference %.2g of the largest value, %s (tolerance %g)\n"
-    sys.stdout.write(text % (number, name, share, "good" if passed else "TOO MUCH", tolerance))
+    return scale, worst
+
+
+def judge(name: str, different: int, total: int, tolerance: float) -> bool:
+    """Whether decisions (classes, places, yes or no) are alike, of all samples together.
+
+    How far off one is says nothing: the next class is another class.
+    """
+    passed = different <= tolerance * total
+    text = "all samples, %s: %d of %d whole numbers differ, %s (tolerance %g)\n"
+    sys.stdout.write(text % (name, different, total, "good" if passed else "TOO MUCH", tolerance))
     return passed
 
 

@@ -15,7 +15,7 @@ from greencc.core.shapes import infer_shapes
 from greencc.targets._tensorrt.target import EmittedTarget
 
 
-def network(shape: tuple[int | str, ...] = ("N", 3, 8, 8), opset: int = 17) -> ir.Model:
+def network(shape: tuple[int | str, ...] = ("N", 3, 8, 8), opset: int = 17, name: str = "image") -> ir.Model:
     """image -> convolution -> mean -> product -> scores [N, 4]."""
     rng = np.random.default_rng(7)
     weights = {
@@ -24,7 +24,7 @@ def network(shape: tuple[int | str, ...] = ("N", 3, 8, 8), opset: int = 17) -> i
         "w1": rng.normal(size=(16, 4)),
     }
     nodes = [
-        helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], name="stem", kernel_shape=[3, 3]),
+        helper.make_node("Conv", [name, "w0", "b0"], ["c0"], name="stem", kernel_shape=[3, 3]),
         helper.make_node("Relu", ["c0"], ["r0"], name="relu"),
         helper.make_node("GlobalAveragePool", ["r0"], ["pool"], name="pool"),
         helper.make_node("Flatten", ["pool"], ["flat"], name="flatten"),
@@ -33,7 +33,7 @@ def network(shape: tuple[int | str, ...] = ("N", 3, 8, 8), opset: int = 17) -> i
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [shape[0], 4])],
         [numpy_helper.from_array((0.3 * array).astype(np.float32), name) for name, array in weights.items()],
     )
@@ -54,12 +54,18 @@ def unsupported() -> ir.Model:
     return ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
 
 
-def shipped(target: EmittedTarget, folder: Path, count: int = 2, power_mode: str | None = "25W") -> Path:
+def shipped(
+    target: EmittedTarget,
+    folder: Path,
+    count: int = 2,
+    power_mode: str | None = "25W",
+    name: str = "image",
+) -> Path:
     """The complete artifact of the network for a target."""
-    artifact = target.build(target.lower(network()), folder)
+    artifact = target.build(target.lower(network(name=name)), folder)
     engine = target.open(artifact)
     rng = np.random.default_rng(1)
-    feeds = [{"image": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+    feeds = [{name: rng.normal(size=(1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
     outputs = [engine.run(each) for each in feeds]
     engine.close()
     target.ship(artifact, Shipment("small net", feeds, outputs, power_mode))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -11,6 +14,7 @@ from greencc.core.errors import InputError, UsageError
 from greencc.passes.float16 import ConvertFloat16
 from greencc.passes.sparsify import Sparsify, SparsityMethod
 from greencc.targets import make_target
+from greencc.targets._tensorrt.emit import FLOAT32_NODES, PRECISION
 from greencc.targets._tensorrt.flags import (
     BuilderFlags,
     ShapeProfile,
@@ -20,6 +24,7 @@ from greencc.targets._tensorrt.flags import (
     has_sparse_weights,
 )
 from greencc.targets._tensorrt.machine import TensorRtMachine, TensorRtVersion
+from tests.devices import trtexec_options
 
 from .emitting import VERSIONS, block, cnn, emitted, int8, machine, normal, parse, quantized, run_passes
 
@@ -34,12 +39,16 @@ def of(model: ir.Model, on: TensorRtMachine) -> tuple[str, ...]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_int8(version: str) -> None:
     on = machine(version)
-    held = ("--precisionConstraints=obey", "--layerPrecisions=Conv_stem:fp32,Relu_r0:fp32")
+    held = (
+        "--precisionConstraints=obey",
+        "--layerPrecisions=Conv_stem:fp32,Relu_r0:fp32",
+        "--layerOutputTypes=Conv_stem:fp32,Relu_r0:fp32",
+    )
     expected = {
-        "8.2": ("--int8", "--fp16"),
-        "10.13": ("--stronglyTyped",),
-        "11.4": (),
-    }.get(version, ("--int8", "--fp16", *held))
+        "8.2": ("--int8", "--fp16", "--noTF32"),
+        "10.13": ("--stronglyTyped", "--noTF32"),
+        "11.4": ("--noTF32",),
+    }.get(version, ("--int8", "--fp16", "--noTF32", *held))
     assert of(quantized(cnn, version), on) == ("--onnx=m.onnx", "--saveEngine=m.plan", *expected, *SHAPES)
 
 
@@ -52,16 +61,76 @@ def test_trtexec_of_8_2_cannot_hold_layers_and_says_so() -> None:
 
 
 def test_names_that_trtexec_cannot_read_are_said() -> None:
-    flags = BuilderFlags(TensorRtVersion(10, 3), fp16=True, float32_nodes=("a/Softmax", "scope:Conv,1"))
+    nodes = ("a/Softmax", "scope::Add 1", "scope:Conv,1")
+    one = ShapeRange((1,), (1,), (1,))
+    flags = BuilderFlags(
+        TensorRtVersion(10, 3),
+        fp16=True,
+        float32_nodes=nodes,
+        float32_outputs=nodes[1:],
+        profile=ShapeProfile({"in:0": one, "a,b": one}),
+    )
     arguments = flags.trtexec("m", "e")
-    assert "--layerPrecisions=a/Softmax:fp32" in arguments
+    assert "--layerPrecisions=a/Softmax:fp32,scope::Add 1:fp32" in arguments
+    assert "--layerOutputTypes=scope::Add 1:fp32" in arguments
+    assert "--minShapes=in:0:1" in arguments
+    # As it reads them: names end at the last colon.
+    assert trtexec_options.pairs("a/Softmax:fp32,scope::Add 1:fp32") == [
+        ("a/Softmax", "fp32"),
+        ("scope::Add 1", "fp32"),
+    ]
     assert "cannot read their names: 1 layers" in flags.notes[0]
+    assert "cannot read the name of the input 'a,b'" in flags.notes[1]
+
+
+def test_what_gives_whole_numbers_keeps_their_type() -> None:
+    """trtexec sets one type for all outputs of a layer; the places that TopK gives are no floats."""
+    text = """g (float[1, 8] x) => (float[1, 2] y, int64[1, 2] i, float[1, 8] z) {
+      y, i = TopK <axis=1> (x, k)
+      z = Relu (x)
+    }"""
+    model = parse(text, k=np.array([2], np.int64))
+    names = [str(node.name) for node in model.graph]
+    model.metadata_props[PRECISION] = "fp16"
+    model.metadata_props[FLOAT32_NODES] = json.dumps(names)
+    flags = flags_for(model, machine("10.3"))
+    assert flags.float32_nodes == tuple(names)
+    assert flags.float32_outputs == (names[1],)
+
+
+@pytest.mark.parametrize(("sm", "told"), [(75, False), (80, True), (87, True), (120, True)])
+def test_float32_is_computed_in_full(sm: int, told: bool) -> None:
+    """TF32 came with Ampere, is on by default, and is coarser than what was certified."""
+    on = machine("10.3", sm)
+    flags = flags_for(emitted(cnn(), on), on, profile=PROFILE)
+    assert ("--noTF32" in flags.trtexec("m", "e")) is told
+    assert flags.cleared_flags == (("TF32",) if told else ())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("form", ["float", "int8"])
+def test_every_version_knows_what_it_is_told(version: str, form: str) -> None:
+    on = machine(version, dla=1)
+    model = emitted(quantized(cnn, version) if form == "int8" else cnn(), on)
+    for dla in (False, True):
+        flags = replace(
+            flags_for(model, on, profile=PROFILE, dla=dla),
+            timing_cache="t.cache",
+            skip_inference=True,
+            workspace_bytes=2**30,
+            optimization_level=3,
+            sparsity=True,
+        )
+        known = trtexec_options.trtexec((on.version.major, on.version.minor))
+        arguments = flags.trtexec("m", "e")
+        assert len(trtexec_options.parse(known, list(arguments))) == len(arguments)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_float_forms(version: str) -> None:
     on = machine(version)
-    assert of(cnn(), on)[2:] == (("--stronglyTyped",) if version == "10.13" else ()) + SHAPES
+    typed = ("--stronglyTyped",) if version == "10.13" else ()
+    assert of(cnn(), on)[2:] == (*typed, "--noTF32", *SHAPES)
     half = flags_for(
         emitted(run_passes(block(), on, (ConvertFloat16(),)), on),
         on,
@@ -183,4 +252,10 @@ def test_an_agent_is_asked_for_what_the_scripts_build(tmp_path: Path) -> None:
     assert options["float32_nodes"] == ["Conv_stem", "Relu_r0"]
     assert (options["typing"], options["precisions"]) == ("weak", ["fp16", "int8"])
     plain = target.order(target.build(emitted(cnn(), on), tmp_path / "plain")).options
-    assert "float32_nodes" not in plain
+    assert options["float32_outputs"] == ["Conv_stem", "Relu_r0"]
+    assert options["tf32"] is False
+    assert not {"float32_nodes", "float32_outputs"} & plain.keys()
+    nano = make_target("jetson-nano")
+    assert (
+        nano.order(nano.build(emitted(cnn(), machine("8.2", 53)), tmp_path / "nano")).options["tf32"] is True
+    )
