@@ -146,7 +146,7 @@ def _opened(path: Path) -> int:
     except FileNotFoundError:
         handle = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
         # Whatever the umask: any user may wait for it.
-        os.fchmod(handle, 0o666)  # noqa: S103
+        os.fchmod(handle, 0o666)
         return handle
 
 

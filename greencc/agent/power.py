@@ -20,11 +20,12 @@ no more.
 Source: NVIDIA Jetson Linux Developer Guide, "Platform Power and Performance", nvpmodel.
 """
 
+import contextlib
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from greencc.agent import jobs
 from greencc.agent.commands import run
@@ -134,20 +135,19 @@ def change(places: Places, name: Any, owner: str = "") -> Dict[str, Any]:
         if held:
             _take(places, note, before, wanted.name, owner)
     if not held:
-        with used(places, "a change of power mode", True, _WAIT_S, lambda holder: None):
-            with agreed(places) as note:
-                # Another one may have set a mode while this one waited.
-                before = _before(places, note, owner)
-                _take(places, note, before, wanted.name, owner)
-                try:
-                    _set(places, wanted)
-                except Problem:
-                    now = current(places)
-                    if now == before:
-                        _forget(places, note)
-                    elif now is not None:
-                        _take(places, note, before, now, owner)
-                    raise
+        with _alone(places, _WAIT_S) as note:
+            # Another one may have set a mode while this one waited.
+            before = _before(places, note, owner)
+            _take(places, note, before, wanted.name, owner)
+            try:
+                _set(places, wanted)
+            except Problem:
+                now = current(places)
+                if now == before:
+                    _forget(places, note)
+                elif now is not None:
+                    _take(places, note, before, now, owner)
+                raise
     guard(places)
     return {"mode": wanted.name, "before": None if before == wanted.name else before}
 
@@ -176,11 +176,17 @@ def _restore(places: Places, owner: Optional[str] = None) -> None:
     with agreed(places) as note:
         if _is_settled(places, note, owner):
             return
-    with used(places, "a change of power mode", True, _BRIEF_S, lambda holder: None):
-        with agreed(places) as note:
-            if not _is_settled(places, note, owner):
-                _set(places, _mode(places, (read_json(_journal(places)) or {}).get("before")))
-                _forget(places, note)
+    with _alone(places, _BRIEF_S) as note:
+        if not _is_settled(places, note, owner):
+            _set(places, _mode(places, (read_json(_journal(places)) or {}).get("before")))
+            _forget(places, note)
+
+
+@contextlib.contextmanager
+def _alone(places: Places, wait_s: float) -> Iterator[Note]:
+    """Nobody uses the device, and nobody else decides on its mode."""
+    with used(places, "a change of power mode", True, wait_s, lambda holder: None), agreed(places) as note:
+        yield note
 
 
 def _is_settled(places: Places, note: Note, owner: Optional[str]) -> bool:
@@ -392,7 +398,7 @@ def _trouble(places: Places) -> Path:
 
 
 def _is_ours(journal: Dict[str, Any], now: Optional[str]) -> bool:
-    """Whether the mode in force is by the journal's order, be it that a kill came before the last one was carried out."""
+    """Whether the mode in force is by the journal's order; a kill may have come before the last was carried out."""
     return now is not None and now in (journal.get("set"), journal.get("was"))
 
 
