@@ -17,7 +17,8 @@ Operations (arguments -> result; payloads where named):
     probe           {} -> facts of the machine (see `greencc.agent.probe`)
     has             {"sha256": S} -> {"size": bytes that are there, "complete": bool}
     put             {"sha256": S, "total": T, "offset": O} + bytes -> {"size": ..., "complete": ...}
-    start           {"job": ID, "spec": {...}} -> {"state": ...}; an ID that is known is not started again
+    start           {"job": ID, "spec": {...}} -> {"state": ...}; an ID that is known is not started again; with
+                    "forget": [IDs] jobs that are needed no more are removed first
     poll            {"job": ID, "since": N} -> {"state": "running|done|failed|cancelled|lost", "events": [...],
                     "next": M, "result": {...}, "error": {...}}; an event is {"t": seconds, "text": ...} or
                     {"t": ..., "done": 0.4}
@@ -29,13 +30,15 @@ Operations (arguments -> result; payloads where named):
     close           {"engine": E} -> {}
     power-mode      {"set": NAME} or {"restore": true} -> {"mode": ..., "before": ...}; with "owner": TOKEN of the
                     host's run, which takes over what it has set by a connection that is dead and does not know it
-    clean           {"all": bool} -> {"freed": bytes}
+    clean           {"all": bool} -> {"freed": bytes, "kept": bytes of models, engines and caches that are left}
     bye             {} -> {}
+
+All may have "session": TOKEN of the host's run: its connections, of which some may have broken, count as one.
 
 Jobs are processes of their own: they outlive the connection, keep their state in files, and end at their limits of
 time (``seconds``, default 3600), memory (``bytes``, of all their processes) and disk. A job that times or meters has
 the device for itself; one that finds it in use waits, up to ``wait`` seconds (default 3600), which do not count.
-Goodbye removes the jobs that the connection had to do with, unless another one has as well, but for engines, which
+Goodbye removes the jobs that the session had to do with, unless another one has as well, but for engines, which
 another host may want tomorrow: they stay until they have not been used for a week, hold more than their quota and were
 not used within a day, room is needed, or all is cleaned. What was sent stays as well (so that it is not sent again),
 and so do builders' timing caches, for two weeks. Specs:

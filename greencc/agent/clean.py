@@ -53,10 +53,21 @@ def everything(places: Places) -> int:
     return max(0, before - disk.used_bytes(places.home))
 
 
-def forget(places: Places, name: str) -> bool:
-    """End the engine of a job and remove its folder; False: it runs or is another connection's too, and stays."""
+def kept(places: Places) -> int:
+    """Bytes of models, engines and timing caches that are here for the next run."""
+    folders = [places.store, places.partial, places.cache]
+    folders += [each for each in _entries(places.jobs) if _is_build(places, each)]
+    return sum(disk.used_bytes(folder) for folder in folders)
+
+
+def forget(places: Places, name: str, token: str = "") -> bool:
+    """End the engine of a job and remove its folder; False: it runs or is another connection's too, and stays.
+
+    Args:
+        token: Of the session that wants it; its connections are no others.
+    """
     folder = places.jobs / name
-    if not name.startswith(".") and Job(places, name).shared():
+    if not name.startswith(".") and Job(places, name, token).shared():
         return False
     deadline = time.monotonic() + _ENDING_S
     while held(folder / "lock"):
@@ -70,15 +81,27 @@ def forget(places: Places, name: str) -> bool:
     return True
 
 
-def session(places: Places, names: Iterable[str]) -> None:
-    """Remove the jobs of a connection that says goodbye, and end its engines; what was built stays."""
+def session(places: Places, names: Iterable[str], token: str = "") -> None:
+    """Remove the jobs of a session that says goodbye, and end its engines; what was built stays.
+
+    Args:
+        names: Of the jobs of this connection.
+        token: Of the session, whose other connections may have broken; empty: it had none.
+    """
+    entries = (each.name for each in _entries(places.jobs) if token and not each.name.startswith("."))
+    others = [name for name in entries if Job(places, name, token).of_session()]
+    leave(places, {*names, *others}, token)
+
+
+def leave(places: Places, names: Iterable[str], token: str = "") -> None:
+    """Remove jobs that their session needs no more; as `session`."""
     for name in names:
-        job = Job(places, name)
+        job = Job(places, name, token)
         if not job.exists:
             continue
         job.leave()
         if not job.built:
-            forget(places, name)
+            forget(places, name, token)
         elif not job.shared():
             Engine(places, name).close()
 

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from greencc.agent import disk
-from greencc.agent.places import Places, again, check_name, check_path, read_json, remove, write_json
+from greencc.agent.places import (
+    Places,
+    again,
+    check_name,
+    check_path,
+    read_json,
+    read_text,
+    remove,
+    write_json,
+)
 from greencc.agent.problem import Problem
 from greencc.agent.processes import end_family, start_detached, started_at
 
@@ -29,10 +38,11 @@ class Job:
     Args:
         places: The agent's folders.
         name: As the host calls it.
+        session: Token of the host's run, whose connections count as one; empty: this one stands alone.
     """
 
-    def __init__(self, places: Places, name: Any) -> None:
-        self.places = places
+    def __init__(self, places: Places, name: Any, session: str = "") -> None:
+        self.places, self.session = places, session
         self.name = check_name(name, "a job")
         self.folder = places.jobs / self.name
 
@@ -167,15 +177,24 @@ class Job:
         """Note that this process has to do with the job, which is then not removed by others."""
         if self.exists:
             self._user.parent.mkdir(exist_ok=True)
+            if self.session and read_text(self._user) != self.session:
+                self._user.write_text(self.session, encoding="ascii")
             self._user.touch()
 
     def leave(self) -> None:
-        """This process has no more to do with the job."""
+        """This process, and what else is of its session, has no more to do with the job."""
         remove(self._user)
+        for path in self._marks():
+            if self._is_of_session(path):
+                remove(path)
 
     def shared(self) -> bool:
-        """Whether another process that lives has to do with it: jobs of equal builds have equal names."""
-        return any(pid != os.getpid() for pid in self._users())
+        """Whether another session, or a process of none, has to do with it: equal builds have equal names."""
+        return any(path != self._user and not self._is_of_session(path) for path in self._users())
+
+    def of_session(self) -> bool:
+        """Whether any process of the session had to do with it, be it that it has ended."""
+        return any(self._is_of_session(path) for path in self._marks())
 
     def in_use(self) -> bool:
         """Whether any process that lives has to do with it, be it this one."""
@@ -188,13 +207,18 @@ class Job:
             0
         ] == "done"
 
-    def _users(self) -> List[int]:
-        folder, found = self.folder / "users", []
-        for path in folder.iterdir() if folder.is_dir() else ():
-            pid, _, started = path.name.partition(".")
-            if str(started_at(int(pid))) == started:
-                found.append(int(pid))
-        return found
+    def _marks(self) -> List[Path]:
+        """A file for each process that had to do with it, with the token of its session."""
+        folder = self.folder / "users"
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _users(self) -> List[Path]:
+        """Those of processes that live."""
+        named = [(path, *path.name.partition(".")[::2]) for path in self._marks()]
+        return [path for path, pid, started in named if str(started_at(int(pid))) == started]
+
+    def _is_of_session(self, mark: Path) -> bool:
+        return bool(self.session) and read_text(mark) == self.session
 
     def read(self, file: Any, offset: int, most: int) -> Tuple[int, bytes]:
         """Part of a file that the job wrote, and the size of the whole.

@@ -8,13 +8,12 @@ asks about its own processes it always asks of the real /proc.
 import json
 import os
 import re
-import shutil
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from greencc.agent.problem import Problem
+from greencc.agent.unpacking import unpacked
 
 _UNKNOWN = "unknown"
 _STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}")
@@ -83,28 +82,7 @@ _START = (
 
 def again(*arguments: str) -> List[str]:
     """The command that runs this very agent with other arguments, be it in a zip file or in a folder."""
-    return [sys.executable, "-c", _START, str(_unpacked(own_file())), *arguments]
-
-
-def _unpacked(source: Path) -> Path:
-    """A folder with what is in the agent's zip file: there Python keeps what it has compiled, and starts faster.
-
-    It is called as the file is, which has another name with another content. Where it cannot be written (a full disk),
-    the file does as well.
-    """
-    if not source.is_file():
-        return source
-    folder = source.with_name(source.name + ".d")
-    if not folder.is_dir():
-        fresh = source.with_name(".%s.%d" % (folder.name, os.getpid()))
-        try:
-            with zipfile.ZipFile(str(source)) as archive:
-                archive.extractall(str(fresh))
-            fresh.rename(folder)
-        except OSError:
-            shutil.rmtree(str(fresh), ignore_errors=True)
-            return folder if folder.is_dir() else source
-    return folder
+    return [sys.executable, "-c", _START, str(unpacked(own_file())), *arguments]
 
 
 def own_file() -> Path:

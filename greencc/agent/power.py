@@ -9,22 +9,28 @@ Before a mode is changed the one in force is written to a journal, which outlive
   that changed it is gone, and no job runs;
 * by the next agent that starts, when the device was started anew in between: modes outlive reboots.
 
-A mode that someone else has changed in the meantime is left as it is. While the agent that changed it lives, nobody
-else changes it or puts it back, but for a new connection of the same run of the host, which says so by an ``owner``
-token: after a network that died in silence the old agent may wait for minutes yet, and its host reaches it no more.
+Where the device is in use, or nvpmodel refuses, the watchdog goes on trying, and `describe` tells why.
+
+A mode that someone else has changed in the meantime is left as it is. Agents of other users, who have journals of their
+own, are told by a note (`greencc.agent.holder`), and kept off until the mode is put back. While the agent that changed
+it lives, nobody else changes it or puts it back, but for a new connection of the same run of the host, which says so by
+an ``owner`` token: after a network that died in silence the old agent may wait for minutes yet, and its host reaches it
+no more.
 
 Source: NVIDIA Jetson Linux Developer Guide, "Platform Power and Performance", nvpmodel.
 """
 
+import contextlib
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from greencc.agent import jobs
 from greencc.agent.commands import run
-from greencc.agent.device import used
+from greencc.agent.device import InUse, used
+from greencc.agent.holder import Note, agreed
 from greencc.agent.machine import user
 from greencc.agent.places import Places, again, read_json, read_text, remove, write_json
 from greencc.agent.problem import Problem
@@ -43,6 +49,7 @@ _DENIED = re.compile(
 )
 _TIMEOUT_S = 30.0
 _WAIT_S = 60.0
+_BRIEF_S = 2.0
 _SILENCE_S = 900.0
 _LEASE_S = 60.0
 _LONGEST_LOOK_S = 1.0
@@ -98,18 +105,19 @@ def describe(places: Places) -> Optional[Dict[str, Any]]:
     known = modes(places)
     if not known:
         return None
-    journal = read_json(_journal(places)) or {}
+    journal = read_json(_journal(places))
+    changed = journal is not None and journal.get("before") != journal.get("set")
     return {
         "modes": [{"name": mode.name, "watts": budget(mode.name)} for mode in known],
         "mode": current(places),
         "default": default(places),
-        "before": journal.get("before"),
-        "problem": journal.get("problem"),
+        "before": journal.get("before") if journal is not None and changed else None,
+        "problem": (read_json(_trouble(places)) or {}).get("problem") if changed else None,
     }
 
 
 def change(places: Places, name: Any, owner: str = "") -> Dict[str, Any]:
-    """Set a mode until it is put back.
+    """Set a mode until it is put back. One that is in force already is held: nobody else changes it meanwhile.
 
     Args:
         owner: Token of the host's run; the mode of another connection with the same one is taken over.
@@ -121,55 +129,128 @@ def change(places: Places, name: Any, owner: str = "") -> Dict[str, Any]:
         Problem: There is no such mode; it may not be set, or only by a restart; someone else has set one.
     """
     wanted = _mode(places, name)
-    journal = read_json(_journal(places))
-    now = current(places)
-    if journal is not None and _is_of_others(journal, owner):
-        raise Problem(
-            "unavailable",
-            "another connection has set power mode %s" % journal.get("set"),
-            "wait until it has ended",
-        )
-    if now == wanted.name:
-        if journal is not None:
-            _write_journal(places, str(journal["before"]), wanted.name, owner)
-            guard(places)
-        return {"mode": now, "before": None if journal is None else journal["before"]}
-    before = str(journal["before"]) if journal is not None else now
-    if before is None:
-        raise Problem("unavailable", "the power mode in force is not known, and could not be put back")
-    with used(places, "a change of power mode", True, _WAIT_S, lambda holder: None):
-        _write_journal(places, before, wanted.name, owner)
-        heard(places)
-        try:
-            _set(places, wanted)
-        except Problem:
-            if current(places) == before:
-                remove(_journal(places))
-            raise
+    with agreed(places) as note:
+        before = _before(places, note, owner)
+        held = current(places) == wanted.name
+        if held:
+            _take(places, note, before, wanted.name, owner)
+    if not held:
+        with _alone(places, _WAIT_S) as note:
+            # Another one may have set a mode while this one waited.
+            before = _before(places, note, owner)
+            _take(places, note, before, wanted.name, owner)
+            try:
+                _set(places, wanted)
+            except Problem:
+                now = current(places)
+                if now == before:
+                    _forget(places, note)
+                elif now is not None:
+                    _take(places, note, before, now, owner)
+                raise
     guard(places)
-    return {"mode": wanted.name, "before": before}
+    return {"mode": wanted.name, "before": None if before == wanted.name else before}
 
 
 def restore(places: Places, owner: Optional[str] = None) -> Dict[str, Any]:
     """Put back the mode that was in force before `change`; nothing to put back is no error.
 
+    A device that is in use is not waited for: the watchdog puts the mode back when it is free.
+
     Args:
         owner: As in `change`: the mode that another one has set, whose agent lives, is left alone. None: it is not.
 
     Raises:
-        Problem: It may not be set, or only by a restart; the journal stays.
+        Problem: That cannot be done now; the journal stays, and the watchdog goes on trying.
+    """
+    try:
+        _restore(places, owner)
+    except Problem as problem:
+        _tell(places, problem)
+        guard(places)
+        raise
+    return {"mode": current(places), "before": None}
+
+
+def _restore(places: Places, owner: Optional[str] = None) -> None:
+    with agreed(places) as note:
+        if _is_settled(places, note, owner):
+            return
+    with _alone(places, _BRIEF_S) as note:
+        if not _is_settled(places, note, owner):
+            _set(places, _mode(places, (read_json(_journal(places)) or {}).get("before")))
+            _forget(places, note)
+
+
+@contextlib.contextmanager
+def _alone(places: Places, wait_s: float) -> Iterator[Note]:
+    """Nobody uses the device, and nobody else decides on its mode."""
+    with used(places, "a change of power mode", True, wait_s, lambda holder: None), agreed(places) as note:
+        yield note
+
+
+def _is_settled(places: Places, note: Note, owner: Optional[str]) -> bool:
+    """Whether there is nothing to put back, or nothing that is this one's.
+
+    Raises:
+        InUse: Another user's agent has set a mode since; what it puts back then is what this one had set.
     """
     journal = read_json(_journal(places))
     if journal is None or (owner is not None and _is_of_others(journal, owner)):
-        return {"mode": current(places), "before": None}
-    now, before = current(places), journal.get("before")
-    # Where the mode is neither that which was set nor the one before, someone else has chosen it since.
-    if now == journal.get("set") and now != before:
-        with used(places, "a change of power mode", True, _WAIT_S, lambda holder: None):
-            _set(places, _mode(places, before))
-        now = str(before)
+        return True
+    now = current(places)
+    other = note.of_others(now)
+    if other is not None:
+        raise InUse("%s has set power mode %s" % (other, now), "it is put back after that")
+    # Where the mode is neither that which was set nor the one before, someone has chosen it by hand since.
+    if _is_ours(journal, now) and now != journal.get("before"):
+        return False
+    _forget(places, note)
+    return True
+
+
+def _before(places: Places, note: Note, owner: str) -> str:
+    """The mode to put back after one that is to be set now.
+
+    Raises:
+        Problem: It is not known, or another one has set the mode that is in force.
+    """
+    journal, now = read_json(_journal(places)), current(places)
+    if journal is not None and _is_of_others(journal, owner):
+        raise InUse(
+            "another connection has set power mode %s" % journal.get("set"), "wait until it has ended"
+        )
+    other = note.of_others(now)
+    if other is not None:
+        raise InUse(
+            "the power mode is %s by order of %s, and has not been put back" % (now, other),
+            "wait until that has ended; if it never does, set a mode on the device yourself: sudo nvpmodel -m",
+        )
+    if now is None:
+        raise Problem("unavailable", "the power mode in force is not known, and could not be put back")
+    if journal is not None and _is_ours(journal, now) and isinstance(journal.get("before"), str):
+        return str(journal["before"])
+    return now
+
+
+def _take(places: Places, note: Note, before: str, name: str, owner: str) -> None:
+    """This process answers for the mode from now on."""
+    note.write(name)
+    _write_journal(places, before, name, owner)
+    remove(_trouble(places))
+    heard(places)
+
+
+def _forget(places: Places, note: Note) -> None:
+    """Nothing is to be put back any more."""
     remove(_journal(places))
-    return {"mode": now, "before": None}
+    remove(_trouble(places))
+    note.clear()
+
+
+def _tell(places: Places, problem: Problem) -> None:
+    """Keep why the mode could not be put back, for `describe`."""
+    write_json(_trouble(places), {"problem": problem.message}, lasting=True)
 
 
 def mine(places: Places) -> bool:
@@ -193,8 +274,9 @@ def look_after(places: Places) -> None:
         return
     try:
         restore(places)
-    except Problem as problem:
-        write_json(_journal(places), dict(journal, problem=problem.message), lasting=True)
+    except Problem:
+        # It is kept with the journal, where `describe` finds it, and the watchdog tries again.
+        return
 
 
 def guard(places: Places) -> None:
@@ -232,12 +314,16 @@ def _watch(places: Places) -> None:
                 min(_LONGEST_LOOK_S, _seconds("LEASE", _LEASE_S) / 5, _seconds("SILENCE", _SILENCE_S) / 5)
             )
             continue
-        tries += 1
         try:
-            restore(places)
+            _restore(places)
+        except InUse as problem:
+            # That passes, however long it takes.
+            _tell(places, problem)
+            time.sleep(min(_RETRY_S, _seconds("LEASE", _LEASE_S)))
         except Problem as problem:
-            # Another may be timing; or it needs a password, which the next agent will tell.
-            write_json(_journal(places), dict(journal, problem=problem.message), lasting=True)
+            # It needs a password, perhaps, which the next agent will tell.
+            tries += 1
+            _tell(places, problem)
             time.sleep(_RETRY_S)
 
 
@@ -307,9 +393,19 @@ def _journal(places: Places) -> Path:
     return places.power / "journal.json"
 
 
+def _trouble(places: Places) -> Path:
+    return places.power / "problem.json"
+
+
+def _is_ours(journal: Dict[str, Any], now: Optional[str]) -> bool:
+    """Whether the mode in force is by the journal's order; a kill may have come before the last was carried out."""
+    return now is not None and now in (journal.get("set"), journal.get("was"))
+
+
 def _write_journal(places: Places, before: str, name: str, owner: str) -> None:
     facts = {
         "before": before,
+        "was": current(places),
         "set": name,
         "pid": os.getpid(),
         "started": started_at(os.getpid()),

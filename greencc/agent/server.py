@@ -46,7 +46,8 @@ class Server:
             "clean": self.clean,
             "bye": self.bye,
         }
-        self._session: Set[str] = set()
+        self._jobs: Set[str] = set()
+        self._token = ""
         self._backends: Optional[Backends] = None
 
     def answer(self, request: Dict[str, Any], payload: bytes) -> Answer:
@@ -62,6 +63,8 @@ class Server:
                 )
             if not isinstance(arguments, dict):
                 raise Problem("usage", "args of %s is no object" % name)
+            if "session" in arguments:
+                self._token = check_name(arguments["session"], "a session")
             result, data = operation(arguments, payload)
             return {"id": number, "result": result}, data
         except Problem as problem:
@@ -95,6 +98,10 @@ class Server:
         spec = arguments.get("spec")
         if not isinstance(spec, dict):
             raise Problem("usage", "a job's spec is %.60r" % (spec,), "an object")
+        forgotten = arguments.get("forget", [])
+        if not isinstance(forgotten, list):
+            raise Problem("usage", "jobs to forget are %.60r" % (forgotten,), "a list of names")
+        clean.leave(self.places, [check_name(each, "a job") for each in forgotten], self._token)
         job = self._job(arguments)
         if spec.get("kind") == "build" and not job.exists:
             # An engine is about as large as what it is built from.
@@ -124,7 +131,7 @@ class Server:
         return dict(description, engine=job.name), b""
 
     def run(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
-        engine = Engine(self.places, arguments.get("engine"))
+        engine = Engine(self.places, self._known(arguments.get("engine")).name)
         wanted = {"inputs": arguments.get("inputs", [])}
         with used(self.places, "a single run", False, _WAIT_S, lambda holder: None):
             # It may have ended for want of requests, and is what it was when it is loaded anew.
@@ -133,8 +140,8 @@ class Server:
 
     def close(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         engine = Engine(self.places, arguments.get("engine"))
-        # One that another connection uses ends by itself when nobody does any more.
-        if not engine.job.shared():
+        # One that another session uses ends by itself when nobody does any more.
+        if not Job(self.places, engine.job.name, self._token).shared():
             engine.close()
         return {}, b""
 
@@ -148,20 +155,24 @@ class Server:
 
     def clean(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
         remove = clean.everything if arguments.get("all") is True else clean.outdated
-        return {"freed": remove(self.places)}, b""
+        freed = remove(self.places)
+        return {"freed": freed, "kept": clean.kept(self.places)}, b""
 
     def bye(self, arguments: Dict[str, Any], payload: bytes) -> Answer:
-        clean.session(self.places, self._session)
-        self._session.clear()
+        clean.session(self.places, self._jobs, self._token)
+        self._jobs.clear()
         clean.outdated(self.places)
         if power.mine(self.places):
             power.restore(self.places)
         return {}, b""
 
     def _job(self, arguments: Dict[str, Any]) -> Job:
-        """A job that this connection has to do with: it goes when the connection says goodbye."""
-        job = Job(self.places, arguments.get("job"))
-        self._session.add(job.name)
+        return self._known(arguments.get("job"))
+
+    def _known(self, name: Any) -> Job:
+        """A job that this session has to do with: it goes when the session says goodbye."""
+        job = Job(self.places, name, self._token)
+        self._jobs.add(job.name)
         job.use()
         return job
 

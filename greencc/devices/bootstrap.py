@@ -15,6 +15,7 @@ or nothing: the next line is the agent's. Standard input is read without a buffe
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import time
@@ -62,14 +63,24 @@ def store(path: str, content: bytes) -> None:
 
 
 def forget_old(home: str) -> None:
-    """Remove agents of other versions that have not run for long; jobs of newer ones may still need theirs."""
+    """Remove agents of other versions that have not run for long, and what they were unpacked to.
+
+    Jobs of newer ones may still need theirs. Half-written files and folders are of processes that were killed.
+    """
     for name in os.listdir(home):
         path = os.path.join(home, name)
-        if not name.startswith("agent-") or not name.endswith(".pyz"):
+        if not name.startswith(("agent-", ".agent-")):
             continue
         try:
-            if time.time() - os.stat(path).st_mtime > LONG:
+            # A folder is as old as its agent, which is touched at each connection.
+            used = path[:-2] if name.endswith(".pyz.d") and os.path.exists(path[:-2]) else path
+            if time.time() - os.stat(used).st_mtime <= LONG:
+                continue
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 os.unlink(path)
+                shutil.rmtree(path + ".d", ignore_errors=True)
         except FileNotFoundError:
             # Another connection did the same just now.
             continue

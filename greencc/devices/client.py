@@ -18,7 +18,7 @@ from greencc.core.progress import Progress, silent
 from greencc.devices.engines import OpenedEngine, Port, parse_ports, split
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.greeting import Hello, greet
-from greencc.devices.jobs import Event, JobResult, JobRunner, Waiting
+from greencc.devices.jobs import BUILD, Event, JobResult, JobRunner, Waiting
 from greencc.devices.journal import Journal
 from greencc.devices.process import printable
 from greencc.devices.protocol import DeviceLostError, ProtocolError, Reply, read_reply, request_line
@@ -27,6 +27,8 @@ from greencc.devices.transport import Channel, ConnectionLostError, SlowReplyErr
 
 _SECONDS = {
     "probe": 120.0,
+    # It waits for a device that is in use, and nvpmodel may take its time.
+    "power-mode": 180.0,
     "put": 300.0,
     "fetch": 300.0,
     "open": 300.0,
@@ -40,6 +42,8 @@ _MOST_TRIES = 3
 _MOST_SLOW = 2
 _LONGEST_WAIT = 10.0
 _MOST_OUTPUT = 1 << 30
+_OF_SESSION = frozenset(("start", "poll", "fetch", "cancel", "open", "run", "close", "bye"))
+"""Operations on jobs: the device is told whose they are."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class ClientOptions:
     chunk_bytes: int = 1 << 20
     restarts: int = 2
     sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning came to, in bytes: `freed`, and `kept` in models, engines and timing caches."""
+
+    freed: int
+    kept: int
 
 
 class AgentClient:
@@ -93,7 +105,8 @@ class AgentClient:
         self._hello: Hello | None = None
         self._connections = self._number = 0
         self._mode: str | None = None
-        self._closed = False
+        self._measured: list[str] = []
+        self._closed = self._away = self._worked = False
         self.farewell: str | None = None
         """After `close`: why the power mode may not be what it was; None: it is."""
 
@@ -103,7 +116,7 @@ class AgentClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(finished=kind is None)
+        self.close()
 
     @property
     def name(self) -> str:
@@ -178,7 +191,7 @@ class AgentClient:
     ) -> JobResult:
         """Start a job and wait for its end; a build that is done is only found.
 
-        Ctrl-C, or any error here, cancels it.
+        Ctrl-C, or any error here, cancels it. Files of a measurement can be fetched until the next one starts.
 
         Args:
             spec: As the agent's docstring says; ``"kind": "build"`` gets an ID of its content.
@@ -187,7 +200,9 @@ class AgentClient:
             quiet: Seconds in which it is not asked how it is, because that would disturb what it measures.
             on_event: Called with each event.
         """
-        runner = JobRunner(self.request, self.name, self._journal, self._progress, self._options.sleep)
+        runner = JobRunner(
+            self.request, self.name, self._journal, self._progress, self._options.sleep, self._measured
+        )
         return runner.run(spec, Waiting(label, limit, quiet, on_event, self._options.restarts))
 
     def fetch(self, job: str, file: str, *, most: int) -> bytes:
@@ -255,34 +270,43 @@ class AgentClient:
             self.request("power-mode", words, patient=patient)
             self._journal.power_mode(changed=False)
 
-    def clean(self, *, everything: bool = False) -> int:
-        """Remove what the agent keeps there, but for running jobs; returns the bytes that were freed."""
-        freed = self.request("clean", {"all": everything}).result.get("freed")
-        if not isinstance(freed, int):
-            raise ProtocolError(f"{self.name} does not tell what it removed")
-        return freed
+    def clean(self, *, everything: bool = False) -> Cleaned:
+        """Remove what the agent keeps there, but for running jobs."""
+        match self.request("clean", {"all": everything}).result:
+            case {"freed": int(freed), "kept": int(kept)}:
+                return Cleaned(freed, kept)
+        raise ProtocolError(f"{self.name} does not tell what it removed")
 
-    def close(self, *, finished: bool = True) -> None:
+    def close(self) -> None:
         """Put the power mode back and end the connection; may be called twice, and raises nothing.
 
-        Args:
-            finished: All is done: the device removes what this run's jobs left, but for engines. Otherwise it does so
-                in a day, so that the next run finds what was under way.
+        The device removes what jobs of this run left, also those of connections that broke; what was built, and what
+        still runs, stays for the next run. One that is away does so in a day.
         """
         if self._closed:
             return
         try:
-            self.restore_power_mode(patient=False)
-            if finished and self._channel is not None:
-                self._try("bye", {}, b"", _SECONDS["bye"], 0, False)
-            self._journal.close()
-        except GreenccError as error:
-            # Its journal stays for the next run, and the device's own watchdog does the same without one.
-            self.farewell = error.message
+            try:
+                self.restore_power_mode(patient=False)
+            except GreenccError as error:
+                # Its journal stays for the next run, and the device's own watchdog does the same without one.
+                self.farewell = error.message
+            self._take_leave()
+            self._journal.close(in_order=self.farewell is None)
         finally:
             self._closed = True
             self._journal.close(in_order=False)
             self._drop()
+
+    def _take_leave(self) -> None:
+        """Say goodbye, on a new connection where an interrupt took the old one and jobs are left."""
+        if self._away or (self._channel is None and not self._worked):
+            return
+        try:
+            self._try("bye", {}, b"", _SECONDS["bye"], 0, False)
+        except GreenccError:
+            # It went away just now. Nothing depends on it: what is left there goes in a day.
+            return
 
     def _try(
         self,
@@ -296,10 +320,14 @@ class AgentClient:
         """Ask once. What interrupts it leaves half a reply, so the connection goes with it."""
         try:
             channel = self._channel or self._connect(patient)
-            return self._exchange(channel, op, args, payload, seconds, most)
-        except BaseException:
+            answer = self._exchange(channel, op, args, payload, seconds, most)
+        except BaseException as error:
+            self._away = isinstance(error, ConnectionLostError)
             self._drop()
             raise
+        self._away = False
+        self._worked = self._worked or op == "start"
+        return answer
 
     def _exchange(
         self,
@@ -311,6 +339,8 @@ class AgentClient:
         most: int,
     ) -> Reply | GreenccError:
         self._number += 1
+        if op in _OF_SESSION:
+            args = {**args, "session": self._journal.owner}
         deadline = time.monotonic() + seconds
         channel.send(request_line(self._number, op, args, len(payload)), deadline)
         if payload:
@@ -351,28 +381,25 @@ class AgentClient:
 
     def _set_again(self, channel: Channel, mode: str) -> None:
         """A new agent answers for the power mode from now on; left alone it would put back what it was."""
-        try:
-            self._expect(channel, "power-mode", {"set": mode, "owner": self._journal.owner})
-        except ConnectionLostError:
-            raise
-        except GreenccError as error:
+        words = {"set": mode, "owner": self._journal.owner}
+        answer = self._exchange(channel, "power-mode", words, b"", _SECONDS["power-mode"], 0)
+        if isinstance(answer, GreenccError):
             # Another run set a mode while this one was away, or the device is just being timed: both pass.
-            raise ConnectionLostError(error.message, hint=error.hint) from error
+            raise ConnectionLostError(answer.message, hint=answer.hint) from answer
 
     def _tidy(self, channel: Channel) -> None:
-        """End what a run that was killed on this machine left there."""
+        """End what a run that was killed on this machine left there.
+
+        The device may refuse to put the power mode back now, being in use. Then its watchdog does, and its facts tell.
+        """
         with self._journal.leftovers() as found:
             for left in found:
                 for job in left.jobs:
-                    if not job.startswith("build-"):
+                    if not job.startswith(BUILD):
                         self._exchange(channel, "cancel", {"job": job}, b"", _USUAL_SECONDS, 0)
                 if left.power_mode:
-                    self._expect(channel, "power-mode", {"restore": True, "owner": left.owner})
-
-    def _expect(self, channel: Channel, op: str, args: Mapping[str, Any]) -> None:
-        answer = self._exchange(channel, op, args, b"", _USUAL_SECONDS, 0)
-        if isinstance(answer, GreenccError):
-            raise answer
+                    words = {"restore": True, "owner": left.owner}
+                    self._exchange(channel, "power-mode", words, b"", _SECONDS["power-mode"], 0)
 
     def _drop(self) -> None:
         if self._channel is not None:
@@ -391,6 +418,7 @@ def _waits(patience: float) -> Iterator[float]:
 
 __all__ = [
     "AgentClient",
+    "Cleaned",
     "ClientOptions",
     "DeviceLostError",
     "Event",

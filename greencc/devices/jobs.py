@@ -28,6 +28,8 @@ _QUIET_STEP = 0.5
 _MOST_ATTEMPTS = 50
 _CANCEL_SECONDS = 15.0
 _PERCENT = 100
+BUILD = "build-"
+"""How the IDs of builds begin."""
 
 Event = Mapping[str, Any]
 
@@ -73,13 +75,21 @@ class JobRunner:
         journal: Of what is not finished there.
         progress: Shows how far jobs are.
         sleep: How to wait.
+        measured: Measurements that have ended: the device removes them when the next one starts, for what was wanted
+            of them was fetched. It is kept up to date here.
     """
 
     def __init__(
-        self, ask: Ask, name: str, journal: Journal, progress: Progress, sleep: Callable[[float], None]
+        self,
+        ask: Ask,
+        name: str,
+        journal: Journal,
+        progress: Progress,
+        sleep: Callable[[float], None],
+        measured: list[str],
     ) -> None:
         self._ask, self._name, self._journal = ask, name, journal
-        self._progress, self._sleep = progress, sleep
+        self._progress, self._sleep, self._measured = progress, sleep, measured
 
     def run(self, spec: Mapping[str, Any], waiting: Waiting) -> JobResult:
         """As `AgentClient.run_job`."""
@@ -90,7 +100,7 @@ class JobRunner:
         restarts = 0
         # One that failed, was cancelled or was lost in an earlier run keeps its ID: the next attempt has another.
         for attempt in range(_MOST_ATTEMPTS):
-            job = f"build-{spec_digest(spec)[:40]}-{attempt}"
+            job = f"{BUILD}{spec_digest(spec)[:40]}-{attempt}"
             state = self._start(job, spec)
             if state in ("done", "running"):
                 try:
@@ -105,9 +115,14 @@ class JobRunner:
         )
 
     def _start(self, job: str, spec: Mapping[str, Any]) -> str:
-        state = self._ask("start", {"job": job, "spec": dict(spec)}).result.get("state")
+        args: dict[str, object] = {"job": job, "spec": dict(spec)}
+        if not job.startswith(BUILD) and self._measured:
+            args["forget"] = list(self._measured)
+        state = self._ask("start", args).result.get("state")
         if state not in _STATES:
             raise ProtocolError(f"{self._name} tells no state of a job that was started")
+        if not job.startswith(BUILD):
+            self._measured[:] = [job]
         return str(state)
 
     def _run(

@@ -208,6 +208,41 @@ def test_goodbye_leaves_jobs_that_another_connection_uses(connect: Connect, jetp
     assert list((jetpack.home / "jobs").iterdir()) == []
 
 
+def test_connections_of_one_session_count_as_one(connect: Connect, jetpack) -> None:
+    spec = {"kind": "idle", "seconds": 0}
+    one, silent, last, other = connect(), connect(), connect(), connect()
+    one.ask("start", job="first", spec=spec, session="run-1")
+    one.end()
+    silent.ask("start", job="second", spec=spec, session="run-1")
+    for job in ("third", "shared"):
+        last.ask("start", job=job, spec=spec, session="run-1")
+    for job in ("shared", "theirs"):
+        other.ask("start", job=job, spec=spec, session="run-2")
+    for job in ("first", "second", "third", "shared", "theirs"):
+        last_or_other = other if job == "theirs" else last
+        assert last_or_other.wait(job)["state"] == "done"
+    last.ask("bye", session="run-1")
+    assert kept(jetpack) == ["shared", "theirs"]
+    other.ask("bye", session="run-2")
+    assert kept(jetpack) == []
+    with pytest.raises(Refused, match="no name of a session"):
+        other.ask("bye", session="../x")
+
+
+def test_a_session_forgets_what_it_has_fetched(connect: Connect, jetpack) -> None:
+    agent, other = connect(), connect()
+    spec = {"kind": "idle", "seconds": 0}
+    agent.result("first", spec)
+    agent.result("shared", spec)
+    other.ask("start", job="shared", spec=spec)
+    finished_build(agent, jetpack, "build-1")
+    agent.ask("start", job="next", spec=spec, forget=["first", "shared", "build-1", "unknown"])
+    assert kept(jetpack) == ["build-1", "next", "shared"]
+    for wrong in ("first", ["../first"], [7]):
+        with pytest.raises(Refused, match=r"jobs to forget|no name of a job"):
+            agent.ask("start", job="another", spec=spec, forget=wrong)
+
+
 def kept(jetpack) -> list[str]:
     return sorted(path.name for path in (jetpack.home / "jobs").iterdir())
 

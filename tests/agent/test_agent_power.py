@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from greencc.agent import power
-from greencc.agent.device import who
+from greencc.agent.device import meeting_folder, used, who
 from greencc.agent.places import Places
 from greencc.agent.problem import Problem
 from tests.devices.fake_jetpack import MODULES, make_jetpack
@@ -18,6 +20,16 @@ from .agents import Agent, Refused, until
 from .conftest import Connect
 
 LONG = {"kind": "idle", "seconds": 600}
+
+
+class Calls:
+    """Counts how often it is called."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *arguments: object) -> None:
+        self.count += 1
 
 
 def places_of(jetpack) -> Places:
@@ -178,8 +190,28 @@ def test_what_cannot_be_put_back_is_kept_and_told(connect: Connect, jetpack) -> 
     connect().ask("has", sha256="0" * 64)
     journal = json.loads((jetpack.home / "power/journal.json").read_text())
     assert journal["before"] == "25W"
-    assert "cannot be set by this user" in journal["problem"]
-    assert power.describe(places_of(jetpack))["problem"] == journal["problem"]
+    told = power.describe(places_of(jetpack))
+    assert told["before"] == "25W"
+    assert "cannot be set by this user" in told["problem"]
+
+
+def test_what_cannot_be_put_back_after_a_reboot_is_tried_again(
+    connect: Connect, jetpack, monkeypatch
+) -> None:
+    monkeypatch.setattr(power, "guard", watchdogs := Calls())
+    places = places_of(jetpack)
+    power.change(places, "7W")
+    (jetpack.root / "proc/sys/kernel/random/boot_id").write_text("the next boot")
+    monkeypatch.setattr(power, "_owner_lives", lambda journal: False)
+    jetpack.nvpmodel(fail="a glitch")
+    watchdogs.count = 0
+    power.look_after(places)
+    assert (jetpack.mode, watchdogs.count) == ("7W", 1)
+    jetpack.nvpmodel()
+    monkeypatch.setenv("GREENCC_AGENT_LEASE", "0.1")
+    power._watch(places)
+    assert jetpack.mode == "25W"
+    assert power.describe(places)["problem"] is None
 
 
 def test_a_mode_that_someone_else_has_chosen_since_stays(places: Places, jetpack) -> None:
@@ -229,3 +261,150 @@ def test_the_mode_is_not_changed_under_a_timed_job(
         power.change(places, "7W")
     assert jetpack.mode == "25W"
     agent.ask("cancel", job="long")
+
+
+@pytest.fixture
+def other(jetpack, connect: Connect) -> Callable[..., Agent]:
+    """Agents of another user of the same device."""
+    return lambda **settings: connect(HOME=jetpack.root / "home/other", **settings)
+
+
+def test_another_users_agent_is_refused_until_the_mode_is_put_back(
+    connect: Connect, other: Callable[..., Agent], jetpack
+) -> None:
+    one, two = connect(LEASE=0.3), other()
+    one.ask("power-mode", set="15W")
+    for wanted in ("7W", "15W"):
+        with pytest.raises(Refused, match=f"15W by order of .*process {one.pid}") as told:
+            two.ask("power-mode", set=wanted, owner="run-2")
+    assert "wait" in told.value.hint
+    two.ask("power-mode", restore=True)
+    assert jetpack.mode == "15W"
+    # The watchdog of the first is still to put it back.
+    one.end()
+    until("the mode before", lambda: jetpack.mode == "25W")
+    until("leave", lambda: not (jetpack.home / "power/journal.json").exists())
+    assert two.ask("power-mode", set="7W") == {"mode": "7W", "before": "25W"}
+    two.ask("bye")
+    assert jetpack.mode == "25W"
+
+
+def test_a_mode_in_force_is_held_against_others(agent: Agent, other: Callable[..., Agent], jetpack) -> None:
+    agent.ask("power-mode", set="25W")
+    with pytest.raises(Refused, match="25W by order of"):
+        other().ask("power-mode", set="7W")
+    agent.ask("power-mode", restore=True)
+    other().ask("power-mode", set="7W")
+    assert jetpack.mode == "7W"
+
+
+def test_a_mode_that_another_user_left_for_good_can_be_set_by_hand(
+    places: Places, other: Callable[..., Agent], jetpack, monkeypatch
+) -> None:
+    power.change(places, "15W")
+    note = jetpack.root / "run/lock/greencc-power.lock"
+    note.write_text(json.dumps(dict(json.loads(note.read_text()), started=1)))
+    two = other()
+    with pytest.raises(Refused, match="which has ended") as told:
+        two.ask("power-mode", set="7W")
+    assert "sudo nvpmodel" in told.value.hint
+    jetpack.set_mode("25W")
+    assert two.ask("power-mode", set="7W") == {"mode": "7W", "before": "25W"}
+
+
+def test_two_users_and_a_reboot_come_back_to_the_mode_of_the_first(
+    connect: Connect, other: Callable[..., Agent], jetpack
+) -> None:
+    connect().ask("power-mode", set="15W")
+    jetpack.reboot()
+    # The first has not been here since, and nothing but its own folder knows of it.
+    two = other()
+    assert two.ask("power-mode", set="7W") == {"mode": "7W", "before": "15W"}
+    one = connect(LEASE=0.2)
+    assert jetpack.mode == "7W"
+    assert "has set power mode 7W" in power.describe(places_of(jetpack))["problem"]
+    two.ask("bye")
+    until("the mode of the beginning", lambda: jetpack.mode == "25W")
+    one.ask("bye")
+
+
+def test_what_is_refused_is_looked_at_again_once_the_device_is_free(
+    places: Places, jetpack, monkeypatch
+) -> None:
+    """Between the first look and the lock another one sets a mode."""
+    theirs = Places.find({**jetpack.environment, "GREENCC_AGENT_HOME": str(jetpack.root / "home/other")})
+
+    @contextlib.contextmanager
+    def late(*arguments: object) -> Iterator[None]:
+        monkeypatch.setattr(power, "used", real)
+        power.change(theirs, "15W")
+        with real(*arguments):
+            yield
+
+    real = power.used
+    monkeypatch.setattr(power, "used", late)
+    with pytest.raises(Problem, match="15W by order of"):
+        power.change(places, "7W")
+    assert jetpack.mode == "15W"
+    assert power.restore(theirs)["mode"] == jetpack.mode == "25W"
+
+
+def test_nobody_waits_for_a_device_in_use_to_put_a_mode_back(connect: Connect, jetpack) -> None:
+    agent = connect(LEASE=0.2)
+    agent.ask("power-mode", set="7W")
+    with used(places_of(jetpack), "job slow", False, 0, print):
+        with pytest.raises(Refused, match="in use by job slow"):
+            agent.ask("power-mode", restore=True)
+        told = agent.ask("probe")["power"]
+        assert (told["mode"], told["before"]) == ("7W", "25W")
+        assert "in use by" in told["problem"]
+        agent.end()
+        # Nor is the next connection kept waiting.
+        assert connect(LEASE=0.2).ask("has", sha256="0" * 64)["complete"] is False
+    until("the mode before", lambda: jetpack.mode == "25W")
+
+
+def test_a_change_that_fails_keeps_what_is_to_be_put_back(places: Places, jetpack) -> None:
+    power.change(places, "7W")
+    jetpack.nvpmodel(reboot=("15W",))
+    with pytest.raises(Problem, match="restart"):
+        power.change(places, "15W")
+    assert power.restore(places)["mode"] == jetpack.mode == "25W"
+
+
+@pytest.mark.parametrize("kind", ["link", "name", "pipe", "folder"])
+@pytest.mark.parametrize("file", ["greencc-power.lock", "greencc-device.lock"])
+def test_files_that_others_lay_out_are_not_written(
+    places: Places, jetpack, tmp_path: Path, file: str, kind: str
+) -> None:
+    path, victim = jetpack.root / "run/lock" / file, tmp_path / "victim"
+    victim.write_text("precious")
+    {
+        "link": lambda: path.symlink_to(victim),
+        "name": lambda: path.hardlink_to(victim),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()
+    with pytest.raises(Problem, match=f"{file}, by which users of the device agree, cannot be used") as told:
+        power.change(places, "7W")
+    assert "sudo rm" in told.value.hint
+    assert (victim.read_text(), jetpack.mode, who(places)) == ("precious", "25W", None)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '{"pid": "x"}', '{"pid": 1e99, "mode": "25W", "user": 7}', "[" * 5000, "\0\0"]
+)
+def test_a_note_of_nonsense_says_nothing(places: Places, jetpack, text: str) -> None:
+    (jetpack.root / "run/lock/greencc-power.lock").write_text(text)
+    assert power.change(places, "7W")["before"] == "25W"
+
+
+def test_without_a_folder_for_all_the_agents_own_will_do(places: Places, jetpack) -> None:
+    (jetpack.root / "run/lock").chmod(0o755)
+    assert meeting_folder(places) == jetpack.home
+    (jetpack.root / "tmp").mkdir()
+    # Where everybody may remove what is another's, a lock is worth nothing.
+    (jetpack.root / "tmp").chmod(0o777)
+    assert meeting_folder(places) == jetpack.home
+    (jetpack.root / "tmp").chmod(0o1777)
+    assert meeting_folder(places) == jetpack.root / "tmp"

@@ -36,6 +36,7 @@ def device_root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     (root / "proc/sys/kernel/random").mkdir(parents=True)
     (root / "run/lock").mkdir(parents=True)
+    (root / "run/lock").chmod(0o1777)
     (root / "proc/meminfo").write_text("MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n")
     (root / "proc/sys/kernel/random/boot_id").write_text("first-boot\n")
     return root

@@ -314,6 +314,7 @@ def make_jetpack(
     found = FakeJetPack(folder.resolve(), kind, folder.resolve() / "home/agent")
     (found.root / "home").mkdir(parents=True, exist_ok=True)
     (found.root / "run/lock").mkdir(parents=True)
+    (found.root / "run/lock").chmod(0o1777)
     _machine(found)
     _software(found, jetpack)
     _monitors(found)

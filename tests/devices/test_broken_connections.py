@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper
 from greencc.core.errors import ExitCode, InputError, UnavailableError
 from greencc.devices.client import AgentClient, ClientOptions, DeviceLostError
 from greencc.devices.engines import Port
+from greencc.devices.local import LocalTransport
 from greencc.devices.ssh import SshTransport
 from greencc.devices.transport import ConnectionLostError
 
@@ -256,7 +258,11 @@ def test_a_build_is_started_again_after_a_reboot(
 
 
 def test_an_interrupt_cancels_the_job(sshd: Sshd, device_root: Path, agent_home: Path) -> None:
+    pids: list[int] = []
+
     def interrupt() -> None:
+        (folder,) = (agent_home / "jobs").iterdir()
+        pids.append(json.loads((folder / "state.json").read_text())["pid"])
         raise KeyboardInterrupt
 
     with (
@@ -265,10 +271,38 @@ def test_an_interrupt_cancels_the_job(sshd: Sshd, device_root: Path, agent_home:
         AgentClient(SshTransport(sshd.address, sshd.options), _OPTIONS) as client,
     ):
         client.run_job(_IDLE, label="waiting", limit=60.0, on_event=once(interrupt))
-    (folder,) = (agent_home / "jobs").iterdir()
-    assert json.loads((folder / "result.json").read_text())["state"] == "cancelled"
-    assert not works(json.loads((folder / "state.json").read_text())["pid"])
+    (pid,) = pids
+    assert not works(pid)
     assert not getattr(caught.value, "__notes__", [])
+    # And nothing of it is left.
+    assert not list((agent_home / "jobs").iterdir())
+
+
+def test_nothing_is_left_of_what_was_measured(device_root: Path, agent_home: Path) -> None:
+    """Over connections that died, or died in silence, or that an interrupt took."""
+    names = {"GREENCC_AGENT_HOME": str(agent_home), "GREENCC_AGENT_ROOT": str(device_root)}
+    transport = LocalTransport({**os.environ, **names})
+    jobs = agent_home / "jobs"
+
+    def measure(client: AgentClient) -> str:
+        return client.run_job(_IDLE, label="measuring", limit=60.0).job
+
+    with AgentClient(transport, _OPTIONS) as other, AgentClient(transport, _OPTIONS) as client:
+        theirs = measure(other)
+        first = measure(client)
+        psutil.Process(client.hello().pid).kill()
+        second = measure(client)
+        # The next one tells that what was wanted of the one before was fetched.
+        assert {path.name for path in jobs.iterdir()} == {theirs, second} != {theirs, first}
+        silent, client._channel = client._channel, None
+        last = measure(client)
+        assert {path.name for path in jobs.iterdir()} == {theirs, last}
+        client._drop()
+        client.close()
+        assert [path.name for path in jobs.iterdir()] == [theirs]
+    assert silent is not None
+    silent.close()
+    assert not list(jobs.iterdir())
 
 
 def test_a_job_beyond_its_limit_is_cancelled(sshd: Sshd, device_root: Path, agent_home: Path) -> None:

@@ -96,8 +96,12 @@ def test_a_jetson_from_its_name_to_its_removal(
     assert told["facts"]["tensorrt"] == "10.3.0.30"
 
     (jetson.home / "store" / ("0" * 64)).write_bytes(b"x" * 100_000)
+    told = devices("clean", "orin").out
+    assert "0.0 MB freed" in told
+    assert "0.1 MB of models, engines and timing caches are kept for the next run; --all removes" in told
     cleaned = json.loads(devices("clean", "orin", "--all", "--json").out)
     assert cleaned["freed_bytes"] >= 100_000
+    assert cleaned["kept_bytes"] < 100_000
     assert not list((jetson.home / "store").iterdir())
 
     removed = devices("remove", "orin")

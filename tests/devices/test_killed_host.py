@@ -7,10 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from greencc.agent.device import used
+from greencc.agent.places import Places
+from greencc.devices.advice import warnings
 from greencc.devices.client import AgentClient, ClientOptions
 from greencc.devices.journal import Journal, state_folder
 from greencc.devices.local import LocalTransport
@@ -130,8 +135,40 @@ def test_the_power_mode_is_put_back_after_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    # Without taking leave: what was built stays for the next run.
-    assert asked(tmp_path) == ["power-mode", "power-mode"]
+    assert asked(tmp_path) == ["power-mode", "power-mode", "bye"]
+
+
+def test_what_cannot_be_put_back_now_stops_nobody(tmp_path: Path, jetson: FakeJetPack) -> None:
+    """A run was killed while its build ran on with the device in use."""
+    environment = {**os.environ, **jetson.environment, "GREENCC_AGENT_LEASE": "0.3"}
+    first = AgentClient(LocalTransport(environment))
+    first.set_power_mode("7W")
+    psutil.Process(first.hello().pid).kill()
+    _kill(first._journal)
+    first._drop()
+    with used(Places(jetson.home, jetson.root), "job build-1", False, 0, print):
+        with AgentClient(LocalTransport(environment)) as second:
+            facts = second.facts()
+        assert second.farewell is None
+        assert facts.power is not None
+        assert (facts.power.mode, facts.power.before) == ("7W", "25W")
+        assert any("its power mode should be 25W again" in told for told in warnings(facts))
+    while jetson.mode != "25W":
+        time.sleep(0.02)
+    jetson.kill()
+
+
+def test_goodbye_is_said_after_the_power_mode_was_refused(tmp_path: Path) -> None:
+    body = _AGENT.replace(
+        "    results =",
+        '    if "restore" in args:\n        error = {"kind": "unavailable", "message": "it is in use"}\n'
+        '        say({"id": number, "error": error})\n        continue\n    results =',
+    )
+    with client_of(program(body), tmp_path) as client:
+        client.set_power_mode("7W")
+    assert "it is in use" in str(client.farewell)
+    assert asked(tmp_path) == ["power-mode", "power-mode", "bye"]
+    assert len(list(state_folder().glob("*/*.jsonl"))) == 1
 
 
 def test_a_power_mode_survives_a_new_connection(tmp_path: Path) -> None:

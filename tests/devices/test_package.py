@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import greencc.devices.bootstrap
+from greencc.agent import unpacking
 from greencc.devices.package import AgentPackage, agent_package, pack
 
 
@@ -77,3 +83,94 @@ def test_what_came_damaged_is_not_stored(tmp_path: Path) -> None:
     assert b'"send"' in done.stdout
     assert b'"damaged"' in done.stdout
     assert not list(home.iterdir())
+
+
+def _old(path: Path) -> Path:
+    for each in (*path.rglob("*"), path):
+        os.utime(each, (1e9, 1e9))
+    return path
+
+
+def test_agents_of_other_versions_go_with_their_folders(tmp_path: Path) -> None:
+    def folder(name: str) -> Path:
+        (tmp_path / name / "greencc").mkdir(parents=True)
+        (tmp_path / name / "greencc/a.py").write_text("")
+        return tmp_path / name
+
+    for name in ("agent-1.pyz", "agent-2.pyz", "agent-9.pyz.7.part"):
+        (tmp_path / name).write_bytes(b"old")
+    _old(tmp_path / "agent-1.pyz")
+    _old(tmp_path / "agent-9.pyz.7.part")
+    for name in ("agent-1.pyz.d", "agent-2.pyz.d", "agent-3.pyz.d", ".agent-4.pyz.d.77", "store"):
+        _old(folder(name))
+    (tmp_path / "journal.json").write_text("{}")
+    _old(tmp_path / "journal.json")
+    greencc.devices.bootstrap.forget_old(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "agent-2.pyz",
+        "agent-2.pyz.d",
+        "journal.json",
+        "store",
+    ]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packed program of two files, of which this process has seen nothing."""
+    monkeypatch.setattr(unpacking, "_checked", set())
+    path = tmp_path / "agent-1.pyz"
+    path.write_bytes(pack({"__main__.py": b"import b", "lib/b.py": b"print(1)"}).content)
+    return path
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+_WHOLE = {"__main__.py": b"import b", "lib/b.py": b"print(1)"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "lib/b.py").write_bytes(b""),
+        lambda folder: (folder / "lib/b.py").write_bytes(b"print(2)"),
+        lambda folder: (folder / "lib/b.py").unlink(),
+        lambda folder: (folder / ".whole").unlink(),
+        lambda folder: (folder / ".whole").write_bytes(b""),
+        shutil.rmtree,
+    ],
+    ids=["empty", "changed", "missing", "unfinished", "no-digest", "gone"],
+)
+def test_the_unpacked_agent_is_compared_with_its_file_and_mended(
+    file: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object]
+) -> None:
+    folder = unpacking.unpacked(file)
+    assert _files(folder) == _WHOLE
+    damage(folder)
+    monkeypatch.setattr(unpacking, "_checked", set())
+    assert unpacking.unpacked(file) == folder
+    assert _files(folder) == _WHOLE
+    assert sorted(path.name for path in file.parent.iterdir()) == ["agent-1.pyz", "agent-1.pyz.d"]
+
+
+def test_a_folder_that_is_whole_is_left_as_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = unpacking.unpacked(file).stat().st_ino
+    monkeypatch.setattr(unpacking, "_checked", set())
+    assert unpacking.unpacked(file).stat().st_ino == before
+
+
+def test_where_nothing_can_be_written_the_file_itself_runs(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpacking.unpacked(file)
+    (folder / "lib/b.py").write_bytes(b"")
+    monkeypatch.setattr(unpacking, "_checked", set())
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unpacking, "_flush", full)
+    assert unpacking.unpacked(file) == file
+    assert not [path for path in file.parent.iterdir() if path.name.startswith(".")]

@@ -239,9 +239,13 @@ def clean(device: str, identity: Path | None, everything: bool, as_json: bool) -
     from greencc.devices.opening import open_transport
 
     with AgentClient(open_transport(device, identity)) as client:
-        freed = client.clean(everything=everything)
+        cleaned = client.clean(everything=everything)
         name = client.name
     if as_json:
-        click.echo(json.dumps({"address": name, "freed_bytes": freed}))
+        told = {"address": name, "freed_bytes": cleaned.freed, "kept_bytes": cleaned.kept}
+        click.echo(json.dumps(told))
         return
-    click.echo(f"{name}: {gigabytes(freed)} freed")
+    click.echo(f"{name}: {gigabytes(cleaned.freed)} freed")
+    if cleaned.kept:
+        rest = "in use now" if everything else "kept for the next run; --all removes them as well"
+        click.echo(f"{gigabytes(cleaned.kept)} of models, engines and timing caches are {rest}")
