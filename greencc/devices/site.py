@@ -21,6 +21,7 @@ from greencc.devices.engines import Port, parse_ports
 from greencc.devices.facts import DeviceFacts, MeterFacts
 from greencc.devices.jobs import JobResult
 from greencc.devices.protocol import ProtocolError
+from greencc.devices.room import check_room, most_samples, room_of
 from greencc.devices.tensors import packed
 from greencc.devices.values import Told
 
@@ -128,13 +129,18 @@ class DeviceSite:
         found = {key: value for key, value in told.items() if value is not None}
         return found, tuple(f"{self.name}: {each}" for each in warnings(facts))
 
-    def build(self, order: BuildOrder) -> Built:
+    def build(self, order: BuildOrder, title: str = "the model") -> Built:
         """Send an artifact's files and have it built; what was built earlier is found again.
 
+        Args:
+            order: What to build.
+            title: Of it, for messages.
+
         Raises:
-            InputError: The builder refuses it.
-            UnavailableError: The device lacks what builds, fails, or takes too long.
+            InputError: It is larger than the device's memory (nothing is sent then), or the builder refuses it.
+            UnavailableError: The device lacks what builds or the disk for it, fails, or takes too long.
         """
+        check_room(self.facts, room_of(order), title, self.name)
         folder = order.main.parent
         files = {
             path.relative_to(folder).as_posix(): self.client.upload(path, label=f"Sending {path.name}")
@@ -154,7 +160,7 @@ class DeviceSite:
         done = self.client.run_job(
             spec, label=f"Building on {self.name}", limit=BUILD_SECONDS + _PATIENCE_SECONDS
         )
-        return self._built(done, most=_most(order))
+        return self._built(done, most=most_samples(order))
 
     def drive(self, built: Built, feeds: Sequence[Feeds], stretch: Stretch) -> Driven:
         """Run an engine for a while over there, as `DistantEngine.drive`.
@@ -291,14 +297,6 @@ def _pace(stretch: Stretch) -> dict[str, Any]:
     # At least one, though it may be due after the end: then it comes at the end.
     times = [next(due), *itertools.takewhile(lambda offset: offset < end, due)]
     return {"seconds": end, "rate": stretch.rate, "due": times}
-
-
-def _most(order: BuildOrder) -> int | None:
-    """The largest batch that all inputs with a free one are built for."""
-    shapes = order.options.get("shapes")
-    if not isinstance(shapes, Mapping) or not shapes:
-        return None
-    return min(int(each["max"][0]) for each in shapes.values())
 
 
 def _fixed(facts: DeviceFacts) -> str | None:

@@ -268,6 +268,17 @@ def test_a_device_of_another_kind_is_refused_with_what_fits(bench: Bench, local:
         pass
 
 
+def test_a_model_larger_than_the_memory_there_is_refused_before_it_is_sent(
+    bench: Bench, local: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The preset says 8 GB; this board has less than its system takes.
+    (bench.jetson.root / "proc/meminfo").write_text("MemTotal: 262144 kB\nMemAvailable: 262144 kB\n")
+    assert bench.compile(local, "--precision", "fp32") == InputError.exit_code
+    assert "estimated before anything is copied" in " ".join(capsys.readouterr().err.split())
+    assert not [path for path in bench.jetson.home.rglob("store/*") if path.is_file()]
+    assert not bench.out.exists()
+
+
 def test_power_modes_are_changed_where_that_is_allowed(bench: Bench, local: str) -> None:
     with AgentClient(LocalTransport()) as client:
         target = device_target(client)
