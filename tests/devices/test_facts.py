@@ -150,9 +150,7 @@ def test_other_machines(changes: dict[str, Any], target: str | None) -> None:
     assert matching(_facts(**{**_OTHER, **changes}), RELEASES).target == target
 
 
-_NEEDS = Needs(
-    "jetson:preset=jetson-orin-nano,jetpack=6.2", 87, "10.3.0", "jetson-orin-nano"
-)
+_NEEDS = Needs("jetson:preset=jetson-orin-nano,jetpack=6.2", 87, "10.3.0", "jetson-orin-nano")
 
 
 @pytest.mark.parametrize(
@@ -214,9 +212,17 @@ _CARD = {"machine": "x86_64", "chip": None, "module": None, "compatible": []}
     ("changes", "room", "message"),
     [
         # The 4 GB variant of a module whose preset has 8 GB.
-        ({"memory_bytes": 4 << 30}, Room(4 << 30, 0), "4,295 MB of memory .* has 4,295 MB, of which the system"),
+        (
+            {"memory_bytes": 4 << 30},
+            Room(4 << 30, 0),
+            "4,295 MB of memory .* has 4,295 MB, of which the system",
+        ),
         ({"memory_bytes": 4 << 30}, Room(3900 << 20, 0), "before anything is copied"),
-        ({**_CARD, "gpu": {"name": "RTX", "sm": 89, "memory_bytes": 2 << 30}}, Room(3 << 30, 0), r"has 2,147 MB \(compile"),
+        (
+            {**_CARD, "gpu": {"name": "RTX", "sm": 89, "memory_bytes": 2 << 30}},
+            Room(3 << 30, 0),
+            r"has 2,147 MB \(compile",
+        ),
         ({**_CARD, "memory_bytes": 1 << 30}, Room(1 << 30, 0, on_gpu=False), "of which the system"),
         ({"disk_free_bytes": 100, "disk_used_bytes": 5}, Room(0, 1 << 30), "0 MB of free disk"),
     ],
