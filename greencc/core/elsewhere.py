@@ -144,6 +144,10 @@ class DistantEngine(Engine, Protocol):
     @property
     def site(self) -> Site: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its times and energy must know of how it is driven there."""
+
     def drive(self, feeds: Sequence[Feeds], stretch: Stretch) -> Driven:
         """Run for a while over there; inputs are sent once.
 

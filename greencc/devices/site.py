@@ -139,7 +139,8 @@ class DeviceSite:
             "clocks_fixed": _fixed(facts),
         }
         found = {key: value for key, value in told.items() if value is not None}
-        return found, tuple(f"{self.name}: {each}" for each in warnings(facts))
+        left = (self.client.untidied,) if self.client.untidied else ()
+        return found, (*(f"{self.name}: {each}" for each in warnings(facts)), *left)
 
     def build(self, order: BuildOrder, title: str = "the model") -> Built:
         """Send an artifact's files and have it built; what was built earlier is found again.
@@ -271,7 +272,7 @@ class DeviceSite:
                 self.client.restore_power_mode()
 
     def _run(self, spec: Mapping[str, Any], label: str, *, quiet: float = 0.0) -> JobResult:
-        """Run a job. It is given up here only after the device itself must have done so, waiting for others included."""
+        """Run a job. It is given up here only after the device itself must have done so, also after waiting."""
         limit = spec["limits"]["seconds"] + WAIT_SECONDS + _SLACK_SECONDS
         with WaitShown(self._progress, self.name) as shown:
             return self.client.run_job(spec, label=label, limit=limit, quiet=quiet, on_event=shown)

@@ -325,14 +325,11 @@ class _Campaign:
 
     def _warnings(self, idle: IdlePower | None, warmed: WarmUp | None) -> list[str]:
         found: list[str] = list(self.stage.notes)
-        modes = [each.note for each in (*self.blocks, *self.idle_parts) if each.discarded is Discard.MODE]
+        windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
+        modes = [each.note for each in windows if each.discarded is Discard.MODE]
         if modes:
-            found.append(
-                f"somebody changed the power mode of the device meanwhile: {modes[0]}; what was measured in the other "
-                "one does not count"
-                if self.meter is not None
-                else f"somebody changed the power mode of the device meanwhile: {modes[0]}"
-            )
+            counts = "; the energy measured in it does not count" if self.meter is not None else ""
+            found.append(f"somebody changed the power mode of the device meanwhile: {modes[0]}{counts}")
         if warmed is not None and not warmed.steady:
             found.append(f"the machine did not get warm: {warmed.why}")
         late = sum(block.late for block in self.blocks)

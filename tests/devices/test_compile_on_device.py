@@ -7,8 +7,11 @@ not for a value.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,24 @@ def at_a_poll(
     return jobs
 
 
+def at_a_start(
+    monkeypatch: pytest.MonkeyPatch, kind: str, number: int, happens: Callable[[], object]
+) -> None:
+    """Let something happen once, when the `number`-th job of a kind has been started."""
+    jobs: list[str] = []
+    real = AgentClient.request
+
+    def request(self: AgentClient, op: str, args: Any = None, *rest: Any, **more: Any) -> Reply:
+        reply = real(self, op, args, *rest, **more)
+        if op == "start" and args["job"].startswith(kind):
+            jobs.append(args["job"])
+            if len(jobs) == number:
+                happens()
+        return reply
+
+    monkeypatch.setattr(AgentClient, "request", request)
+
+
 def test_compile_on_a_device_measures_there(
     bench: Bench, local: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +253,38 @@ def test_a_restart_in_a_block_discards_that_block_alone(
     # The trace is in order though the device's clock is its own.
     seconds = [point.seconds for point in found.campaign.trace]
     assert seconds == sorted(seconds)
+
+
+@pytest.mark.full
+def test_an_engine_that_is_killed_in_a_block_discards_that_block_alone(
+    bench: Bench, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_the_busy_one() -> None:
+        deadline = time.monotonic() + 30.0
+        while time.monotonic() < deadline:
+            for keeper in bench.jetson.home.glob("jobs/*/keeper.json"):
+                told = json.loads(keeper.read_text())
+                if told["busy"]:
+                    os.kill(told["pid"], signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    # Two stretches of warm-up and two rounds of latency come before, and the first block of the energy's first round.
+    at_a_start(monkeypatch, "drive", 8, kill_the_busy_one)
+    found, warnings = measure(
+        bench.model,
+        data=bench.evaluation,
+        target="jetson:jetpack=6.2",
+        device=local,
+        plan=MeasurePlan(replace(PROTOCOL, block_seconds=2.0)),
+    )
+    assert found.campaign is not None
+    result = found.campaign.result
+    assert result.discarded == {Discard.LOST.value: 1, Discard.COMPANION.value: 1}
+    assert (result.rounds, result.problem) == (2, None)
+    (lost,) = [block for block in result.blocks if block.discarded is Discard.LOST]
+    assert "the engine died" in lost.note
+    assert any("discarded blocks" in warning for warning in warnings)
 
 
 @pytest.mark.full

@@ -5,16 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pytest
 
+from greencc.compiler.measurement import _conditions
 from greencc.core.elsewhere import LostError, Stretch
+from greencc.core.engine import Engine
 from greencc.core.errors import GreenccError, UnavailableError
 from greencc.devices import site as sites
 from greencc.devices.client import AgentClient
+from greencc.devices.engine import DeviceEngine
 from greencc.devices.engines import Port
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.local import LocalTransport
@@ -65,6 +69,30 @@ def test_a_builder_that_crashes_does_so_again() -> None:
     assert not isinstance(raised.value, LostError)
 
 
+def test_a_device_that_runs_one_input_to_a_block_says_so() -> None:
+    site, _ = _site("crashed")
+    resident, alone = (DeviceEngine(site, replace(BUILT, resident=each), _unopened) for each in (True, False))
+    assert resident.notes == ()
+    (note,) = alone.notes
+    assert note.startswith("ssh://user@orin has trtexec alone: every block")
+    conditions = _conditions_of(alone)
+    assert note in conditions
+    assert note not in _conditions_of(resident)
+
+
+def _unopened() -> Engine:
+    raise AssertionError("nothing is run here")
+
+
+def _conditions_of(engine: DeviceEngine) -> tuple[str, ...]:
+    """What a measurement of an engine warns of beforehand."""
+    engine.site.client.facts = lambda: DeviceFacts()  # type: ignore[method-assign]
+    engine.site.client.untidied = "what was left is not put in order"
+    found = _conditions(None, None, engine)  # type: ignore[arg-type]
+    assert "what was left is not put in order" in found.warnings
+    return found.warnings
+
+
 @pytest.fixture
 def local(agent_home: Path, device_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREENCC_AGENT_HOME", str(agent_home))
@@ -106,7 +134,7 @@ def test_who_uses_the_device_is_named_when_it_is_given_up(
     held = _used(device_root)
     with (
         AgentClient(LocalTransport()) as client,
-        pytest.raises(UnavailableError, match="in use by job .7. of anna"),
+        pytest.raises(UnavailableError, match=r"in use by job \[7\] of anna"),
     ):
         DeviceSite(client, "cpu").idle(0.05)
     held.close()

@@ -81,6 +81,7 @@ class FakeDistantEngine:
     seconds: float
     extra: float = 0.0
     closed: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:

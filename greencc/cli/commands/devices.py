@@ -131,9 +131,9 @@ def probe(device: str, identity: Path | None, as_json: bool) -> None:
         AgentClient(open_transport(device, identity), progress=progress) as client,
     ):
         facts = client.facts()
-        address = client.name
+        address, untidied = client.name, client.untidied
     fit = matching(facts, _releases())
-    told = warnings(facts)
+    told = [*warnings(facts), *([untidied] if untidied else [])]
     if as_json:
         click.echo(json.dumps(_as_json(address, facts, fit, told, known), indent=2))
         return
@@ -245,8 +245,12 @@ def clean(device: str, identity: Path | None, everything: bool, as_json: bool) -
 
     with AgentClient(open_transport(device, identity)) as client:
         freed = client.clean(everything=everything)
-        name = client.name
+        kept = client.facts().disk_used_bytes
+        name, untidied = client.name, client.untidied
+    if untidied:
+        click.echo(f"note: {untidied}", err=True)
     if as_json:
-        click.echo(json.dumps({"address": name, "freed_bytes": freed}))
+        click.echo(json.dumps({"address": name, "freed_bytes": freed, "kept_bytes": kept}))
         return
-    click.echo(f"{name}: {gigabytes(freed)} freed")
+    more = "" if everything else " (--all removes engines and models as well)"
+    click.echo(f"{name}: {gigabytes(freed)} freed; greencc still keeps {gigabytes(kept)} there{more}")
