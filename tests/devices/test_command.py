@@ -96,8 +96,12 @@ def test_a_jetson_from_its_name_to_its_removal(
     assert told["facts"]["tensorrt"] == "10.3.0.30"
 
     (jetson.home / "store" / ("0" * 64)).write_bytes(b"x" * 100_000)
+    left = devices("clean", "orin").out
+    assert "0.0 MB freed; greencc still keeps 0." in left
+    assert "(--all removes engines and models as well)" in left
     cleaned = json.loads(devices("clean", "orin", "--all", "--json").out)
     assert cleaned["freed_bytes"] >= 100_000
+    assert 0 < cleaned["kept_bytes"]
     assert not list((jetson.home / "store").iterdir())
 
     removed = devices("remove", "orin")
