@@ -19,6 +19,7 @@ _AFFIX = re.compile(
     r"^fused |(/\w+Fusion/?|_nchwc|_token_\d+|_quant|_QuantizeLinear|_DequantizeLinear|/fused"
     r"|_(?:MatMul|Conv)Integer|_Cast|_scales|_rescale)$"
 )
+NOT_ATTRIBUTABLE = "(not attributable to a layer)"
 _MAX_WALK = 8
 # One at a time: a large model has tens of megabytes of activations for each, in both models.
 _ERROR_SAMPLES = 8
@@ -108,7 +109,8 @@ def layer_times(
 ) -> tuple[LayerTime, ...]:
     """Match the per-node times of both profiles by the source node they came from.
 
-    Nodes the runtime inserted (layout changes, conversions) are summed by operator, at the end.
+    Nodes the runtime inserted (layout changes, conversions) are summed by operator, at the end; those of which a
+    runtime tells no operator, as TensorRT does not, are one layer (`NOT_ATTRIBUTABLE`).
     """
     origins = Origins(source)
     before, extra_before = _by_origin(origins, baseline)
@@ -129,7 +131,8 @@ def layer_of(origins: Origins, name: str, op_type: str) -> str:
 
 
 def runtime_layer(op_type: str) -> str:
-    return f"({op_type}, by the runtime)"
+    """The layer of what the runtime did by itself; without an operator nothing more is known of it."""
+    return f"({op_type}, by the runtime)" if op_type else NOT_ATTRIBUTABLE
 
 
 def _by_origin(

@@ -16,6 +16,7 @@ from greencc.compiler.options import Effort
 from greencc.compiler.session import Session
 from greencc.compiler.variant import Variant
 from greencc.core.data import Feeds
+from greencc.core.elsewhere import DistantEngine
 from greencc.core.engine import Device, Engine
 from greencc.core.errors import InputError
 from greencc.core.report import Carbon, Figures, Interval, Ratio
@@ -146,7 +147,8 @@ def _conditions(session: Session, device: Device, engine: Engine) -> Conditions:
     """The state of the machine that is measured, wherever it is."""
     if (site := site_of((engine,))) is not None:
         facts, warnings = site.conditions()
-        return Conditions(dict(facts), warnings)
+        notes = engine.notes if isinstance(engine, DistantEngine) else ()
+        return Conditions(dict(facts), (*warnings, *notes))
     return record_conditions(int(device.facts.get("threads", "1")), processor=session.target.processor)
 
 

@@ -62,7 +62,7 @@ def opened_target(
     known = find_device(device)
     wanted = spec or ("" if known is None else known.target)
     with AgentClient(open_transport(device), progress=progress) as client:
-        there = device_target(client, wanted, may_change_mode=power_mode is not None)
+        there = device_target(client, wanted, may_change_mode=power_mode is not None, progress=progress)
         with there.with_power_mode(power_mode) if power_mode else nullcontext():
             yield there
     if power_mode is not None and client.farewell is not None:
@@ -91,13 +91,16 @@ def opened_engine(bundle: Bundle, device: str, progress: Progress, opened: ExitS
     return engine
 
 
-def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool = False) -> DeviceTarget:
+def device_target(
+    client: AgentClient, spec: str = "", *, may_change_mode: bool = False, progress: Progress = silent
+) -> DeviceTarget:
     """The target that a spec names on the device that a client is connected to.
 
     Args:
         client: Open for as long as the target is used.
         spec: Of the target; empty: what fits the device.
         may_change_mode: Whether the device's power mode may be changed.
+        progress: Shows for whom a job waits there.
 
     Raises:
         UsageError: There is no such target or option, or it runs on this computer alone.
@@ -118,7 +121,7 @@ def device_target(client: AgentClient, spec: str = "", *, may_change_mode: bool 
         )
     _check_processor(base, facts, client.name)
     check(facts, _needs(base), client.name, fit)
-    site = DeviceSite(client, base.processor, facts)
+    site = DeviceSite(client, base.processor, facts, progress)
     target = DeviceTarget(base, site, may_change_mode, _abilities(base, facts))
     if missing := target.missing():
         raise UnavailableError(missing, hint=f"see 'greencc devices probe {client.name}'")

@@ -52,7 +52,7 @@ class SiteState:
         celsius: Of the hottest sensor.
         clock_mhz: Of the processor that does the work.
         throttle_count: Times that it was slowed down for heat or current, cumulative.
-        facts: Further figures, as text.
+        facts: Further figures, as text; ``power_mode`` is the mode that it is in.
     """
 
     celsius: float | None = None
@@ -121,6 +121,10 @@ class Site(Protocol):
     def meter(self) -> SiteMeter | None:
         """Its meter; None: it has none that works."""
 
+    @property
+    def power_mode(self) -> str | None:
+        """The mode that it is to be in while it is measured; None: it has none."""
+
     def idle(self, seconds: float) -> Driven:
         """Wait for a while with the meter watched; `count` is 0.
 
@@ -139,6 +143,10 @@ class DistantEngine(Engine, Protocol):
 
     @property
     def site(self) -> Site: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its times and energy must know of how it is driven there."""
 
     def drive(self, feeds: Sequence[Feeds], stretch: Stretch) -> Driven:
         """Run for a while over there; inputs are sent once.

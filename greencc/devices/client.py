@@ -37,6 +37,8 @@ _SECONDS = {
     "bye": 5.0,
 }
 _USUAL_SECONDS = 60.0
+_RESTORE_SECONDS = 90.0
+"""To put a power mode back: the device itself waits for a minute for those who use it."""
 _MOST_TRIES = 3
 """Of a request on whose account the connection seems to break."""
 _MOST_SLOW = 2
@@ -109,6 +111,8 @@ class AgentClient:
         self._closed = self._away = self._worked = False
         self.farewell: str | None = None
         """After `close`: why the power mode may not be what it was; None: it is."""
+        self.untidied: str | None = None
+        """What a run that was killed left there and could not be put in order; None: nothing."""
 
     def __enter__(self) -> AgentClient:
         return self
@@ -368,8 +372,10 @@ class AgentClient:
         try:
             hello = greet(channel, self._transport.package, self.name, deadline)
             channel.established()
-            if self._connections == 0:
-                self._tidy(channel)
+            if self._connections == 0 and self.untidied is None:
+                if not self._tidy(channel):
+                    channel.close()
+                    return self._greeted()
             elif self._mode is not None:
                 self._set_again(channel, self._mode)
         except BaseException:
@@ -387,19 +393,37 @@ class AgentClient:
             # Another run set a mode while this one was away, or the device is just being timed: both pass.
             raise ConnectionLostError(answer.message, hint=answer.hint) from answer
 
-    def _tidy(self, channel: Channel) -> None:
-        """End what a run that was killed on this machine left there.
+    def _tidy(self, channel: Channel) -> bool:
+        """End what a run that was killed on this machine left there; False: the connection is of no more use.
 
-        The device may refuse to put the power mode back now, being in use. Then its watchdog does, and its facts tell.
+        What cannot be put in order now is no reason to do nothing else: it is told in `untidied`, its journal stays for
+        the next run, and the device's watchdog puts the power mode back without one.
         """
         with self._journal.leftovers() as found:
-            for left in found:
-                for job in left.jobs:
-                    if not job.startswith(BUILD):
-                        self._exchange(channel, "cancel", {"job": job}, b"", _USUAL_SECONDS, 0)
-                if left.power_mode:
-                    words = {"restore": True, "owner": left.owner}
-                    self._exchange(channel, "power-mode", words, b"", _SECONDS["power-mode"], 0)
+            for left in list(found):
+                try:
+                    for job in left.jobs:
+                        if not job.startswith(BUILD):
+                            self._exchange(channel, "cancel", {"job": job}, b"", _USUAL_SECONDS, 0)
+                    if left.power_mode:
+                        words = {"restore": True, "owner": left.owner}
+                        self._expect(channel, "power-mode", words, _RESTORE_SECONDS)
+                except GreenccError as error:
+                    found.remove(left)
+                    what = f"what a greencc that was killed left on {self.name}"
+                    self.untidied = f"{what} is not put in order: {error.message}"
+                    if isinstance(error, ConnectionLostError):
+                        # None of the others was asked about.
+                        found.clear()
+                        return False
+        return True
+
+    def _expect(
+        self, channel: Channel, op: str, args: Mapping[str, Any], seconds: float = _USUAL_SECONDS
+    ) -> None:
+        answer = self._exchange(channel, op, args, b"", seconds, 0)
+        if isinstance(answer, GreenccError):
+            raise answer
 
     def _drop(self) -> None:
         if self._channel is not None:

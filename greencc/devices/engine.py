@@ -36,6 +36,16 @@ class DeviceEngine(CheckedEngine):
         """As `DistantEngine.site`."""
         return self._site
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As `DistantEngine.notes`."""
+        if self.built.resident:
+            return ()
+        return (
+            f"{self._site.name} has trtexec alone: every block, and every round of the latency, runs one of the inputs "
+            "over and over, and another block another one",
+        )
+
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """As `Engine.run`; on the device where its engine is resident."""
         if self.built.resident:

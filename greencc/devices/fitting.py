@@ -33,8 +33,6 @@ _BOARDS = (
 _ARM_BOARDS = (("raspberry pi 5", "rpi5"), ("raspberry pi 4", "rpi4"))
 _ARM_CORES = (("A78AE", "cortex-a78ae"), ("A76", "cortex-a76"), ("A72", "cortex-a72"), ("A53", "cortex-a53"))
 Releases = Mapping[str, Mapping[str, str]]
-_SPARE_BYTES = 256 << 20
-"""Of memory, for the operating system and the builder's own code."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +155,12 @@ class Needs:
         sm: Compute capability of the GPU.
         tensorrt: Version; major and minor must be the device's.
         preset: Of the Jetson.
-        memory_bytes: Estimated, for building and running.
-        disk_bytes: Of what is sent and what is built.
     """
 
     title: str
     sm: int | None = None
     tensorrt: str | None = None
     preset: str | None = None
-    memory_bytes: int | None = None
-    disk_bytes: int | None = None
 
 
 def check(facts: DeviceFacts, needs: Needs, name: str, fit: Fit) -> None:
@@ -179,8 +173,8 @@ def check(facts: DeviceFacts, needs: Needs, name: str, fit: Fit) -> None:
         fit: Of `matching`, for the remedy.
 
     Raises:
-        UnavailableError: It is another kind of machine, or lacks TensorRT or disk.
-        InputError: The target is for another GPU, module or TensorRT, or the model is too large for its memory.
+        UnavailableError: It is another kind of machine, or lacks TensorRT.
+        InputError: The target is for another GPU, module or TensorRT.
     """
     instead = f"compile for it: --target {fit.target}" if fit.target else fit.remedy
     if needs.preset is not None and not facts.is_jetson:
@@ -192,7 +186,6 @@ def check(facts: DeviceFacts, needs: Needs, name: str, fit: Fit) -> None:
         _check_gpu(facts, needs, name, instead)
     if needs.tensorrt is not None:
         _check_tensorrt(facts, needs.tensorrt, needs.title, name, instead)
-    _check_room(facts, needs, name)
 
 
 def _check_gpu(facts: DeviceFacts, needs: Needs, name: str, instead: str) -> None:
@@ -226,25 +219,3 @@ def _check_tensorrt(facts: DeviceFacts, wanted: str, title: str, name: str, inst
             "one version is of no use to another, and the graph differs",
             hint=instead,
         )
-
-
-def _check_room(facts: DeviceFacts, needs: Needs, name: str) -> None:
-    free = facts.memory_free_bytes if facts.memory_free_bytes is not None else facts.memory_bytes
-    if needs.memory_bytes is not None and free is not None and needs.memory_bytes + _SPARE_BYTES > free:
-        raise InputError(
-            f"{name} has {_mb(free)} of free memory, and building {needs.title} needs about {_mb(needs.memory_bytes)}",
-            hint="end other programs there, or compile a smaller model or batch",
-        )
-    if (
-        needs.disk_bytes is not None
-        and facts.disk_free_bytes is not None
-        and needs.disk_bytes > facts.disk_free_bytes
-    ):
-        raise UnavailableError(
-            f"{name} has {_mb(facts.disk_free_bytes)} of free disk, and about {_mb(needs.disk_bytes)} are needed",
-            hint=f"free some there; 'greencc devices clean {name}' removes what greencc keeps there",
-        )
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"

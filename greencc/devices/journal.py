@@ -100,14 +100,18 @@ class Journal:
 
     @contextmanager
     def leftovers(self) -> Iterator[list[Leftovers]]:
-        """What killed runs left; it is forgotten when the block ends well, and nobody else sees it meanwhile."""
+        """What killed runs left, and nobody else sees meanwhile.
+
+        What is still in the list when the block ends well is forgotten; what was taken out is left for a later run.
+        """
         held: list[tuple[IO[bytes], Leftovers]] = []
         try:
             for path in sorted(self._place.glob(f"*{_SUFFIX}")):
                 if (stream := _taken(path)) is not None:
                     held.append((stream, _parse(stream.read(_MOST_BYTES), path)))
-            yield [item for _, item in held]
-            for _, item in held:
+            found = [item for _, item in held]
+            yield found
+            for item in found:
                 item.file.unlink(missing_ok=True)
         finally:
             for stream, _ in held:

@@ -33,6 +33,10 @@ class DeviceLostError(LostError):
     """The device was restarted, or the agent's work killed, in the middle of what cannot go on from there."""
 
 
+class CrashedError(UnavailableError):
+    """A process of the vendor's code died there: a builder, or an engine that was loaded."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What came back: JSON of unknown content, and bytes."""
@@ -48,7 +52,7 @@ _KINDS: Mapping[str, type[GreenccError]] = {
     "disk": UnavailableError,
     "memory": InputError,
     "timeout": UnavailableError,
-    "crashed": UnavailableError,
+    "crashed": CrashedError,
     "lost": DeviceLostError,
     "permission": UnavailableError,
     "internal": GreenccError,

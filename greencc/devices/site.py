@@ -10,25 +10,32 @@ from typing import Any
 
 from greencc.core.arrivals import due_offsets
 from greencc.core.data import Feeds
-from greencc.core.elsewhere import Driven, SiteMeter, Stretch
+from greencc.core.elsewhere import Driven, LostError, SiteMeter, Stretch
 from greencc.core.engine import BuildOrder, NodeTime
 from greencc.core.errors import UsageError
 from greencc.core.meter import Grade
+from greencc.core.progress import Progress, silent
 from greencc.devices.advice import warnings
 from greencc.devices.client import AgentClient
 from greencc.devices.driven import BYTES_PER_TIME, LATENCIES, SERVICES, parse_driven
 from greencc.devices.engines import Port, parse_ports
 from greencc.devices.facts import DeviceFacts, MeterFacts
 from greencc.devices.jobs import JobResult
-from greencc.devices.protocol import ProtocolError
+from greencc.devices.protocol import CrashedError, ProtocolError
+from greencc.devices.room import check_room, most_samples, room_of
 from greencc.devices.tensors import packed
 from greencc.devices.values import Told
+from greencc.devices.waiting import WaitShown
 
 BUILD_SECONDS = 3600.0
 """A builder may take so long: TensorRT on the smallest modules takes minutes for a middling network."""
+WAIT_SECONDS = 3600.0
+"""A job waits so long for a device that others use; then it fails, and names them (the agent's own default)."""
 _PATIENCE_SECONDS = 900.0
-"""Beyond what a stretch is to take: loading the engine, and waiting for a device that others use."""
+"""Beyond what a stretch is to take, once the device is free for it: loading the engine."""
 _IDLE_PATIENCE_SECONDS = 300.0
+_SLACK_SECONDS = 60.0
+"""So much later than the job itself the host gives up: what the device says of it is the better message."""
 _MOST_RUNS = 50_000_000
 _USUAL_PERIOD_SECONDS = 0.1
 
@@ -76,10 +83,17 @@ class DeviceSite:
         client: The way there. It is closed by whoever opened it.
         processor: ``cpu`` or ``gpu``: where the work will be done; the meter must see it.
         facts: Of the device; default: it is asked.
+        progress: Shows for whom a job waits there.
     """
 
-    def __init__(self, client: AgentClient, processor: str, facts: DeviceFacts | None = None) -> None:
-        self.client, self.processor = client, processor
+    def __init__(
+        self,
+        client: AgentClient,
+        processor: str,
+        facts: DeviceFacts | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.client, self.processor, self._progress = client, processor, progress
         self.facts = client.facts() if facts is None else facts
         self._sent: _Sent | None = None
         self._modes: list[str] = []
@@ -107,11 +121,10 @@ class DeviceSite:
             "seconds": seconds,
             "metered": True,
             "processor": self.processor,
+            "wait": WAIT_SECONDS,
             "limits": {"seconds": seconds + _IDLE_PATIENCE_SECONDS},
         }
-        done = self.client.run_job(
-            spec, label=f"Idle on {self.name}", limit=seconds + _IDLE_PATIENCE_SECONDS, quiet=seconds
-        )
+        done = self._run(spec, f"Idle on {self.name}", quiet=seconds)
         return parse_driven(done.result, self.name)
 
     def conditions(self) -> tuple[Mapping[str, str], tuple[str, ...]]:
@@ -126,15 +139,21 @@ class DeviceSite:
             "clocks_fixed": _fixed(facts),
         }
         found = {key: value for key, value in told.items() if value is not None}
-        return found, tuple(f"{self.name}: {each}" for each in warnings(facts))
+        left = (self.client.untidied,) if self.client.untidied else ()
+        return found, (*(f"{self.name}: {each}" for each in warnings(facts)), *left)
 
-    def build(self, order: BuildOrder) -> Built:
+    def build(self, order: BuildOrder, title: str = "the model") -> Built:
         """Send an artifact's files and have it built; what was built earlier is found again.
 
+        Args:
+            order: What to build.
+            title: Of it, for messages.
+
         Raises:
-            InputError: The builder refuses it.
-            UnavailableError: The device lacks what builds, fails, or takes too long.
+            InputError: It is larger than the device's memory (nothing is sent then), or the builder refuses it.
+            UnavailableError: The device lacks what builds or the disk for it, fails, or takes too long.
         """
+        check_room(self.facts, room_of(order), title, self.name)
         folder = order.main.parent
         files = {
             path.relative_to(folder).as_posix(): self.client.upload(path, label=f"Sending {path.name}")
@@ -151,10 +170,8 @@ class DeviceSite:
             "options": options,
             "limits": {"seconds": BUILD_SECONDS},
         }
-        done = self.client.run_job(
-            spec, label=f"Building on {self.name}", limit=BUILD_SECONDS + _PATIENCE_SECONDS
-        )
-        return self._built(done, most=_most(order))
+        done = self._run(spec, f"Building on {self.name}")
+        return self._built(done, most=most_samples(order))
 
     def drive(self, built: Built, feeds: Sequence[Feeds], stretch: Stretch) -> Driven:
         """Run an engine for a while over there, as `DistantEngine.drive`.
@@ -174,13 +191,16 @@ class DeviceSite:
             "first": stretch.first % len(feeds),
             "metered": stretch.metered,
             "processor": self.processor,
+            "wait": WAIT_SECONDS,
             **_pace(stretch),
         }
         seconds = self._seconds(built, stretch)
         spec["limits"] = {"seconds": seconds + _PATIENCE_SECONDS}
-        done = self.client.run_job(
-            spec, label=f"Running on {self.name}", limit=seconds + 2 * _PATIENCE_SECONDS, quiet=seconds
-        )
+        try:
+            done = self._run(spec, f"Running on {self.name}", quiet=seconds)
+        except CrashedError as error:
+            # The next stretch loads it again.
+            raise LostError(f"the engine died: {error.message}", hint=error.hint) from error
         count = done.result.get("count")
         if not isinstance(count, int) or not 0 < count <= _MOST_RUNS:
             raise ProtocolError(f"{self.name} tells no number of runs")
@@ -213,9 +233,10 @@ class DeviceSite:
             "count": 1,
             "first": 0,
             "runs": runs,
+            "wait": WAIT_SECONDS,
             "limits": {"seconds": _PATIENCE_SECONDS},
         }
-        done = self.client.run_job(spec, label=f"Profiling on {self.name}", limit=2 * _PATIENCE_SECONDS)
+        done = self._run(spec, f"Profiling on {self.name}")
         where = f"a profile of {self.name}"
         found = []
         for node in Told(done.result, where).inners("nodes"):
@@ -249,6 +270,12 @@ class DeviceSite:
                 self.client.set_power_mode(self._modes[-1])
             else:
                 self.client.restore_power_mode()
+
+    def _run(self, spec: Mapping[str, Any], label: str, *, quiet: float = 0.0) -> JobResult:
+        """Run a job. It is given up here only after the device itself must have done so, also after waiting."""
+        limit = spec["limits"]["seconds"] + WAIT_SECONDS + _SLACK_SECONDS
+        with WaitShown(self._progress, self.name) as shown:
+            return self.client.run_job(spec, label=label, limit=limit, quiet=quiet, on_event=shown)
 
     def _built(self, done: JobResult, most: int | None) -> Built:
         where = f"a build on {self.name}"
@@ -291,14 +318,6 @@ def _pace(stretch: Stretch) -> dict[str, Any]:
     # At least one, though it may be due after the end: then it comes at the end.
     times = [next(due), *itertools.takewhile(lambda offset: offset < end, due)]
     return {"seconds": end, "rate": stretch.rate, "due": times}
-
-
-def _most(order: BuildOrder) -> int | None:
-    """The largest batch that all inputs with a free one are built for."""
-    shapes = order.options.get("shapes")
-    if not isinstance(shapes, Mapping) or not shapes:
-        return None
-    return min(int(each["max"][0]) for each in shapes.values())
 
 
 def _fixed(facts: DeviceFacts) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from greencc.devices.transport import Channel, ConnectionLostError
 
 CONFIG_VARIABLE = "GREENCC_SSH_CONFIG"
 """A file that `ssh` reads instead of ``~/.ssh/config`` and the system's."""
+_CONFIG_SECONDS = 10.0
+_PLACE = ("user", "hostname", "port", "proxyjump", "proxycommand")
+"""What `ssh -G` tells of where an address leads. The same private address behind two jump hosts is two machines."""
 _FIXED = (
     "BatchMode=yes",
     "StrictHostKeyChecking=yes",
@@ -80,6 +84,7 @@ class SshTransport:
         self.address = address
         self._options = options or SshOptions.from_environment()
         self._package = package or agent_package()
+        self._identity: str | None = None
 
     @property
     def name(self) -> str:
@@ -88,8 +93,10 @@ class SshTransport:
 
     @property
     def identity(self) -> str:
-        """As `Transport.identity`."""
-        return str(self.address)
+        """As `Transport.identity`: who `ssh` would log in as, and where, however the address is written."""
+        if self._identity is None:
+            self._identity = self._resolved()
+        return self._identity
 
     @property
     def package(self) -> AgentPackage:
@@ -98,8 +105,12 @@ class SshTransport:
 
     def command(self) -> list[str]:
         """The arguments of the client."""
+        return [*self._client("-T"), "--", self.address.destination, self._remote_command()]
+
+    def _client(self, mode: str) -> list[str]:
+        """Of the client, but for whom to reach and what to do there."""
         options = self._options
-        words = [options.program, "-T"]
+        words = [options.program, mode]
         if options.config is not None:
             words += ["-F", str(options.config)]
         for option in (*_FIXED, f"ConnectTimeout={options.connect_seconds}"):
@@ -108,7 +119,23 @@ class SshTransport:
             words += ["-i", str(options.identity)]
         if self.address.port is not None:
             words += ["-p", str(self.address.port)]
-        return [*words, "--", self.address.destination, self._remote_command()]
+        return words
+
+    def _resolved(self) -> str:
+        """User, host, port and jumps by the client's configuration, which it tells without connecting."""
+        command = [*self._client("-G"), "--", self.address.destination]
+        try:
+            answer = subprocess.run(
+                command, capture_output=True, text=True, timeout=_CONFIG_SECONDS, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+            # Connecting will tell what is wrong with it.
+            return str(self.address)
+        lines = [line.partition(" ") for line in answer.stdout.splitlines()]
+        found = {key: value.strip() for key, _, value in lines if key in _PLACE}
+        if answer.returncode != 0 or not {"user", "hostname", "port"} <= set(found):
+            return str(self.address)
+        return " ".join(found.get(key, "none") for key in _PLACE)
 
     def _remote_command(self) -> str:
         """For whatever shell the user has there: one program, and one quoted word without anything to expand."""

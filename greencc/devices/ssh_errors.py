@@ -54,7 +54,11 @@ class Explainer:
 
     def try_it(self, *command: str) -> str:
         """A command that shows the user the same."""
-        return f"run: {' '.join(('ssh', *self.port(), shlex.quote(self.address.destination), *command))}"
+        return f"run: {self.command(*command)}"
+
+    def command(self, *command: str) -> str:
+        """The user's own `ssh` to that address."""
+        return " ".join(("ssh", *self.port(), shlex.quote(self.address.destination), *command))
 
     def keyscan(self) -> str:
         """A command that shows the host's keys."""
@@ -70,8 +74,8 @@ def _changed(explainer: Explainer, match: re.Match[str], said: str) -> Connectio
     where = f" (line {offending[2]} of {printable(offending[1])})" if offending else ""
     return explainer.lasting(
         f"has another host key than the one that is known{where}: it was set up anew, or somebody is in between",
-        "ask whoever runs it; only if the change is right, remove that line and connect once by hand: "
-        f"{explainer.try_it()}",
+        "ask whoever runs it; only if the change is right, remove that line and connect once by hand with "
+        f"'{explainer.command()}'",
     )
 
 

@@ -261,7 +261,9 @@ class DeviceTarget(Target):
         """What the device has made of an artifact, or of a model."""
         known = self._work.built.get(artifact)
         if known is None:
-            known = self._work.built[artifact] = self.site.build(self.base.order(self._artifact(artifact)))
+            known = self._work.built[artifact] = self.site.build(
+                self.base.order(self._artifact(artifact)), f"an engine for {self.base.name}"
+            )
         return known
 
     def _artifact(self, path: Path) -> Path:

@@ -39,6 +39,7 @@ class Discard(Enum):
     CLOCK = "the clock was set"
     BUSY = "another process was busy"
     THROTTLED = "the machine was throttled"
+    MODE = "the power mode was changed"
     LOST = "the device was lost"
     COMPANION = "another block of its round was discarded"
 
@@ -46,6 +47,11 @@ class Discard(Enum):
     def of_meter(self) -> bool:
         """The meter is at fault, rather than the machine."""
         return self in (Discard.FAILED, Discard.GAP, Discard.STUCK)
+
+    @property
+    def lasts(self) -> bool:
+        """Several in a row, and there is no use in going on."""
+        return self.of_meter or self in (Discard.LOST, Discard.MODE)
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,13 @@ class Stage(Protocol):
     def readings(self) -> Sequence[Reading]:
         """What the meter of a machine elsewhere gave, an epoch for every window; here whoever watches it has them."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader must know of how it went, besides what the windows tell."""
+
+    def seconds(self) -> float:
+        """What of the time limit is used up."""
+
     def warm_up(self, engines: Sequence[Engine], *, window: float, limit: float) -> WarmUp:
         """As `greencc.measure.warm_up.warm_up`."""
 
@@ -201,6 +214,7 @@ class Windows:
         self._meter, self._bench, self._feeds, self._load = meter, bench, feeds, load
         self._phase = np.random.default_rng(bench.seed)
         self._fastest: dict[str, float] = {}
+        self._began = bench.clock()
 
     @property
     def gone(self) -> str | None:
@@ -211,6 +225,15 @@ class Windows:
     def readings(self) -> Sequence[Reading]:
         """As `Stage.readings`."""
         return ()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """As `Stage.notes`."""
+        return ()
+
+    def seconds(self) -> float:
+        """As `Stage.seconds`: since this was made."""
+        return self._bench.clock() - self._began
 
     def warm_up(self, engines: Sequence[Engine], *, window: float, limit: float) -> WarmUp:
         """As `Stage.warm_up`."""

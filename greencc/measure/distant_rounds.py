@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from greencc.core.data import Feeds
 from greencc.core.elsewhere import DistantEngine, Driven, LostError, Stretch
 from greencc.measure.blocks import Discard
-from greencc.measure.elsewhere import disturbance
+from greencc.measure.elsewhere import disturbance, lost_note
 from greencc.measure.rounds import WARM_UP_WINDOW, TimedRound, order_of
 
 # Lost so often in a row, the last error is the caller's.
@@ -65,17 +65,15 @@ class DistantTimer:
             for index in order_of(len(self._engines), number):
                 found = self._drive(index, stretch)
                 if found is None:
-                    self._again += 1
                     break
                 driven[index] = found
             else:
-                return _round([driven[index] for index in range(len(self._engines))])
+                mode = self._engines[0].site.power_mode
+                return _round([driven[index] for index in range(len(self._engines))], mode)
 
     def notes(self) -> list[str]:
         """As `RoundTimer.notes`."""
-        if not self._again:
-            return []
-        return [f"{self._again} rounds were lost with the device and measured again"]
+        return [lost_note(self._again, "of the latency measurement")] if self._again else []
 
     def _drive(self, index: int, stretch: Stretch) -> Driven | None:
         """A stretch, or None where it was lost and the site may do better."""
@@ -85,15 +83,18 @@ class DistantTimer:
             self._lost += 1
             if self._lost >= _MAX_LOST:
                 raise
+            self._again += 1
             return None
         self._lost = 0
         self._spent += driven.seconds
         return driven
 
 
-def _round(blocks: Sequence[Driven]) -> TimedRound:
+def _round(blocks: Sequence[Driven], mode: str | None) -> TimedRound:
     shares = [each.others for each in blocks if each.others is not None]
-    causes = [found[1] for each in blocks if (found := disturbance(each)) and found[0] is not Discard.BUSY]
+    causes = [
+        found[1] for each in blocks if (found := disturbance(each, mode)) and found[0] is not Discard.BUSY
+    ]
     return TimedRound(
         tuple(tuple(each.services_ms) for each in blocks),
         max(shares, default=None),

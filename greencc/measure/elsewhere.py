@@ -68,19 +68,34 @@ def stretch_of(load: Load, seconds: float, first: int, *, number: int = 0, meter
     )
 
 
-def disturbance(driven: Driven, fastest_mhz: float | None = None) -> tuple[Discard, str] | None:
+def disturbance(
+    driven: Driven, mode: str | None, fastest_mhz: float | None = None
+) -> tuple[Discard, str] | None:
     """What disturbed a stretch, or None; as `greencc.measure.blocks.Watch.verdict`.
 
     Args:
         driven: What came back.
+        mode: The power mode that the site is to be in (`Site.power_mode`).
         fastest_mhz: The clock of earlier stretches of the same load, flat out; None: there is nothing to compare with.
     """
     if note := slept_for(driven.suspended):
         return Discard.SUSPENDED, note
+    if note := _mode_changed(driven, mode):
+        return Discard.MODE, note
     if found := busy(driven.others):
         return found
     if note := throttled(_thermal(driven.before), _thermal(driven.after), fastest_mhz):
         return Discard.THROTTLED, note
+    return None
+
+
+def _mode_changed(driven: Driven, expected: str | None) -> str | None:
+    """Say in which other power mode a site was; one that it does not tell is taken for the right one."""
+    begun, ended = (state.facts.get("power_mode") for state in (driven.before, driven.after))
+    expected = expected or begun
+    for mode in (begun, ended):
+        if mode is not None and mode != expected:
+            return f"its power mode was {mode}, and not {expected}"
     return None
 
 
@@ -122,6 +137,8 @@ class ElsewhereWindows:
         self._celsius: float | None = None
         self._readings: list[Reading] = []
         self._gone: str | None = None
+        self._seconds = 0.0
+        self._again = 0
 
     @property
     def gone(self) -> str | None:
@@ -132,6 +149,19 @@ class ElsewhereWindows:
     def readings(self) -> Sequence[Reading]:
         """As `Stage.readings`: joules since the window began, on this machine's clock."""
         return tuple(self._readings)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """As `Stage.notes`."""
+        return (lost_note(self._again, "of the warm-up"),) if self._again else ()
+
+    def seconds(self) -> float:
+        """As `Stage.seconds`: those of the stretches that came back.
+
+        Getting each of them there and back, loading an engine for it and waiting for a device that others use is not
+        counted: it would leave no rounds where a stretch of half a second takes seconds to begin.
+        """
+        return self._seconds
 
     def warm_up(self, engines: Sequence[Engine], *, window: float, limit: float) -> WarmUp:
         """As `greencc.measure.warm_up.warm_up`, by the site's temperature.
@@ -148,9 +178,7 @@ class ElsewhereWindows:
             )
             self._celsius = driven.after.celsius
 
-        return run_until_steady(
-            engines, run, lambda: self._celsius, self._bench.clock, window=window, limit=limit
-        )
+        return run_until_steady(engines, run, lambda: self._celsius, self.seconds, window=window, limit=limit)
 
     def idle(self, which: str, seconds: float) -> IdlePart:
         """As `Stage.idle`."""
@@ -160,7 +188,7 @@ class ElsewhereWindows:
             return IdlePart(which, asked, self._bench.clock() - asked, None, Discard.LOST, driven)
         shift = self._shift_of(driven)
         metered = self._metered(driven, shift)
-        found = disturbance(driven) or metered.found
+        found = disturbance(driven, self._site.power_mode) or metered.found
         part = IdlePart(
             which,
             metered.begin + shift,
@@ -193,7 +221,7 @@ class ElsewhereWindows:
                 discarded=Discard.LOST,
                 note=driven,
             )
-        found = disturbance(driven, self._fastest_of(variant, driven))
+        found = disturbance(driven, self._site.power_mode, self._fastest_of(variant, driven))
         shift = self._shift_of(driven)
         metered = self._metered(driven, shift)
         if metered.energy is not None:
@@ -219,12 +247,14 @@ class ElsewhereWindows:
     def _attempt(self, stretch: Callable[[], Driven]) -> Driven | str:
         """What came back, or why nothing did."""
         try:
-            return stretch()
+            driven = stretch()
         except LostError as error:
             return str(error)
         except UnavailableError as error:
             self._gone = str(error)
             return self._gone
+        self._seconds += driven.seconds
+        return driven
 
     def _insist(self, stretch: Callable[[], Driven]) -> Driven:
         for _ in range(_WARM_UP_TRIES - 1):
@@ -233,7 +263,10 @@ class ElsewhereWindows:
                 return found
             if self._gone is not None:
                 break
-        return stretch()
+            self._again += 1
+        driven = stretch()
+        self._seconds += driven.seconds
+        return driven
 
     def _fastest_of(self, variant: str, driven: Driven) -> float | None:
         """The clock of the variant's earlier blocks, to compare with; it is remembered flat out alone."""
@@ -276,6 +309,12 @@ class ElsewhereWindows:
             replace(each, seconds=each.seconds + shift, epoch=each.epoch + epoch) for each in around
         ]
         return _Metered(energy, begin, end - begin, None)
+
+
+def lost_note(count: int, of_what: str) -> str:
+    """What is said of stretches that were measured again because they never came back."""
+    what = f"{count} stretch {of_what} was" if count == 1 else f"{count} stretches {of_what} were"
+    return f"{what} lost with the device or its engine, and repeated"
 
 
 def _distant(engine: Engine) -> DistantEngine:

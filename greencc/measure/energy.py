@@ -31,6 +31,8 @@ BASELINE, ARTIFACT = "baseline", "artifact"
 _MAX_FAILURES = 3
 _PAUSE_SECONDS = 1.0
 _WARM_UP_SHARE = 0.25
+# With the rounds that an interval takes, a device ends at so many limits, however long its stretches take to begin.
+_MOST_LIMITS = 6
 _SAME_POWER = 1e-9
 
 
@@ -196,7 +198,7 @@ class _Campaign:
     def _measure_rounds(self) -> str:
         """Measure until a reason to stop comes up."""
         failures = number = 0
-        start = self.bench.clock()
+        start = self.stage.seconds()
         while True:
             blocks, whole = self._measure_round(number)
             number += 1
@@ -207,19 +209,18 @@ class _Campaign:
             else:
                 cause = next(block for block in blocks if block.discarded not in (None, Discard.COMPANION))
                 assert cause.discarded is not None
-                lost = cause.discarded is Discard.LOST
-                self.meter_failed = not lost
+                lasts, self.meter_failed = cause.discarded.lasts, cause.discarded.of_meter
                 if self.stage.gone is not None:
                     self.failure = self.stage.gone
                     return "the device was lost"
-                failures = failures + 1 if cause.discarded.of_meter or lost else 0
-                if failures >= _MAX_FAILURES and (self.meter is not None or lost):
-                    name = "the device" if self.meter is None or lost else self.meter.name
+                failures = failures + 1 if lasts else 0
+                if failures >= _MAX_FAILURES:
+                    name = self.meter.name if self.meter is not None and self.meter_failed else "the device"
                     self.failure = f"{name} failed {failures} times in a row: {cause.note}"
-                    return "the device failed" if lost else "the meter failed"
-                if cause.discarded.of_meter or lost:
+                    return "the meter failed" if self.meter_failed else "the device failed"
+                if lasts:
                     self.bench.sleep(_PAUSE_SECONDS)
-            if stopped := self._stop((self.bench.clock() - start) / number):
+            if stopped := self._stop((self.stage.seconds() - start) / number):
                 return stopped
 
     def _measure_round(self, number: int) -> tuple[list[Block], Round | None]:
@@ -257,10 +258,13 @@ class _Campaign:
             ).ratio
             if half_width(ratio) <= protocol.target:
                 return "the ratio is known well enough"
-        left = protocol.limit_seconds - (self.bench.clock() - self.began) - self.idle_seconds
+        left = protocol.limit_seconds - self.stage.seconds() - self.idle_seconds
         # Two rounds are worth going over the limit for, by one round at most.
         if left < round_seconds and (done >= 2 or left < 0.0):
             return f"the time limit of {protocol.limit_seconds:g} s"
+        longest = _MOST_LIMITS * protocol.limit_seconds
+        if done >= 2 and self.bench.clock() - self.began > longest:
+            return f"{longest:g} s, most of which blocks took to begin"
         return None
 
     def _result(self, stopped: str, warmed: WarmUp | None) -> EnergyResult:
@@ -313,13 +317,19 @@ class _Campaign:
 
     def _too_few(self) -> str:
         counts = ", ".join(f"{reason}: {count}" for reason, count in self._discarded().items())
-        return (
-            f"only {len(self.rounds)} rounds of blocks were undisturbed within {self.protocol.limit_seconds:g} s"
-            f"{f' ({counts})' if counts else ''}"
-        )
+        done, limit = len(self.rounds), f"{self.protocol.limit_seconds:g} s"
+        what = f"only {done} round{'s' * (done != 1)} of blocks"
+        if not counts:
+            return f"{what} fitted into the time limit of {limit}"
+        return f"{what} {'was' if done == 1 else 'were'} undisturbed within {limit} ({counts})"
 
     def _warnings(self, idle: IdlePower | None, warmed: WarmUp | None) -> list[str]:
-        found: list[str] = []
+        found: list[str] = list(self.stage.notes)
+        windows: list[Block | IdlePart] = [*self.blocks, *self.idle_parts]
+        modes = [each.note for each in windows if each.discarded is Discard.MODE]
+        if modes:
+            counts = "; the energy measured in it does not count" if self.meter is not None else ""
+            found.append(f"somebody changed the power mode of the device meanwhile: {modes[0]}{counts}")
         if warmed is not None and not warmed.steady:
             found.append(f"the machine did not get warm: {warmed.why}")
         late = sum(block.late for block in self.blocks)

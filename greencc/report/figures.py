@@ -26,6 +26,7 @@ _ENERGY = ((1e6, "kJ"), (1e3, "J"), (1.0, "mJ"), (1e-3, "µJ"), (1e-6, "nJ"))  #
 _POWER = ((1e3, "kW"), (1.0, "W"), (1e-3, "mW"), (1e-6, "µW"))  # in watts
 _CARBON = ((1e9, "kg"), (1e6, "g"), (1e3, "mg"), (1.0, "µg"), (1e-3, "ng"), (1e-6, "pg"))  # in micrograms
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -401,5 +402,5 @@ def unbroken(text: str) -> str:
 
 
 def capitalized(text: str) -> str:
-    """First letter in upper case, the rest as it is."""
-    return text[:1].upper() + text[1:]
+    """First letter in upper case, the rest as it is; the address of a device is left alone."""
+    return text if _ADDRESS.match(text) else text[:1].upper() + text[1:]

@@ -7,8 +7,11 @@ not for a value.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,24 @@ def at_a_poll(
     return jobs
 
 
+def at_a_start(
+    monkeypatch: pytest.MonkeyPatch, kind: str, number: int, happens: Callable[[], object]
+) -> None:
+    """Let something happen once, when the `number`-th job of a kind has been started."""
+    jobs: list[str] = []
+    real = AgentClient.request
+
+    def request(self: AgentClient, op: str, args: Any = None, *rest: Any, **more: Any) -> Reply:
+        reply = real(self, op, args, *rest, **more)
+        if op == "start" and args["job"].startswith(kind):
+            jobs.append(args["job"])
+            if len(jobs) == number:
+                happens()
+        return reply
+
+    monkeypatch.setattr(AgentClient, "request", request)
+
+
 def test_compile_on_a_device_measures_there(
     bench: Bench, local: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +256,38 @@ def test_a_restart_in_a_block_discards_that_block_alone(
 
 
 @pytest.mark.full
+def test_an_engine_that_is_killed_in_a_block_discards_that_block_alone(
+    bench: Bench, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_the_busy_one() -> None:
+        deadline = time.monotonic() + 30.0
+        while time.monotonic() < deadline:
+            for keeper in bench.jetson.home.glob("jobs/*/keeper.json"):
+                told = json.loads(keeper.read_text())
+                if told["busy"]:
+                    os.kill(told["pid"], signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    # Two stretches of warm-up and two rounds of latency come before, and the first block of the energy's first round.
+    at_a_start(monkeypatch, "drive", 8, kill_the_busy_one)
+    found, warnings = measure(
+        bench.model,
+        data=bench.evaluation,
+        target="jetson:jetpack=6.2",
+        device=local,
+        plan=MeasurePlan(replace(PROTOCOL, block_seconds=2.0)),
+    )
+    assert found.campaign is not None
+    result = found.campaign.result
+    assert result.discarded == {Discard.LOST.value: 1, Discard.COMPANION.value: 1}
+    assert (result.rounds, result.problem) == (2, None)
+    (lost,) = [block for block in result.blocks if block.discarded is Discard.LOST]
+    assert "the engine died" in lost.note
+    assert any("discarded blocks" in warning for warning in warnings)
+
+
+@pytest.mark.full
 def test_bundles_of_a_device_are_measured_run_and_verified_there(
     bench: Bench, local: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +319,17 @@ def test_a_device_of_another_kind_is_refused_with_what_fits(bench: Bench, local:
     assert raised.value.hint == "compile for it: --target jetson:preset=jetson-orin-nano,jetpack=6.2"
     with pytest.raises(UsageError, match="this computer alone"), opened_target("openvino", local):
         pass
+
+
+def test_a_model_larger_than_the_memory_there_is_refused_before_it_is_sent(
+    bench: Bench, local: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The preset says 8 GB; this board has less than its system takes.
+    (bench.jetson.root / "proc/meminfo").write_text("MemTotal: 262144 kB\nMemAvailable: 262144 kB\n")
+    assert bench.compile(local, "--precision", "fp32") == InputError.exit_code
+    assert "estimated before anything is copied" in " ".join(capsys.readouterr().err.split())
+    assert not [path for path in bench.jetson.home.rglob("store/*") if path.is_file()]
+    assert not bench.out.exists()
 
 
 def test_power_modes_are_changed_where_that_is_allowed(bench: Bench, local: str) -> None:

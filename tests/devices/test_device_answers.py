@@ -14,7 +14,8 @@ from greencc.core.errors import InputError, UsageError
 from greencc.devices.driven import parse_driven
 from greencc.devices.engines import Port
 from greencc.devices.protocol import ProtocolError
-from greencc.devices.site import _most, _pace
+from greencc.devices.room import most_samples
+from greencc.devices.site import _pace
 from greencc.devices.target import _compared
 from greencc.devices.tensors import as_arrays, as_bytes, packed, specs_of
 
@@ -134,8 +135,8 @@ def test_the_largest_batch_is_that_of_all_inputs(tmp_path: Any) -> None:
         each = {name: {"max": [size, 3]} for name, size in shapes.items()}
         return BuildOrder("tensorrt", tmp_path / "m.onnx", (), {"shapes": each}, 0.1)
 
-    assert _most(order(x=8, y=4)) == 4
-    assert _most(order()) is None
+    assert most_samples(order(x=8, y=4)) == 4
+    assert most_samples(order()) is None
 
 
 @pytest.mark.parametrize(

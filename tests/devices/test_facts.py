@@ -15,6 +15,7 @@ from greencc.devices.advice import warnings
 from greencc.devices.facts import DeviceFacts
 from greencc.devices.fitting import Fit, Needs, check, known_release, matching
 from greencc.devices.protocol import ProtocolError
+from greencc.devices.room import Room, check_room
 from greencc.targets import TensorRtTarget, make_target
 from greencc.targets._tensorrt.presets import MODULES, releases_by_preset
 
@@ -60,7 +61,7 @@ def test_modules_are_recognised(tmp_path: Path, module: str, jetpack: str, targe
     assert facts.power is not None
     assert facts.power.mode == fake.mode
     assert {rail.label for rail in facts.rails} == set(fake.module.rails)
-    needs = Needs(target, MODULES[preset].sm, str(expected), preset.value, 100 << 20, 10 << 20)
+    needs = Needs(target, MODULES[preset].sm, str(expected), preset.value)
     check(facts, needs, "orin", Fit(target))
 
 
@@ -173,9 +174,7 @@ def test_other_machines(changes: dict[str, Any], target: str | None) -> None:
     assert matching(_facts(**{**_OTHER, **changes}), RELEASES).target == target
 
 
-_NEEDS = Needs(
-    "jetson:preset=jetson-orin-nano,jetpack=6.2", 87, "10.3.0", "jetson-orin-nano", 1 << 30, 1 << 30
-)
+_NEEDS = Needs("jetson:preset=jetson-orin-nano,jetpack=6.2", 87, "10.3.0", "jetson-orin-nano")
 
 
 @pytest.mark.parametrize(
@@ -212,15 +211,6 @@ _NEEDS = Needs(
             "has TensorRT 8.5.2, and",
             "jetpack=5.1",
         ),
-        ({"memory_free_bytes": 1 << 30}, _NEEDS, InputError, "1,074 MB of free memory", "smaller model"),
-        (
-            {"memory_free_bytes": None, "memory_bytes": 1 << 30},
-            _NEEDS,
-            InputError,
-            "free memory",
-            "smaller model",
-        ),
-        ({"disk_free_bytes": 100}, _NEEDS, UnavailableError, "0 MB of free disk", "devices clean"),
     ],
 )
 def test_what_does_not_fit(
@@ -235,7 +225,50 @@ def test_what_does_not_fit(
 
 def test_what_is_not_needed_is_not_asked_for() -> None:
     check(_facts(**_OTHER), Needs("cpu"), "orin", Fit("cpu"))
-    check(_facts(memory_free_bytes=None, memory_bytes=None, disk_free_bytes=None), _NEEDS, "orin", Fit("cpu"))
+    unknown = _facts(memory_bytes=None, disk_free_bytes=None)
+    check_room(unknown, Room(1 << 50, 1 << 50), "the model", "orin")
+
+
+_CARD = {"machine": "x86_64", "chip": None, "module": None, "compatible": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "room", "message"),
+    [
+        # The 4 GB variant of a module whose preset has 8 GB.
+        (
+            {"memory_bytes": 4 << 30},
+            Room(4 << 30, 0),
+            "4,295 MB of memory .* has 4,295 MB, of which the system",
+        ),
+        ({"memory_bytes": 4 << 30}, Room(3900 << 20, 0), "before anything is copied"),
+        (
+            {**_CARD, "gpu": {"name": "RTX", "sm": 89, "memory_bytes": 2 << 30}},
+            Room(3 << 30, 0),
+            r"has 2,147 MB \(compile",
+        ),
+        ({**_CARD, "memory_bytes": 1 << 30}, Room(1 << 30, 0, on_gpu=False), "of which the system"),
+        ({"disk_free_bytes": 100, "disk_used_bytes": 5}, Room(0, 1 << 30), "0 MB of free disk"),
+    ],
+)
+def test_what_a_device_cannot_hold(changes: dict[str, Any], room: Room, message: str) -> None:
+    with pytest.raises(GreenccError, match=message):
+        check_room(_facts(**changes), room, "the model", "orin")
+
+
+@pytest.mark.parametrize(
+    ("changes", "room"),
+    [
+        ({"memory_bytes": 4 << 30}, Room(3 << 30, 0)),
+        # Other programs may end before the build; the device itself refuses if they do not.
+        ({"memory_free_bytes": 1 << 30}, Room(2 << 30, 0)),
+        ({**_CARD, "gpu": {"name": "RTX", "sm": 89, "memory_bytes": 16 << 30}}, Room(12 << 30, 0)),
+        # What greencc keeps there may be the very model.
+        ({"disk_free_bytes": 100, "disk_used_bytes": 2 << 30}, Room(0, 1 << 30)),
+    ],
+)
+def test_what_a_device_can_hold(changes: dict[str, Any], room: Room) -> None:
+    check_room(_facts(**changes), room, "the model", "orin")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from greencc.agent.device import used
 from greencc.agent.places import Places
+from greencc.devices import client as clients
 from greencc.devices.advice import warnings
 from greencc.devices.client import AgentClient, ClientOptions
 from greencc.devices.journal import Journal, state_folder
@@ -214,6 +215,55 @@ def test_what_a_dead_run_set_is_put_back_by_its_name(tmp_path: Path) -> None:
     with client_of(program(body), tmp_path) as client:
         client.hello()
         assert (tmp_path / "owner").read_text() == dead.owner
+
+
+def test_a_device_that_will_not_be_put_in_order_is_reached_all_the_same(tmp_path: Path) -> None:
+    """Its user may not set modes any more, or a build that outlived the run holds the device."""
+    dead = Journal("local")
+    dead.power_mode(changed=True)
+    _kill(dead)
+    refused = (
+        'say({"id": number, "error": {"kind": "permission", "message": "sudo: no"}})\n        continue\n'
+    )
+    body = _AGENT.replace("    results =", f'    if "restore" in args:\n        {refused}    results =')
+    with client_of(program(body), tmp_path) as client:
+        client.hello()
+        assert client.untidied == (
+            "what a greencc that was killed left on this machine is not put in order: this machine: sudo: no"
+        )
+    assert asked(tmp_path) == ["power-mode", "bye"]
+    # The next run tries again.
+    assert len(list(state_folder().glob("*/*.jsonl"))) == 1
+
+
+def test_a_connection_that_ends_while_the_device_is_put_in_order_is_made_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        dead = Journal("local")
+        with pytest.raises(RuntimeError), dead.running("idle-1"):
+            raise RuntimeError
+        dead.power_mode(changed=True)
+        _kill(dead)
+    body = _AGENT.replace("    results =", '    if "restore" in args:\n        os._exit(1)\n    results =')
+    with client_of(program(body), tmp_path) as client:
+        client.probe()
+        assert client.untidied is not None
+    assert asked(tmp_path) == ["cancel", "power-mode", "probe", "bye"]
+    assert len(list(state_folder().glob("*/*.jsonl"))) == 2
+
+
+def test_a_device_that_takes_too_long_to_be_put_in_order_is_reached_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "_RESTORE_SECONDS", 0.2)
+    dead = Journal("local")
+    dead.power_mode(changed=True)
+    _kill(dead)
+    body = _AGENT.replace("    results =", '    if "restore" in args:\n        time.sleep(60)\n    results =')
+    with client_of(program(body), tmp_path) as client:
+        client.probe()
+        assert client.untidied is not None
+        assert "did not answer in time" in client.untidied
+    assert asked(tmp_path) == ["power-mode", "probe", "bye"]
 
 
 def test_a_power_mode_that_cannot_be_put_back_is_told(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_where_names_lead() -> None:
     assert find_device("local") is None
     assert open_transport("orin").name == "ssh://user@orin:2222"
     assert open_transport("local").name == "this machine"
-    assert open_transport("ssh://a@b").identity == "ssh://a@b"
+    assert open_transport("ssh://a@b").name == "ssh://a@b"
 
 
 def test_the_folder_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

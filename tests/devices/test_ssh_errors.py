@@ -64,6 +64,11 @@ def test_what_ssh_says(said: str, message: str, passing: bool) -> None:
     assert error.hint
 
 
+def test_a_changed_key_has_one_way_to_go_on() -> None:
+    error = _EXPLAINER(255, _CHANGED, False)
+    assert str(error.hint).endswith("remove that line and connect once by hand with 'ssh -p 2222 user@orin'")
+
+
 def test_what_comes_after_the_greeting_may_be_the_devices_own_words() -> None:
     error = _EXPLAINER(255, _CHANGED, True)
     assert "the connection to ssh://user@orin:2222 broke" in error.message

@@ -32,6 +32,8 @@ class FakeSite:
     celsius: Callable[[float], float | None] = lambda now: None
     spoil: Callable[[int, Driven], Driven] = lambda number, driven: driven
     name: str = "ssh://user@fake"
+    power_mode: str | None = "15W"
+    overhead: float = TRANSFER
     stretches: int = 0
     asked: list[Stretch] = field(default_factory=list)
 
@@ -44,9 +46,12 @@ class FakeSite:
     def lasting(self, seconds: float, extra: float, driven: Driven, *, metered: bool) -> Driven:
         """A stretch goes by."""
         begin, self.now = self.now, self.now + seconds
-        self.here.now += seconds + TRANSFER
+        self.here.now += seconds + self.overhead
         self.stretches += 1
-        before, after = (SiteState(celsius=self.celsius(at), clock_mhz=1500.0) for at in (begin, self.now))
+        facts = {"power_mode": "15W"}
+        before, after = (
+            SiteState(celsius=self.celsius(at), clock_mhz=1500.0, facts=facts) for at in (begin, self.now)
+        )
         found = replace(driven, before=before, after=after, others=0.0)
         if metered and self.meter is not None:
             found = replace(found, **self.metered(begin, seconds, self.watts + extra))
@@ -76,6 +81,7 @@ class FakeDistantEngine:
     seconds: float
     extra: float = 0.0
     closed: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:

@@ -17,7 +17,7 @@ from greencc.measure.energy import measure_energy
 from greencc.measure.latency import measure_latency
 from greencc.measure.loadgen import Arrivals, Load
 from greencc.measure.profiles import Profile
-from greencc.measure.protocols import EnergyProtocol
+from greencc.measure.protocols import QUICK, EnergyProtocol
 
 from .fake_site import METER, FakeDistantEngine, FakeSite, gone_from, lost
 
@@ -111,6 +111,11 @@ def _counting(driven: Driven, before: float, after: float) -> Driven:
     return replace(driven, samples=[], readings=readings)
 
 
+def _in_modes(driven: Driven, before: str, after: str) -> Driven:
+    first, last = (SiteState(facts={"power_mode": mode}) for mode in (before, after))
+    return replace(driven, before=first, after=last)
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "note"),
     [
@@ -121,6 +126,8 @@ def _counting(driven: Driven, before: float, after: float) -> Driven:
             Discard.THROTTLED,
             "throttled 2 times",
         ),
+        (lambda driven: _in_modes(driven, "15W", "7W"), Discard.MODE, "its power mode was 7W, and not 15W"),
+        (lambda driven: _in_modes(driven, "25W", "25W"), Discard.MODE, "its power mode was 25W, and not 15W"),
         (lambda driven: replace(driven, after=SiteState(clock_mhz=700.0)), Discard.THROTTLED, "fell from 1500"),
         (lambda driven: replace(driven, problem="the rail vanished", samples=()), Discard.FAILED, "vanished"),
         (lambda driven: replace(driven, samples=driven.samples[::12]), Discard.GAP, "a gap"),
@@ -142,6 +149,75 @@ def test_a_disturbed_block_is_discarded_with_its_round(
     # Another round takes its place.
     assert result.rounds == 3
     assert result.comparison.ratio.value == pytest.approx(5.0)
+
+
+def test_a_power_mode_that_somebody_changes_is_told(measure: Make) -> None:
+    changed = 5 + 4 + 2
+    _, result = measure(lambda n, driven: _in_modes(driven, "15W", "7W") if n == changed else driven)
+    (warning,) = [each for each in result.warnings if "power mode" in each]
+    assert warning.startswith(
+        "somebody changed the power mode of the device meanwhile: its power mode was 7W"
+    )
+    assert result.rounds == 3
+    # Without a meter there is no energy to protect, and it is told all the same.
+    _, loaded = measure(lambda n, driven: _in_modes(driven, "7W", "7W") if n == 2 else driven, meter=None)
+    assert any("somebody changed the power mode" in each for each in loaded.warnings)
+    assert loaded.discarded == {Discard.MODE.value: 1}
+
+
+def test_a_power_mode_that_stays_wrong_ends_it(measure: Make) -> None:
+    _, result = measure(lambda n, driven: _in_modes(driven, "7W", "7W") if n > 9 else driven)
+    assert result.rounds == 1
+    assert result.problem == "the device failed 3 times in a row: its power mode was 7W, and not 15W"
+    assert (result.meter_failed, result.stopped) == (False, "the device failed")
+
+
+def test_a_site_that_tells_no_power_mode_has_the_right_one(measure: Make) -> None:
+    _, result = measure(lambda n, driven: replace(driven, before=SiteState(), after=SiteState()))
+    assert (result.rounds, result.discarded) == (3, {})
+    # One that is not known beforehand must not change within a stretch.
+    _, result = measure(
+        lambda n, driven: _in_modes(driven, "15W", "7W") if n == 7 else driven, power_mode=None
+    )
+    assert result.discarded == {Discard.MODE.value: 1, Discard.COMPANION.value: 1}
+
+
+def test_what_stretches_take_to_begin_is_not_counted_on_the_time_limit(measure: Make) -> None:
+    # As with trtexec, which loads the engine anew for every block.
+    _, near = measure(protocol=QUICK, overhead=0.0)
+    site, result = measure(protocol=QUICK, overhead=5.0)
+    assert result.rounds == near.rounds == 3
+    assert (result.problem, result.stopped) == (None, near.stopped)
+    assert result.comparison.ratio.value == pytest.approx(5.0)
+    # Not for ever: with two rounds it ends at some limits of this machine's time.
+    began = site.here.now
+    _, result = measure(protocol=QUICK, overhead=15.0)
+    assert result.rounds == 2
+    assert result.stopped.startswith("120 s, most of which blocks took to begin; ")
+    assert site.here.now - began < 2 * 120.0 + 15 * 15.0
+
+
+@pytest.mark.parametrize(
+    ("busy", "problem"),
+    [
+        (range(10, 999), "only 1 round of blocks was undisturbed within 20 s (another process was busy: "),
+        (range(6, 999), "only 0 rounds of blocks were undisturbed within 20 s (another process was busy: "),
+    ],
+)
+def test_too_few_rounds_are_told_with_what_spoilt_the_others(
+    measure: Make, busy: range, problem: str
+) -> None:
+    _, result = measure(lambda n, driven: replace(driven, others=0.4) if n in busy else driven, QUICK)
+    assert result.problem.startswith(problem)
+
+
+def test_rounds_that_do_not_fit_are_not_called_disturbed(
+    fake_time: Any, make_bench: Make, feeds: Any
+) -> None:
+    site = FakeSite(fake_time)
+    slow = FakeDistantEngine(site, 12.0, 10.0)
+    result = measure_energy(slow, slow, feeds, site.meter, QUICK, bench=make_bench())
+    assert result.problem == "only 1 round of blocks fitted into the time limit of 20 s"
 
 
 def test_disturbed_idle_parts_are_measured_again(measure: Make) -> None:
@@ -221,6 +297,8 @@ def test_warm_up_survives_a_restart_but_not_a_dead_device(measure: Make) -> None
     warming = replace(PROTOCOL, warm_up_seconds=30.0)
     _, result = measure(lost(1, 2), protocol=warming)
     assert result.warm_up.why.endswith("there is no temperature sensor")
+    told = "2 stretches of the warm-up were lost with the device or its engine, and repeated"
+    assert told in result.warnings
     with pytest.raises(LostError):
         measure(lost(1, 2, 3), protocol=warming)
     with pytest.raises(UnavailableError, match="does not answer"):
@@ -298,7 +376,10 @@ def test_lost_rounds_are_measured_again(fake_time: Any, feeds: Any) -> None:
     site = FakeSite(fake_time, spoil=lost(1, 4, 9))
     result = measure_latency([FakeDistantEngine(site, 0.01), FakeDistantEngine(site, 0.01)], feeds, SHORT)
     assert result.rounds == 10
-    assert result.warnings == ("2 rounds were lost with the device and measured again",)
+    # The first was lost in the warm-up.
+    assert result.warnings == (
+        "3 stretches of the latency measurement were lost with the device or its engine, and repeated",
+    )
     site = FakeSite(fake_time, spoil=lost(4, 5, 6))
     with pytest.raises(LostError):
         measure_latency([FakeDistantEngine(site, 0.01)], feeds, SHORT)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from greencc.core.report import Report
 from greencc.report import candidates_table, render_markdown, summary
+from greencc.report.figures import capitalized
 from greencc.report.markdown import escape
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,3 +61,11 @@ def test_names_cannot_style_the_terminal(full_report: Report) -> None:
 
 def test_markdown_escapes() -> None:
     assert escape("a|b\n<i>*x*</i> `y` [z](w)") == r"a\|b \<i\>\*x\*\</i\> \`y\` \[z\](w)"
+
+
+def test_the_address_of_a_device_is_not_capitalised() -> None:
+    assert (
+        capitalized("ssh://root@orin: its clocks are not fixed")
+        == "ssh://root@orin: its clocks are not fixed"
+    )
+    assert capitalized("energy was not measured") == "Energy was not measured"

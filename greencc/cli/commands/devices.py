@@ -132,9 +132,9 @@ def probe(device: str, identity: Path | None, as_json: bool) -> None:
         AgentClient(open_transport(device, identity), progress=progress) as client,
     ):
         facts = client.facts()
-        address = client.name
+        address, untidied = client.name, client.untidied
     fit = matching(facts, releases_by_preset())
-    told = warnings(facts)
+    told = [*warnings(facts), *([untidied] if untidied else [])]
     if as_json:
         click.echo(json.dumps(_as_json(address, facts, fit, told, known), indent=2))
         return
@@ -240,7 +240,9 @@ def clean(device: str, identity: Path | None, everything: bool, as_json: bool) -
 
     with AgentClient(open_transport(device, identity)) as client:
         cleaned = client.clean(everything=everything)
-        name = client.name
+        name, untidied = client.name, client.untidied
+    if untidied:
+        click.echo(f"note: {untidied}", err=True)
     if as_json:
         told = {"address": name, "freed_bytes": cleaned.freed, "kept_bytes": cleaned.kept}
         click.echo(json.dumps(told))
