@@ -256,7 +256,7 @@ class EmittedTarget(Target):
         precision = model.metadata_props.get(PRECISION, "")
         stored = (
             f"the file holds float32, as TensorRT {self.machine.version} wants it where flags allow {precision}: "
-            "its size says nothing of the engine's",
+            "its size says nothing of the engine's"
         )
         found: dict[str, list[Fault]] = {}
         for fault in self._faults(model):

@@ -21,6 +21,7 @@ from greencc.core.shapes import infer_shapes
 from greencc.meters.device_store import find_profile
 from greencc.targets import JetsonTarget, TensorRtRtxTarget, TensorRtTarget, format_spec, make_target
 from greencc.targets._tensorrt import rtx
+from greencc.targets._tensorrt.emit import PRECISION
 from greencc.targets._tensorrt.gpus import GPUS, RTX_CARDS, find_gpu, gpu_named
 from greencc.targets._tensorrt.machine import TensorRtVersion, architecture
 from greencc.targets._tensorrt.presets import MODULES, JetsonPreset
@@ -252,6 +253,14 @@ def test_what_is_said_of_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "a check of parsing, not of speed" in parser.note
     assert "pip install 'greencc[rtx]'" in parser.note
     assert "build.sh" in info.steps[1]
+
+
+def test_a_file_that_holds_more_than_the_engine_is_said_to(tmp_path: Path) -> None:
+    target, model = JetsonTarget(), network()
+    model.metadata_props[PRECISION] = "fp16"
+    findings = target.findings(target.build(model, tmp_path))
+    assert [each for each in findings if "the file holds float32" in each]
+    assert all(isinstance(each, str) for each in findings)
 
 
 def test_samples_keep_their_types(tmp_path: Path) -> None:
