@@ -13,13 +13,17 @@ demo: $(VENV)/.run
 		--calibration $(EXAMPLE)/calibration.npz --eval $(EXAMPLE)/eval.npz \
 		--max-drop 1% --confidence 95% -o $(DEMO)/fashion_mnist.greencc --force
 
+# Files of tests are shared out to as many processes. Tests do not rest on how long anything takes.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
+
 test: $(VENV)/.test system-packages
-	$(BIN)/python -m pytest -q -m "not full"
+	$(PYTEST) -m "not full"
 
 # TensorRT-RTX parses and builds what is emitted for TensorRT; it needs no GPU for that. The agent also runs under QEMU.
 test-full: $(VENV)/.full system-packages
 	@scripts/arm64-python.sh $(VENV)/arm64 >/dev/null 2>&1 || echo "the agent is not run under QEMU: no Python for ARM"
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Compilers and an emulator for the tests of the tvm targets, and OpenSSH for those of devices, where they are missing
 # and may be installed.
