@@ -11,13 +11,13 @@ from greencc.report import figures as show
 
 TARGET_HEADER = ("Target", "Shipped", "Accuracy", "Latency", "Energy", "Size", "Verdict")
 TIME_HEADER = ("Target", "Compile", "Results used again", "Time that saved")
-CROSS_HEADER = ("Sums", "Machines that compute so", "Metric", "Loss", "Other decisions")
+CROSS_HEADER = ("Sums", "Machines that compute so", "Metric", "Change", "Other decisions")
 FORMS_NOTE = (
     "Shipped forms (marked): the drop on the certification split. All others: on the planning split, which is smaller "
     "and chose among them. Points of accuracy, or of changed decisions where there are no labels."
 )
 CROSS_NOTE = (
-    "The same file on the same held-out samples, which no compile has used. Loss: against the original model, in "
+    "The same file on the same held-out samples, which no compile has used. Change: against the original model, in "
     "points. Other decisions: share of the samples that are decided otherwise than as shipped. Sums other than those "
     "as shipped were computed by exact references here, not run on such machines."
 )
