@@ -40,7 +40,12 @@ def dump_report(report: Report) -> str:
     Raises:
         ValueError: A figure that must be there is NaN or infinite: a bug of whoever filled the report.
     """
-    return json.dumps(_encode(report, Report, "report"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return dump_document(report, "report")
+
+
+def dump_document(value: Any, where: str) -> str:
+    """The JSON text of a dataclass of declared fields; see `dump_report` for the rules."""
+    return json.dumps(to_plain(value, where), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_plain(value: Any, where: str) -> dict[str, Any]:
@@ -76,27 +81,43 @@ def load_report(path: Path) -> Report:
     Raises:
         InputError: It is missing, not JSON, of another schema, or a field is missing or of the wrong type.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is too large for a report")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the report {path}: {error}") from error
-    return parse_report(text, where=str(path))
+    return parse_report(read_document(path, "report"), where=str(path))
 
 
 def parse_report(text: str, where: str = "report") -> Report:
     """Parse the text of a report; see `load_report` for the errors. Keys it does not know are ignored."""
+    return from_plain(parse_document(text, where, SCHEMA), Report, where)
+
+
+def read_document(path: Path, what: str) -> str:
+    """The text of a file that `dump_document` has written.
+
+    Raises:
+        InputError: It is missing, too large or no text.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is too large for a {what}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the {what} {path}: {error}") from error
+
+
+def parse_document(text: str, where: str, schema: str) -> dict[str, Any]:
+    """The JSON object in a text.
+
+    Raises:
+        InputError: It is not JSON, or of another schema.
+    """
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
     found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise InputError(f"{where} has schema {found!r}", hint=f"this version reads {SCHEMA!r}")
-    report = _decode(data, Report, where)
-    assert isinstance(report, Report)
-    return report
+    if found != schema:
+        raise InputError(f"{where} has schema {found!r}", hint=f"this version reads {schema!r}")
+    document: dict[str, Any] = data
+    return document
 
 
 def _encode(value: Any, hint: Any, where: str) -> Any:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from markupsafe import Markup
 
-from greencc.core.errors import InputError
 from greencc.core.report_matrix import MATRIX_SCHEMA, MatrixReport
 from greencc.report import figures as show
 from greencc.report import matrix_text as text
-from greencc.report.json_out import MAX_BYTES, from_plain, to_plain
+from greencc.report.json_out import dump_document, from_plain, parse_document, read_document
 from greencc.report.markdown import bullets, escape, section, table
 from greencc.report.page import page_environment
 
 
 def dump_matrix(report: MatrixReport) -> str:
     """Return the JSON text, ending in a newline; see `greencc.report.json_out` for the rules."""
-    plain = to_plain(report, "matrix")
-    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return dump_document(report, "matrix")
 
 
 def load_matrix(path: Path) -> MatrixReport:
@@ -28,15 +25,8 @@ def load_matrix(path: Path) -> MatrixReport:
     Raises:
         InputError: It is missing, not JSON, of another schema, or a field is missing or of the wrong type.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is too large for a report")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read the matrix {path}: {error}") from error
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != MATRIX_SCHEMA:
-        raise InputError(f"{path} has schema {found!r}", hint=f"this version reads {MATRIX_SCHEMA!r}")
+    written = read_document(path, "matrix")
+    data = parse_document(written, f"cannot read the matrix {path}: it", MATRIX_SCHEMA)
     return from_plain(data, MatrixReport, str(path))
 
 

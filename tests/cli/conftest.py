@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from greencc.bundle import load
-from greencc.cli.main import _run
 from greencc.compiler import CompileOptions, Effort, Precision, compile_model
 from greencc.core.errors import ExitCode
 from greencc.measure.profiles import QUICK
+from tests.entry import Outcome, entry_point
 
 
 def build_digits(folder: Path) -> None:
@@ -119,27 +118,11 @@ def measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(run_times, name, short)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def greencc(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """The real entry point, in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = _run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with entry_point(capsys) as call:
+        yield call
 
 
 def listing(folder: Path) -> dict[str, str]:

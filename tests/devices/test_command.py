@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from greencc.cli.main import _run
 from greencc.core.errors import ExitCode
 from greencc.devices.registry import registered
 from greencc.devices.ssh import CONFIG_VARIABLE
+from tests.entry import Outcome, entry_point
 
 from .fake_jetpack import FakeJetPack
 from .sshd import Sshd
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def devices(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """`greencc devices`, through the real entry point."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = _run(["devices", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with entry_point(capsys, "devices") as call:
+        yield call
 
 
 def test_a_jetson_from_its_name_to_its_removal(
